@@ -1,0 +1,90 @@
+"""axcore: bring vision-language models from Hugging Face checkpoints onto edge NPUs.
+
+What is listed in ``__all__`` is the public interface. Importing it loads neither torch nor
+transformers; those wait until a conversion needs them.
+"""
+
+from .api import build, convert, lint, list_models, plan, verify
+from .errors import (
+    AxcoreError,
+    BudgetError,
+    BundleError,
+    CheckpointError,
+    ContractError,
+    DownloadError,
+    PictureError,
+    PluginNotFound,
+    ToolchainError,
+    UnsupportedProfile,
+    UsageError,
+    VerificationError,
+)
+from .hookspecs import hookimpl
+from .plugins import Registry
+from .progress import Progress, Silent
+from .types import (
+    Availability,
+    BuildRequest,
+    Calibration,
+    Component,
+    Embedding,
+    GraphFile,
+    Job,
+    LlmBuildArgs,
+    ModelCard,
+    Options,
+    Port,
+    Profile,
+    Prompt,
+    Sample,
+    Shape,
+    Stage,
+    Toolchain,
+    Weight,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Availability",
+    "AxcoreError",
+    "BudgetError",
+    "BuildRequest",
+    "BundleError",
+    "Calibration",
+    "CheckpointError",
+    "Component",
+    "ContractError",
+    "DownloadError",
+    "Embedding",
+    "GraphFile",
+    "Job",
+    "LlmBuildArgs",
+    "ModelCard",
+    "Options",
+    "PictureError",
+    "PluginNotFound",
+    "Port",
+    "Profile",
+    "Progress",
+    "Prompt",
+    "Registry",
+    "Sample",
+    "Shape",
+    "Silent",
+    "Stage",
+    "Toolchain",
+    "ToolchainError",
+    "UnsupportedProfile",
+    "UsageError",
+    "VerificationError",
+    "Weight",
+    "__version__",
+    "build",
+    "convert",
+    "hookimpl",
+    "lint",
+    "list_models",
+    "plan",
+    "verify",
+]

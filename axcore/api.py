@@ -1,0 +1,201 @@
+"""The library's verbs, the same that the command line has."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import ToolchainError, UsageError
+from .plugins import Registry
+from .progress import Progress, Silent
+from .types import Options
+
+if TYPE_CHECKING:
+    from .graph.lint import Finding
+    from .graph.verify import Verification
+    from .pipeline.bundle import Bundle
+    from .pipeline.job import Request, Source, Weights
+    from .pipeline.plan import Plan
+    from .plugins import Entry
+
+
+def list_models(registry: Registry | None = None) -> list[Entry]:
+    """Return the models of every installed family."""
+    return (registry or Registry()).entries
+
+
+def plan(
+    model: str,
+    *,
+    out: Path | None = None,
+    checkpoint: str | None = None,
+    weights: Weights | None = None,
+    source: Source = "huggingface",
+    revision: str | None = None,
+    images: Sequence[Path] = (),
+    options: Options | None = None,
+    verify: bool = True,
+    vision_only: bool = False,
+    toolchain: str = "pulsar2",
+    progress: Progress | None = None,
+    registry: Registry | None = None,
+) -> Plan:
+    """Say what `convert` would write, need and run; reads no weight.
+
+    Args:
+        model: Id, alias or checkpoint folder.
+        out: Where the bundle would go; its disk is checked. None checks nothing.
+        checkpoint: Folder or Hugging Face id; None takes the card's repository.
+        weights: "random-tiny" or "random-full" fabricates a checkpoint of the card's layout.
+        source: "huggingface" or "modelscope".
+        revision: Branch, tag or commit.
+        images: Folders, archives or files with calibration pictures.
+        options: Size, precision, lengths and target.
+        verify: Whether `convert` would compare with PyTorch.
+        vision_only: Leave the language model's side out.
+        toolchain: Whose configuration is written.
+        progress: Where to report.
+        registry: The plugins; None finds the installed ones.
+
+    Raises:
+        AxcoreError: One of its subclasses says what is wrong.
+    """
+    from .calibration import find_pictures
+    from .pipeline.job import open_job
+    from .pipeline.plan import check_room, make_plan
+    from .pipeline.prepared import prepare
+
+    request = _request(locals())
+    registry = registry or Registry()
+    job = open_job(request, registry, progress or Silent())
+    with job.checkpoint:
+        prepared = prepare(request, registry, job)
+        made = make_plan(prepared, find_pictures(images) if images else [])
+    if out is not None:
+        check_room(made, out)
+    return made
+
+
+def convert(
+    model: str,
+    out: Path,
+    *,
+    checkpoint: str | None = None,
+    weights: Weights | None = None,
+    source: Source = "huggingface",
+    revision: str | None = None,
+    images: Sequence[Path] = (),
+    options: Options | None = None,
+    verify: bool = True,
+    vision_only: bool = False,
+    toolchain: str = "pulsar2",
+    progress: Progress | None = None,
+    registry: Registry | None = None,
+) -> Bundle:
+    """Fill `out` with everything a board build needs; see `plan` for the arguments.
+
+    Run again it continues: finished steps are kept. `out` changes only after every step has
+    succeeded.
+
+    Raises:
+        AxcoreError: One of its subclasses says what is wrong.
+    """
+    from .pipeline.convert import convert as run
+
+    return run(_request(locals()), Path(out), registry or Registry(), progress or Silent())
+
+
+def verify(
+    bundle: Path,
+    *,
+    images: Sequence[Path] = (),
+    progress: Progress | None = None,
+    registry: Registry | None = None,
+) -> list[Verification]:
+    """Compare a bundle's graphs with PyTorch on one picture.
+
+    Args:
+        bundle: A folder that `convert` wrote; its checkpoint must still be there.
+        images: Pictures to take the first of; None takes one that comes with axcore.
+        progress: Where to report.
+        registry: The plugins; None finds the installed ones.
+
+    Raises:
+        VerificationError: A graph differs by more than the thresholds.
+        AxcoreError: Another subclass says what is wrong.
+    """
+    from .pipeline.bundle import Bundle
+    from .pipeline.verify import verify_bundle
+
+    return verify_bundle(Bundle.open(bundle), images, registry or Registry(), progress or Silent())
+
+
+def build(
+    bundle: Path,
+    *,
+    toolchain: str | None = None,
+    command: str | None = None,
+    progress: Progress | None = None,
+    registry: Registry | None = None,
+) -> list[Path]:
+    """Run a toolchain on a bundle; finished steps are not repeated.
+
+    Args:
+        bundle: A folder that `convert` wrote.
+        toolchain: Its name; None takes the one the bundle was converted for.
+        command: How the tool is called where it is not on PATH, e.g. ``docker run … pulsar2``.
+        progress: Told each line the tool prints.
+        registry: The plugins; None finds the installed ones.
+
+    Returns:
+        The files made.
+
+    Raises:
+        ToolchainError: The tool is missing, or a step failed.
+    """
+    from .pipeline.bundle import Bundle
+
+    opened = Bundle.open(bundle)
+    name = toolchain or opened.manifest["toolchain"]
+    known = (registry or Registry()).toolchains
+    if name not in known:
+        raise UsageError(f"no toolchain `{name}`", hint=f"installed: {', '.join(known) or 'none'}")
+    found = known[name].availability(command)
+    if not found.available:
+        raise ToolchainError(
+            f"toolchain `{name}` is not available: {found.detail}", hint=found.remedy
+        )
+    opened.check_files()
+    return known[name].build(opened.folder, opened.build_request, progress or Silent(), command)
+
+
+def lint(target: Path, *, chip: str | None = None) -> list[Finding]:
+    """Check an ONNX file, or every graph of a bundle, against a chip's operator table.
+
+    Args:
+        target: An ``.onnx`` file or a bundle folder.
+        chip: Name of the chip; None takes the bundle's, or AX650 for a file.
+
+    Raises:
+        AxcoreError: The target cannot be read, or the chip is unknown.
+    """
+    from .graph.lint import lint_model
+    from .pipeline.bundle import Bundle
+
+    if not target.is_dir():
+        return lint_model(target, chip or Options().chip)
+    bundle = Bundle.open(target)
+    wanted = chip or bundle.build_request.chip
+    return [finding for path in bundle.graphs for finding in lint_model(path, wanted)]
+
+
+def _request(arguments: dict[str, Any]) -> Request:
+    """Return a request from the arguments of `plan` or `convert`."""
+    from .pipeline.job import Request
+
+    given = {field.name: arguments[field.name] for field in fields(Request)}
+    given["images"] = tuple(Path(path) for path in given["images"])
+    given["options"] = given["options"] or Options()
+    return Request(**given)

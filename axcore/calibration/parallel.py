@@ -1,0 +1,36 @@
+"""Work on all cores with results in order and memory bounded."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def in_order(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """Yield ``work(item)`` for every item, in order, computed by one thread per core.
+
+    At most two results per core exist at a time, so memory does not grow with `items`.
+
+    Raises:
+        Exception: What `work` raised for the first item that failed; nothing new is begun then.
+    """
+    cores = len(os.sched_getaffinity(0))
+    waiting: deque[Future[R]] = deque()
+    with ThreadPoolExecutor(cores) as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(work, item))
+                if len(waiting) == 2 * cores:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)

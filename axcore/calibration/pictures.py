@@ -1,0 +1,325 @@
+"""Find pictures in folders and archives, read them as RGB, refuse what spoils a calibration."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+import tarfile
+import zipfile
+import zlib
+from dataclasses import dataclass
+from functools import partial
+from importlib import resources
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import PictureError
+from .parallel import in_order
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    import numpy as np
+    from PIL.Image import Image
+    from PIL.ImageFile import ImageFile
+
+    from ..progress import Progress
+
+    Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+
+MAX_PICTURE_BYTES = 128 << 20  # encoded
+MAX_ARCHIVE_BYTES = 256 << 20  # of a compressed archive, unpacked: its pictures stay in memory
+MAX_PIXELS = 100_000_000  # 300 MB as RGB
+LISTED = 20  # bad pictures named in one message
+
+SOLID_DEVIATION = 2.0  # of 255, in the most varied channel; the dullest of 40 pictures had 10
+# Between neighbouring pixels: white noise has at most 0.41 (weak, smoothed by JPEG), photographs
+# have 0.69 (grass) and more.
+NOISE_CORRELATION = 0.5
+SAMPLED_ROWS = 256  # pairs of adjacent rows that a picture is judged by
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One JPEG, PNG or WebP picture, read when asked for.
+
+    Attributes:
+        name: Path of the file, or of the archive and the member in it.
+        read: Returns the encoded bytes; may be called from any thread.
+    """
+
+    name: str
+    read: Callable[[], bytes]
+
+    def load(self) -> Image:
+        """Decode the picture.
+
+        Returns:
+            Mode RGB, turned upright by its EXIF orientation, transparency laid on white, 16-bit
+            gray reduced to the high byte.
+
+        Raises:
+            PictureError: It cannot be decoded, or is too large.
+        """
+        try:
+            return _decode(self.read())
+        except Exception as error:  # decoders raise many kinds on damaged bytes
+            raise PictureError(
+                f"`{self.name}` cannot be read as a picture\n  {error}",
+                hint="replace the file, or leave it out",
+            ) from error
+
+
+def embedded_pictures() -> list[Path]:
+    """Return the photographs that come with the package (`LICENSES.md` beside them)."""
+    folder = Path(str(resources.files("axcore") / "data" / "pictures"))
+    return sorted(folder.glob("*.jpg"))
+
+
+# Find --------------------------------------------------------------------------------------------
+
+
+def find_pictures(sources: Sequence[Path]) -> list[Picture]:
+    """Return the pictures in folders (with everything below them), archives and files.
+
+    Pictures are told by their content, not by their name; whatever else lies in a folder or an
+    archive is passed over. Archives (TAR, compressed or not, and ZIP) are never unpacked to disk.
+
+    Args:
+        sources: Folders, archives or pictures.
+
+    Returns:
+        In natural order of their names: ``img2`` before ``img10``.
+
+    Raises:
+        PictureError: A source is missing, holds no picture, or unpacks to more than
+            `MAX_ARCHIVE_BYTES`.
+    """
+    found = [picture for source in sources for picture in _pictures_of(source)]
+    return sorted(found, key=lambda picture: _natural(picture.name))
+
+
+def _pictures_of(source: Path) -> list[Picture]:
+    hint = "give JPEG, PNG or WebP files, a folder of them, or a TAR or ZIP archive"
+    try:
+        found = list(_walk(source))
+    except (OSError, EOFError, RuntimeError, tarfile.TarError, *_ZIP_ERRORS) as error:
+        raise PictureError(f"`{source}` cannot be read\n  {error}", hint=hint) from error
+    if not found:
+        raise PictureError(f"`{source}` holds no JPEG, PNG or WebP picture", hint=hint)
+    return found
+
+
+_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error)
+
+
+def _walk(source: Path) -> Iterator[Picture]:
+    if source.is_dir():
+        for path in source.rglob("*"):
+            if path.is_file() and _kind(_read(path, size=16)):
+                yield Picture(str(path), partial(_read, path))
+    elif _kind(_read(source, size=16)):
+        yield Picture(str(source), partial(_read, source))
+    elif _is_plain_tar(source):
+        yield from _stored_in(source)
+    elif tarfile.is_tarfile(source):
+        yield from _kept(source, _tar_members(source))
+    elif zipfile.is_zipfile(source):
+        yield from _kept(source, _zip_members(source))
+
+
+def _is_plain_tar(path: Path) -> bool:
+    try:
+        tarfile.open(path, "r:").close()
+    except tarfile.ReadError:
+        return False
+    return True
+
+
+def _stored_in(archive: Path) -> Iterator[Picture]:
+    """Yield the pictures of an uncompressed TAR: each is a range of the file."""
+    with tarfile.open(archive, "r:") as tar:
+        for member in tar:
+            if member.isreg() and not member.issparse():
+                read = partial(_read, archive, member.offset_data)
+                if _kind(read(min(member.size, 16))):
+                    yield Picture(f"{archive}/{member.name}", partial(read, member.size))
+
+
+def _kept(archive: Path, members: Iterable[tuple[str, bytes]]) -> Iterator[Picture]:
+    """Yield the pictures of a compressed archive, which has no cheap way back to a member."""
+    unpacked = 0
+    for name, data in members:
+        unpacked += len(data)
+        if unpacked > MAX_ARCHIVE_BYTES:
+            raise PictureError(
+                f"`{archive}` unpacks to more than {MAX_ARCHIVE_BYTES >> 20} MiB",
+                hint="unpack it and give the folder, or give an uncompressed TAR",
+            )
+        if _kind(data):
+            yield Picture(f"{archive}/{name}", partial(bytes, data))
+
+
+def _tar_members(archive: Path) -> Iterator[tuple[str, bytes]]:
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            if member.isreg() and (file := tar.extractfile(member)):
+                yield member.name, file.read(MAX_ARCHIVE_BYTES + 1)
+
+
+def _zip_members(archive: Path) -> Iterator[tuple[str, bytes]]:
+    with zipfile.ZipFile(archive) as members:
+        for info in members.infolist():
+            with members.open(info) as file:
+                yield info.filename, file.read(MAX_ARCHIVE_BYTES + 1)
+
+
+def _read(path: Path, offset: int = 0, size: int = MAX_PICTURE_BYTES + 1) -> bytes:
+    with path.open("rb") as file:
+        file.seek(offset)
+        return file.read(min(size, MAX_PICTURE_BYTES + 1))
+
+
+def _natural(name: str) -> list[tuple[list[str | int], str]]:
+    """Return a sort key that compares path by path and numbers as numbers."""
+    return [
+        ([int(text) if text.isdecimal() else text for text in re.split("([0-9]+)", part)], part)
+        for part in Path(name).parts
+    ]
+
+
+# Decode ------------------------------------------------------------------------------------------
+
+
+def _kind(data: bytes) -> str:
+    if data.startswith(b"\xff\xd8\xff"):
+        return "JPEG"
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "PNG"
+    return "WebP" if data[:4] == b"RIFF" and data[8:12] == b"WEBP" else ""
+
+
+def _decode(data: bytes) -> Image:
+    from PIL import ImageOps
+
+    if len(data) > MAX_PICTURE_BYTES:
+        raise ValueError(f"the file has more than {MAX_PICTURE_BYTES >> 20} MiB")
+    with _open(data) as image:
+        if math.prod(image.size) > MAX_PIXELS:
+            width, height = image.size
+            raise ValueError(f"{width} x {height} are more than {MAX_PIXELS} pixels")
+        return _to_rgb(ImageOps.exif_transpose(image))
+
+
+def _open(data: bytes) -> ImageFile:
+    # Not Image.open: it warns of huge pictures where they have to be refused.
+    from PIL.JpegImagePlugin import JpegImageFile
+    from PIL.PngImagePlugin import PngImageFile
+    from PIL.WebPImagePlugin import WebPImageFile
+
+    decoders: dict[str, Callable[[BytesIO], ImageFile]]
+    decoders = {"JPEG": JpegImageFile, "PNG": PngImageFile, "WebP": WebPImageFile}
+    if (kind := _kind(data)) not in decoders:
+        raise ValueError("the content is neither JPEG, PNG nor WebP")
+    return decoders[kind](BytesIO(data))
+
+
+def _to_rgb(image: Image) -> Image:
+    import numpy as np
+    from PIL import Image as PillowImage
+
+    if image.mode.startswith("I"):  # 16-bit gray, which convert() would clip at 255
+        return PillowImage.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        white = PillowImage.new("RGBA", image.size, "white")
+        white.alpha_composite(image.convert("RGBA"))
+        return white.convert("RGB")
+    return image.convert("RGB")
+
+
+# Check -------------------------------------------------------------------------------------------
+
+
+def check_pictures(pictures: Sequence[Picture], minimum: int, progress: Progress) -> None:
+    """Refuse pictures that would spoil a calibration, all in one message.
+
+    A picture is refused when it cannot be read, has the same pixels as one before it, is of one
+    colour, or is noise (its neighbouring pixels do not correlate). Every picture is decoded once,
+    in parallel, and none is held.
+
+    Args:
+        pictures: What `find_pictures` found.
+        minimum: With fewer, `progress` is warned.
+        progress: Where to report.
+
+    Raises:
+        PictureError: There is no picture, or some are refused (the message names them).
+    """
+    if not pictures:
+        raise PictureError("there is no picture to calibrate with", hint="give JPEG, PNG or WebP")
+    if bad := list(_refused(pictures, progress)):
+        more = [f"and {len(bad) - LISTED} more"] if len(bad) > LISTED else []
+        raise PictureError(
+            f"{len(bad)} of {len(pictures)} pictures would spoil the calibration\n  "
+            + "\n  ".join(bad[:LISTED] + more),
+            hint="leave them out: varied photographs of what the device will see serve best",
+        )
+    if len(pictures) < minimum:
+        progress.warn(
+            f"{len(pictures)} pictures to calibrate with are too few to trust the result: "
+            f"give at least {minimum}"
+        )
+
+
+def _refused(pictures: Sequence[Picture], progress: Progress) -> Iterator[str]:
+    first: dict[bytes, str] = {}
+    with progress.task("checking pictures", len(pictures), "pictures") as task:
+        looks = in_order(_look, pictures)
+        for picture, (digest, reason) in zip(pictures, looks, strict=True):
+            if reason:
+                yield reason
+            elif digest in first:
+                yield f"`{picture.name}` has the same pixels as `{first[digest]}`"
+            else:
+                first[digest] = picture.name
+            task.advance()
+
+
+def _look(picture: Picture) -> tuple[bytes, str]:
+    """Return a digest of the pixels, and why the picture is bad, if it is."""
+    import numpy as np
+
+    try:
+        pixels = np.asarray(picture.load())
+    except PictureError as error:
+        return b"", error.message.replace("\n ", ":")
+    digest = hashlib.blake2b(repr(pixels.shape).encode())
+    digest.update(pixels.data)
+    fault = _fault(pixels)
+    return digest.digest(), f"`{picture.name}` {fault}" if fault else ""
+
+
+def _fault(pixels: Pixels) -> str:
+    import numpy as np
+
+    height = len(pixels)
+    upper = np.unique(np.linspace(0, max(height - 2, 0), SAMPLED_ROWS).astype(int))
+    rows = pixels[upper].astype(np.float32)
+    below = pixels[np.minimum(upper + 1, height - 1)].astype(np.float32)
+    deviation = float(np.concatenate([rows, below]).std(axis=(0, 1)).max())
+    if deviation < SOLID_DEVIATION:
+        return f"is of one colour (standard deviation {deviation:.2f} of 255)"
+    gray, gray_below = rows.mean(axis=2), below.mean(axis=2)
+    across, down = _correlation(gray[:, :-1], gray[:, 1:]), _correlation(gray, gray_below)
+    if max(abs(across), abs(down)) < NOISE_CORRELATION:
+        return f"is noise (neighbouring pixels correlate by {across:.2f} and {down:.2f})"
+    return ""
+
+
+def _correlation(one: Any, other: Any) -> float:
+    """Return Pearson's coefficient, and 1.0 where there is no variation to compare."""
+    one, other = one - one.mean(), other - other.mean()
+    scale = math.sqrt(float((one**2).sum()) * float((other**2).sum()))
+    return float((one * other).sum()) / scale if scale else 1.0

@@ -1,0 +1,266 @@
+"""Write calibration samples as a toolchain reads them: files, and archives made of them."""
+
+from __future__ import annotations
+
+import shutil
+import tarfile
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ContractError, PictureError
+from ..progress import Silent
+from .parallel import in_order
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    import numpy as np
+    from PIL.Image import Image
+
+    from ..progress import Progress
+    from ..types import Calibration, Component, Port, Sample
+    from .pictures import Picture
+
+    Make = Callable[[Sequence[Image]], Iterable[Sample]]
+    Array = np.ndarray[Any, Any]
+
+_SILENT = Silent()
+_HINT = (
+    "make_calib returns, for each group of pictures, samples with one array for every input: "
+    "a uint8 picture for format Image, else the input itself"
+)
+PNG_LEVEL = 1  # of 9: the files are read once or twice, so time counts for more than bytes
+
+
+@dataclass(frozen=True)
+class CalibrationSet:
+    """What was written for a component.
+
+    Attributes:
+        archives: Input name to its archive. Samples of several inputs pair by file name; of
+            format "NumpyObject" all inputs share one archive.
+        files: The samples as single files: input by input, in order.
+        samples: Number of samples.
+    """
+
+    archives: Mapping[str, Path]
+    files: list[Path]
+    samples: int
+
+    @property
+    def archive(self) -> Path:
+        """The archive of the first input."""
+        return next(iter(self.archives.values()))
+
+
+def picture_samples(
+    component: Component,
+    make: Make,
+    pictures: Sequence[Picture],
+    progress: Progress = _SILENT,
+) -> Iterator[Sample]:
+    """Yield the samples that pictures become, made on all cores, in order.
+
+    Args:
+        component: Says how many pictures make a sample.
+        make: Turns ``component.pictures_per_sample`` consecutive RGB pictures into samples;
+            called from several threads.
+        pictures: In the order of their use; what does not fill a last group is left out.
+        progress: Where to report.
+
+    Raises:
+        PictureError: The pictures do not suffice for one sample, or one cannot be read.
+    """
+    groups = _groups(component, pictures, progress)
+    size = component.pictures_per_sample
+    with progress.task(f"calibration of {component.name}", len(groups) * size, "pictures") as task:
+        for samples in in_order(partial(_make, make), groups):
+            yield from samples
+            task.advance(size)
+
+
+def store_samples(
+    name: str,
+    ports: Sequence[Port],
+    calibration: Calibration,
+    samples: Iterable[Sample],
+    folder: Path,
+) -> CalibrationSet:
+    """Write samples: the same bytes whenever the samples are equal.
+
+    Writes ``calib_<name>_data/data_<i>.<png|npy>`` (in a folder per input where there are
+    several) and an uncompressed TAR of the same files: ``<input>.tar`` for every input, or
+    ``<name>.tar`` for format "NumpyObject". What an earlier run left under these names is
+    replaced once everything is there.
+
+    Args:
+        name: Whose samples these are.
+        ports: The inputs. A sample holds an array for each: for format "Image" uint8
+            ``[H, W, 3]`` where the port is ``[1, 3, H, W]``, else of the port's shape and dtype.
+        calibration: How to store them.
+        samples: Taken one after the other, so that few are in memory at a time.
+        folder: Where to write.
+
+    Raises:
+        ContractError: A sample does not fit the ports, or there is none.
+    """
+    archives = _archives(name, ports, calibration)
+    written: dict[str, list[Path]] = {archive: [] for archive in archives.values()}
+    data = f"calib_{name}_data"
+    with _replacing(folder, data) as staging:
+        encode = partial(_encode, name, ports, calibration)
+        for number, encoded in enumerate(in_order(encode, samples)):
+            for archive, content in encoded.items():
+                path = Path(data, archive if len(written) > 1 else "", _file(calibration, number))
+                (staging / path).parent.mkdir(parents=True, exist_ok=True)
+                (staging / path).write_bytes(content)
+                written[archive].append(path)
+        if not any(written.values()):
+            raise ContractError(f"there is no calibration sample of `{name}`", hint=_HINT)
+        for archive, files in written.items():
+            _write_tar(staging / f"{archive}.tar", [staging / path for path in files])
+    return CalibrationSet(
+        archives={port: folder / f"{archive}.tar" for port, archive in archives.items()},
+        files=[folder / path for files in written.values() for path in files],
+        samples=len(next(iter(written.values()))),
+    )
+
+
+def _archives(name: str, ports: Sequence[Port], calibration: Calibration) -> dict[str, str]:
+    """Return, for every input, the name of the archive that holds its samples."""
+    shared = calibration.format == "NumpyObject"
+    return {port.name: name if shared else port.name for port in ports}
+
+
+def _file(calibration: Calibration, number: int) -> str:
+    return f"data_{number}.{'png' if calibration.format == 'Image' else 'npy'}"
+
+
+# Make --------------------------------------------------------------------------------------------
+
+
+def _groups(
+    component: Component, pictures: Sequence[Picture], progress: Progress
+) -> list[Sequence[Picture]]:
+    size = component.pictures_per_sample
+    used = len(pictures) - len(pictures) % size
+    if not used:
+        raise PictureError(
+            f"a calibration sample of `{component.name}` takes {size} pictures, "
+            f"there are {len(pictures)}",
+            hint="give more pictures",
+        )
+    if used < len(pictures):
+        progress.say(
+            f"the last {len(pictures) - used} of {len(pictures)} pictures are left out: "
+            f"a calibration sample of `{component.name}` takes {size}"
+        )
+    return [pictures[start : start + size] for start in range(0, used, size)]
+
+
+def _make(make: Make, group: Sequence[Picture]) -> list[Sample]:
+    return list(make([picture.load() for picture in group]))
+
+
+# Encode ------------------------------------------------------------------------------------------
+
+
+def _encode(
+    name: str, ports: Sequence[Port], calibration: Calibration, sample: Sample
+) -> dict[str, bytes]:
+    """Return what goes into each archive."""
+    checked = _checked(name, ports, calibration, sample)
+    if calibration.format == "NumpyObject":
+        return {name: _npy(checked)}
+    if calibration.format == "Numpy":
+        return {port: _npy(array) for port, array in checked.items()}
+    return {port: _png(array, calibration) for port, array in checked.items()}
+
+
+def _npy(content: Array | dict[str, Array]) -> bytes:
+    import numpy as np
+
+    file = BytesIO()
+    np.save(file, content, allow_pickle=isinstance(content, dict))  # type: ignore[arg-type]
+    return file.getvalue()
+
+
+def _png(array: Array, calibration: Calibration) -> bytes:
+    """Return a file whose channel 0, read in the calibration's order, is the array's channel 0."""
+    import numpy as np
+    from PIL import Image as PillowImage
+
+    stored = array[..., ::-1] if calibration.tensor_format == "BGR" else array
+    file = BytesIO()
+    picture = PillowImage.fromarray(np.ascontiguousarray(stored))
+    picture.save(file, "PNG", compress_level=PNG_LEVEL)
+    return file.getvalue()
+
+
+def _checked(
+    name: str, ports: Sequence[Port], calibration: Calibration, sample: Sample
+) -> dict[str, Array]:
+    """Return the arrays of a sample in the order of the ports, contiguous."""
+    import numpy as np
+
+    expected = [port.name for port in ports]
+    if set(sample) != set(expected):
+        raise ContractError(
+            f"a calibration sample of `{name}` has the wrong inputs\n"
+            f"  found: {', '.join(sample) or 'none'}\n"
+            f"  expected: {', '.join(expected)}",
+            hint=_HINT,
+        )
+    for port in ports:
+        _check_array(name, port, calibration, sample[port.name])
+    return {port: np.ascontiguousarray(sample[port]) for port in expected}
+
+
+def _check_array(name: str, port: Port, calibration: Calibration, array: object) -> None:
+    import numpy as np
+
+    image = calibration.format == "Image"
+    expected = f"uint8 {[*port.shape[2:], 3]}" if image else f"{port.dtype} {[*port.shape]}"
+    found = type(array).__name__
+    if isinstance(array, np.ndarray):
+        found = f"{array.dtype} {[*array.shape]}"
+    if found != expected:
+        raise ContractError(
+            f"a calibration sample of `{name}` has {found} for input `{port.name}`\n"
+            f"  expected: {expected}",
+            hint=_HINT,
+        )
+
+
+# Write -------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _replacing(folder: Path, name: str) -> Iterator[Path]:
+    """Yield an empty folder whose entries replace those of `folder` if all goes well."""
+    staging = folder / f".{name}.partial"
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    try:
+        yield staging
+        for entry in sorted(staging.iterdir()):
+            target = folder / entry.name
+            if target.is_dir():
+                shutil.rmtree(target)
+            entry.replace(target)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _write_tar(path: Path, files: Iterable[Path]) -> None:
+    """Write an archive that depends on names and contents alone: no times, no owners."""
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for file in files:
+            member = tarfile.TarInfo(file.name)
+            member.size = file.stat().st_size
+            with file.open("rb") as content:
+                tar.addfile(member, content)

@@ -1,0 +1,19 @@
+"""Read, check, fetch and fabricate Hugging Face checkpoints; no model is known here."""
+
+from .check import check_layout
+from .fabricate import fabricate
+from .headers import TensorInfo
+from .hub import fetch
+from .keys import canonical_key, disk_key
+from .reader import Checkpoint, read_config
+
+__all__ = [
+    "Checkpoint",
+    "TensorInfo",
+    "canonical_key",
+    "check_layout",
+    "disk_key",
+    "fabricate",
+    "fetch",
+    "read_config",
+]

@@ -1,0 +1,69 @@
+"""Hold a checkpoint against the tensors that its config promises."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..errors import CheckpointError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from ..types import Shape
+    from .reader import Checkpoint
+
+WEIGHT_DTYPES = ("float32", "float16", "bfloat16")
+HEAD = "lm_head.weight"
+SHOWN = 3
+
+
+def check_layout(checkpoint: Checkpoint, expected: Mapping[str, Shape]) -> None:
+    """Check that a checkpoint holds exactly the expected tensors, in float dtypes.
+
+    The output head (a key ending in ``lm_head.weight``) may be absent or present whatever the
+    config says of tying: published checkpoints contradict their own flag in both directions.
+    One that is present and expected must have the expected shape.
+
+    Args:
+        checkpoint: Opened with the same choice of keys as `expected` (see `Checkpoint.open`).
+        expected: Canonical key to shape.
+
+    Raises:
+        CheckpointError: Tensors are missing, unused, of another shape or not float; one error
+            counts all and shows the first of each.
+    """
+    found = checkpoint.tensors
+    common = [key for key in expected if key in found]
+    findings = {
+        "missing": [key for key in expected if key not in found and not _is_head(key)],
+        "unused": [key for key in found if key not in expected and not _is_head(key)],
+        "of another shape": [
+            f"{key} is {list(found[key].shape)} instead of {list(expected[key])}"
+            for key in common
+            if found[key].shape != tuple(expected[key])
+        ],
+        "of no float dtype": [
+            f"{key} is {found[key].dtype}"
+            for key in common
+            if found[key].dtype not in WEIGHT_DTYPES
+        ],
+    }
+    if any(findings.values()):
+        _refuse(checkpoint, {kind: keys for kind, keys in findings.items() if keys})
+
+
+def _is_head(key: str) -> bool:
+    return key == HEAD or key.endswith(f".{HEAD}")
+
+
+def _refuse(checkpoint: Checkpoint, findings: Mapping[str, Sequence[str]]) -> None:
+    counts = ", ".join(f"{len(keys)} {kind}" for kind, keys in findings.items())
+    lines = [
+        f"  {kind}: {', '.join(keys[:SHOWN])}{', ...' if len(keys) > SHOWN else ''}"
+        for kind, keys in findings.items()
+    ]
+    fact = f"the tensors are not those that `config.json` promises: {counts}"
+    raise CheckpointError(
+        "\n".join([fact, *lines, f"  in: {checkpoint.folder}"]),
+        hint="use config and weights of one original checkpoint; a quantised copy does not convert",
+    )

@@ -1,0 +1,259 @@
+"""Fetch what a conversion needs of a repository, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from ..errors import AxcoreError, DownloadError
+from ..progress import Progress, Silent
+from .shards import INDEX, read_index, sole_shard
+
+Source = Literal["huggingface", "modelscope"]
+Report = Callable[[int], None]
+
+# Neither code nor pickles: what is not data in an inspectable format stays where it is.
+SETTINGS_SUFFIXES = (".json", ".txt", ".jinja", ".model", ".tiktoken")
+LISTING_TIMEOUT_S = 30
+ELSEWHERE = (
+    "give `--checkpoint` a local folder, set HF_ENDPOINT to a mirror, or try another `--source`"
+)
+
+
+def fetch(
+    repo_id: str,
+    *,
+    needed: Callable[[str], bool] | None = None,
+    source: Source = "huggingface",
+    revision: str | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Bring a repository's settings and the needed shards into the hub's local cache.
+
+    Files already there are kept, and a connection that breaks is taken up where it broke.
+    HF_ENDPOINT, HF_HUB_OFFLINE, HF_HOME and the stored token count as everywhere else; when the
+    hub cannot be reached, what the cache holds serves.
+
+    Args:
+        repo_id: ``owner/name``.
+        needed: Says of a key on disk whether its tensor is wanted; None wants all. Only shards
+            that hold a wanted tensor are fetched.
+        source: Where the repository is.
+        revision: Branch, tag or commit; None for the default branch.
+        progress: Gets the bytes fetched.
+
+    Returns:
+        The folder to open as a checkpoint; it belongs to the cache and is not to be changed.
+
+    Raises:
+        DownloadError: Something could not be fetched (the hint says what may help).
+        CheckpointError: The repository has no usable weights.
+    """
+    progress = progress or Silent()
+    hub = _open_hub(source, repo_id, revision)
+    with _explained(repo_id):
+        sizes = {name: size for name, size in hub.sizes().items() if "/" not in name}
+        if "config.json" not in sizes:
+            raise DownloadError(
+                f"`{repo_id}` has no `config.json`, so it holds no model\n"
+                f"  found: {', '.join(sorted(sizes)[:5]) or 'nothing'}",
+                hint="check the repository's name",
+            )
+        settings = [name for name in sizes if name.endswith(SETTINGS_SUFFIXES)]
+        folder = _transfer(hub, settings, sizes, f"settings of {repo_id}", progress)
+        shards = _needed_shards(folder, sizes, repo_id, needed)
+        _transfer(hub, shards, sizes, f"weights of {repo_id}", progress)
+    return folder
+
+
+class _Hub(Protocol):
+    def sizes(self) -> Mapping[str, int]:
+        """Return every file's path in the repository and its bytes."""
+
+    def get(self, name: str, report: Report) -> Path:
+        """Fetch one file, reporting bytes as they come, and return where it is."""
+
+
+def _open_hub(source: Source, repo_id: str, revision: str | None) -> _Hub:
+    if source == "modelscope":
+        return _ModelScope(repo_id, revision)
+    return _HuggingFace(repo_id, revision)
+
+
+class _HuggingFace:
+    def __init__(self, repo_id: str, revision: str | None) -> None:
+        self._repo_id = repo_id
+        self._revision = revision
+        self._commit: str | None = None
+
+    def sizes(self) -> Mapping[str, int]:
+        from huggingface_hub import HfApi
+
+        try:
+            info = HfApi().model_info(
+                self._repo_id,
+                revision=self._revision,
+                timeout=LISTING_TIMEOUT_S,
+                files_metadata=True,
+            )
+        except Exception as error:
+            if _is_final(error):
+                raise
+            return self._cached_sizes(error)
+        self._commit = info.sha
+        return {file.rfilename: file.size or 0 for file in info.siblings or ()}
+
+    def get(self, name: str, report: Report) -> Path:
+        from huggingface_hub import hf_hub_download
+
+        # Asked for by the revision's own name, so that the cache notes its commit for work offline.
+        revision = self._revision if name == "config.json" else self._commit
+        bar = _reporting(report)
+        return Path(hf_hub_download(self._repo_id, name, revision=revision, tqdm_class=bar))
+
+    def _cached_sizes(self, unreachable: Exception) -> Mapping[str, int]:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import LocalEntryNotFoundError
+
+        try:
+            config = hf_hub_download(
+                self._repo_id, "config.json", revision=self._revision, local_files_only=True
+            )
+        except LocalEntryNotFoundError:
+            raise DownloadError(
+                f"`{self._repo_id}` is not in the cache, and the hub cannot be reached\n"
+                f"  reason: {_brief(unreachable)}",
+                hint=f"check the network and that HF_HUB_OFFLINE is not set; or {ELSEWHERE}",
+            ) from unreachable
+        folder = Path(config).parent
+        self._revision = self._commit = folder.name
+        return {path.name: path.stat().st_size for path in folder.iterdir()}
+
+
+class _ModelScope:
+    def __init__(self, repo_id: str, revision: str | None) -> None:
+        self._repo_id = repo_id
+        self._revision = {"revision": revision} if revision else {}
+
+    def sizes(self) -> Mapping[str, int]:
+        try:
+            from modelscope.hub.api import HubApi
+        except ImportError as error:
+            raise DownloadError(
+                "fetching from ModelScope needs the package `modelscope`, which is not installed",
+                hint="pip install 'axcore[modelscope]'",
+            ) from error
+        files = HubApi().get_model_files(self._repo_id, recursive=False, **self._revision)
+        return {file["Path"]: int(file["Size"] or 0) for file in files}
+
+    def get(self, name: str, report: Report) -> Path:
+        del report  # the package shows its own bar and offers no other
+        from modelscope.hub.file_download import model_file_download
+
+        return Path(model_file_download(self._repo_id, name, **self._revision))
+
+
+def _needed_shards(
+    folder: Path, names: Iterable[str], repo_id: str, needed: Callable[[str], bool] | None
+) -> list[str]:
+    names = set(names)
+    if INDEX not in names:
+        return [sole_shard(names, repo_id)]
+    index = read_index(folder / INDEX)
+    shards = [name for name, keys in index.items() if needed is None or any(map(needed, keys))]
+    if absent := sorted(set(shards) - names):
+        raise DownloadError(
+            f"`{repo_id}` offers {len(shards) - len(absent)} of the {len(shards)} shards needed\n"
+            f"  absent: {', '.join(absent[:3])}",
+            hint=f"when offline, connect once to fetch them; else {ELSEWHERE}",
+        )
+    return sorted(shards)
+
+
+def _transfer(
+    hub: _Hub, names: Iterable[str], sizes: Mapping[str, int], label: str, progress: Progress
+) -> Path:
+    """Fetch files one by one and return the folder of the last."""
+    names = list(names)
+    folder = Path()
+    with progress.task(label, sum(sizes[name] for name in names), "B") as task:
+        for name in names:
+            reported = 0
+
+            def report(count: int) -> None:
+                nonlocal reported
+                reported += count
+                task.advance(count)
+
+            folder = hub.get(name, report).parent
+            task.advance(sizes[name] - reported)  # all of it, where the cache had the file
+    return folder
+
+
+def _reporting(report: Report) -> type[Any]:
+    """Make a progress-bar class for huggingface_hub that shows nothing and reports bytes."""
+    from tqdm import tqdm  # type: ignore[import-untyped]
+
+    class Bar(tqdm):  # type: ignore[misc]
+        def __init__(self, *args: Any, **settings: Any) -> None:
+            super().__init__(*args, **{**settings, "disable": True})
+
+        def update(self, n: float | None = 1) -> None:
+            report(int(n or 0))
+
+        # Without these two, chunked storage would count what it receives besides what it writes.
+        def update_transfer(self, n: float | None = 1) -> None:
+            """Leave bytes on the wire uncounted."""
+
+        def set_transfer_postfix_str(self, *text: str, refresh: bool = True) -> None:
+            """Show nothing."""
+
+    return Bar
+
+
+@contextmanager
+def _explained(repo_id: str) -> Iterator[None]:
+    try:
+        yield
+    except AxcoreError:
+        raise
+    except Exception as error:  # the hubs' libraries share no base class, and change theirs
+        fact, remedy = _explain(error)
+        raise DownloadError(f"`{repo_id}` cannot be fetched: {fact}", hint=remedy) from error
+
+
+def _explain(error: Exception) -> tuple[str, str]:
+    """Return fact and remedy."""
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
+        return _explain(error.__cause__)  # "not in the cache" hides why the hub was of no help
+    if isinstance(error, errors.GatedRepoError):
+        return (
+            "access must be granted first",
+            "accept the licence on the repository's page, then `hf auth login` or set HF_TOKEN",
+        )
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return (
+            "the hub knows no such repository, or does not show it to you",
+            "check the spelling; for a private one `hf auth login` or set HF_TOKEN",
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        return "it has no such revision", "name a branch, tag or commit that the repository has"
+    if isinstance(error, errors.HFValidationError):
+        return _brief(error), "name it as `owner/name`"
+    return _brief(error), f"check the network and the free disk space; or {ELSEWHERE}"
+
+
+def _is_final(error: Exception) -> bool:
+    """Say whether the hub has answered that it will not serve this, so no cache may stand in."""
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    refused = isinstance(error, HfHubHTTPError) and error.response.status_code < 500
+    return refused or isinstance(error, HFValidationError)
+
+
+def _brief(error: Exception) -> str:
+    return next(filter(None, str(error).splitlines()), type(error).__name__)

@@ -1,0 +1,291 @@
+"""A Hugging Face folder: config and tensors, which are read only when asked for."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from types import MappingProxyType, TracebackType
+from typing import TYPE_CHECKING, Any
+
+from ..errors import CheckpointError
+from .headers import DAMAGED, Shard, TensorInfo, read_shard
+from .keys import Prefixes, canonical_key
+from .shards import INDEX, read_index, sole_shard
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from pathlib import Path
+
+    import numpy as np
+    from torch import Tensor
+
+CHUNK_BYTES = 8 << 20
+HASHING_THREADS = 2
+AS_ON_DISK: Prefixes = MappingProxyType({})
+
+
+class Checkpoint:
+    """Config and tensors of a checkpoint folder, the tensors under canonical keys.
+
+    Bytes are read at their position in the file and never mapped, so they count as memory only
+    while a caller holds them. All methods may be called from several threads.
+
+    Attributes:
+        folder: The checkpoint's folder.
+        config: The content of ``config.json``. Nothing it names is executed.
+        tensors: Canonical key to place, dtype and shape.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: Mapping[str, Any],
+        shards: Iterable[Shard],
+        tensors: Mapping[str, TensorInfo],
+    ) -> None:
+        self.folder = folder
+        self.config = config
+        self.tensors = MappingProxyType(dict(tensors))
+        self._shards = tuple(shards)
+        self._descriptors: dict[Path, int] = {}
+        self._lock = threading.Lock()
+
+    @classmethod
+    def open(
+        cls,
+        folder: Path,
+        prefixes: Prefixes = AS_ON_DISK,
+        only: Callable[[str], bool] | None = None,
+    ) -> Checkpoint:
+        """Read ``config.json``, the index and the headers; no weight is read.
+
+        Args:
+            folder: A folder in the layout that ``save_pretrained`` writes.
+            prefixes: Canonical key prefix to the spellings met on disk.
+            only: Says of a canonical key whether its tensor is wanted. Only shards that hold a
+                wanted tensor need be there, and only wanted tensors are listed.
+
+        Raises:
+            CheckpointError: Anything is missing, damaged or contradicts itself.
+        """
+        config = read_config(folder)
+        wanted = only or _everything
+        shards = [
+            _open_shard(folder / name, keys)
+            for name, keys in _shard_keys(folder).items()
+            if keys is None or any(wanted(canonical_key(key, prefixes)) for key in keys)
+        ]
+        tensors = {key: info for key, info in _canonical(shards, prefixes).items() if wanted(key)}
+        return cls(folder, config, shards, tensors)
+
+    def info(self, key: str) -> TensorInfo:
+        """Return where a tensor lies.
+
+        Raises:
+            CheckpointError: There is none of this name (the message lists the nearest).
+        """
+        if key not in self.tensors:
+            near = difflib.get_close_matches(key, self.tensors, n=3)
+            raise CheckpointError(
+                f"no tensor `{key}` among the {len(self.tensors)} of {self.folder}\n"
+                f"  nearest: {', '.join(near) or 'none'}",
+                hint="check that the checkpoint belongs to the chosen model",
+            )
+        return self.tensors[key]
+
+    def chunks(self, key: str, chunk_bytes: int = CHUNK_BYTES) -> Iterator[memoryview]:
+        """Yield a tensor's bytes in order, at most `chunk_bytes` at a time.
+
+        One buffer serves all chunks: use each before asking for the next.
+
+        Raises:
+            CheckpointError: The tensor is unknown or its file can no longer be read.
+        """
+        info = self.info(key)
+        buffer = memoryview(bytearray(min(chunk_bytes, info.nbytes)))
+        for start in range(0, info.nbytes, chunk_bytes):
+            part = buffer[: info.nbytes - start]
+            self._read(info, start, part)
+            yield part
+
+    def array(self, key: str) -> np.ndarray[Any, Any]:
+        """Read a tensor as a numpy array; bfloat16 and float8 take the dtypes of ml_dtypes.
+
+        Raises:
+            CheckpointError: The tensor is unknown or its file can no longer be read.
+        """
+        import ml_dtypes
+        import numpy as np
+
+        info = self.info(key)
+        raw = np.empty(info.nbytes, np.uint8)
+        self._read(info, 0, raw.data)
+        return raw.view(np.dtype(getattr(ml_dtypes, info.dtype, info.dtype))).reshape(info.shape)
+
+    def tensor(self, key: str) -> Tensor:
+        """Read a tensor as a torch tensor in fresh memory, in the dtype of the file.
+
+        Raises:
+            CheckpointError: The tensor is unknown or its file can no longer be read.
+        """
+        import torch
+
+        info = self.info(key)
+        raw = torch.empty(info.nbytes, dtype=torch.uint8)
+        self._read(info, 0, raw.numpy().data)
+        return raw.view(getattr(torch, info.dtype)).reshape(info.shape)
+
+    def signature(self) -> str:
+        """Return an identity of the opened shards that costs no reading of weights.
+
+        SHA-256, in hex, over their names, sizes, headers and modification times; the folder's
+        path does not enter.
+        """
+        facts = [
+            (shard.path.name, shard.nbytes, shard.mtime_ns, shard.header_sha256)
+            for shard in sorted(self._shards, key=lambda shard: shard.path.name)
+        ]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+    def digest(self, keys: Iterable[str]) -> str:
+        """Return the identity of some tensors' content, wherever they are stored.
+
+        SHA-256, in hex, over canonical key, dtype, shape and bytes of each, in the order of the
+        sorted keys.
+
+        Raises:
+            CheckpointError: A tensor is unknown or its file can no longer be read.
+        """
+        ordered = sorted(set(keys))
+        with ThreadPoolExecutor(HASHING_THREADS) as pool:
+            contents = list(pool.map(self._content_sha256, ordered))
+        infos = map(self.info, ordered)
+        facts = [(i.key, i.dtype, i.shape, sha) for i, sha in zip(infos, contents, strict=True)]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+    def close(self) -> None:
+        """Close the files; a later read opens them again."""
+        with self._lock:
+            while self._descriptors:
+                os.close(self._descriptors.popitem()[1])
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _content_sha256(self, key: str) -> str:
+        content = hashlib.sha256()
+        for chunk in self.chunks(key):
+            content.update(chunk)
+        return content.hexdigest()
+
+    def _read(self, info: TensorInfo, start: int, target: memoryview) -> None:
+        """Fill `target` with the tensor's bytes from its byte `start` on."""
+        position, done = info.offset + start, 0
+        try:
+            descriptor = self._descriptor(info.file)
+            while done < len(target):
+                count = os.preadv(descriptor, [target[done:]], position + done)
+                if count == 0:
+                    raise OSError(0, f"the file ends at byte {position + done}")
+                done += count
+        except OSError as error:
+            raise CheckpointError(
+                f"`{info.disk_key}` can no longer be read: {error.strerror}\n  file: {info.file}",
+                hint="leave the checkpoint unchanged while it is in use",
+            ) from error
+
+    def _descriptor(self, file: Path) -> int:
+        with self._lock:
+            if file not in self._descriptors:
+                self._descriptors[file] = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+            return self._descriptors[file]
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read ``config.json`` as plain JSON.
+
+    Raises:
+        CheckpointError: The file is missing, no JSON, or no object.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise CheckpointError(
+            f"no `config.json`\n  in: {folder}",
+            hint="name the folder that holds `config.json` and the `*.safetensors` files",
+        )
+    try:
+        config = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"`config.json` is no valid JSON: {error}\n  file: {path}", hint="fetch the file again"
+        ) from error
+    if not isinstance(config, dict):
+        raise CheckpointError(
+            f"`config.json` is no object but {type(config).__name__}\n  file: {path}",
+            hint="fetch the file again",
+        )
+    return config
+
+
+def _shard_keys(folder: Path) -> Mapping[str, frozenset[str] | None]:
+    """Map each shard's name to the disk keys the index promises in it, None without index."""
+    if (folder / INDEX).is_file():
+        return read_index(folder / INDEX)
+    return {sole_shard((path.name for path in folder.iterdir()), str(folder)): None}
+
+
+def _open_shard(path: Path, promised: frozenset[str] | None) -> Shard:
+    if not path.is_file():
+        raise CheckpointError(
+            f"the shard `{path.name}` is missing\n"
+            f"  tensors in it: {len(promised or ())}\n  in: {path.parent}",
+            hint="fetch the missing file into that folder",
+        )
+    shard = read_shard(path)
+    if promised is not None:
+        _compare("lacks", promised - shard.tensors.keys(), path)
+        _compare("holds", shard.tensors.keys() - promised, path)
+    return shard
+
+
+def _compare(verb: str, keys: Iterable[str], path: Path) -> None:
+    if odd := sorted(keys):
+        promise = "promises there" if verb == "lacks" else "does not place there"
+        raise CheckpointError(
+            f"`{path.name}` {verb} tensors that `{INDEX}` {promise}\n"
+            f"  {len(odd)}: {', '.join(odd[:3])}{', ...' if len(odd) > 3 else ''}\n  file: {path}",
+            hint=DAMAGED.replace("the file", "index and shards"),
+        )
+
+
+def _everything(key: str) -> bool:
+    del key
+    return True
+
+
+def _canonical(shards: Iterable[Shard], prefixes: Prefixes) -> dict[str, TensorInfo]:
+    tensors: dict[str, TensorInfo] = {}
+    for shard in shards:
+        for disk_key, info in shard.tensors.items():
+            key = canonical_key(disk_key, prefixes)
+            if key in tensors:
+                raise CheckpointError(
+                    f"`{tensors[key].disk_key}` and `{disk_key}` both stand for `{key}`\n"
+                    f"  files: {tensors[key].file.name}, {shard.path.name}",
+                    hint="keep one of the two: the checkpoint mixes two spellings of its keys",
+                )
+            tensors[key] = replace(info, key=key)
+    return tensors

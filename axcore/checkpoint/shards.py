@@ -1,0 +1,90 @@
+"""Which files of a folder or repository hold the weights."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import CheckpointError
+from .headers import unique_object
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+INDEX = "model.safetensors.index.json"
+SUFFIX = ".safetensors"
+PICKLE_SUFFIXES = (".bin", ".pth", ".pt", ".ckpt")
+
+
+def read_index(path: Path) -> dict[str, frozenset[str]]:
+    """Read a safetensors index.
+
+    Returns:
+        Shard name to the disk keys it holds.
+
+    Raises:
+        CheckpointError: The index is not valid, or a name in it would leave the folder.
+    """
+    try:
+        index = json.loads(path.read_bytes(), object_pairs_hook=unique_object)
+        weight_map = index["weight_map"]
+        shards: dict[str, set[str]] = {}
+        for key, shard in weight_map.items():
+            shards.setdefault(os.fspath(shard), set()).add(key)
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"`{path.name}` is no index with a `weight_map` of key to file: {error!r}\n"
+            f"  file: {path}",
+            hint="fetch the file again",
+        ) from error
+    _check_names(path, shards)
+    return {shard: frozenset(keys) for shard, keys in shards.items()}
+
+
+def sole_shard(names: Iterable[str], place: str) -> str:
+    """Choose the safetensors file of a folder without index, from the names in it.
+
+    Args:
+        names: Everything in the folder.
+        place: The folder or repository, for messages.
+
+    Raises:
+        CheckpointError: There is none, there are several, or the weights are pickles.
+    """
+    names = sorted(names)
+    shards = [name for name in names if name.endswith(SUFFIX)]
+    if f"model{SUFFIX}" in shards:
+        return f"model{SUFFIX}"
+    if len(shards) == 1:
+        return shards[0]
+    if shards:
+        raise CheckpointError(
+            f"{len(shards)} safetensors files, but no `{INDEX}` to say what they hold\n"
+            f"  found: {', '.join(shards[:5])}\n  in: {place}",
+            hint=f"fetch `{INDEX}` of the same checkpoint",
+        )
+    if pickles := [name for name in names if name.endswith(PICKLE_SUFFIXES)]:
+        raise CheckpointError(
+            f"the weights are pickles ({', '.join(pickles[:3])}), which are never opened: "
+            f"loading one can run any code\n  in: {place}",
+            hint="use a revision in safetensors, or have the model saved anew by "
+            "`save_pretrained` of transformers where the pickles are trusted",
+        )
+    raise CheckpointError(
+        f"no weights: neither `{INDEX}` nor a safetensors file\n  in: {place}",
+        hint="name the folder that holds `config.json` and the `*.safetensors` files",
+    )
+
+
+def _check_names(path: Path, shards: Mapping[str, object]) -> None:
+    for shard in shards:
+        plain = shard == Path(shard).name and "\\" not in shard and shard.isprintable()
+        if not plain or not shard.endswith(SUFFIX):
+            raise CheckpointError(
+                f"`{path.name}` names {shard!r}, which is no safetensors file beside it\n"
+                f"  file: {path}",
+                hint="do not use this checkpoint unless you trust its source; an honest index "
+                "names only files of its own folder",
+            )

@@ -1,0 +1,27 @@
+"""The command line: arguments in, messages out."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from ..errors import AxcoreError, UsageError
+from .app import app
+from .console import fail
+
+__all__ = ["app", "main"]
+
+
+def main() -> None:
+    """Run `axcore`: exit 0, 1 for an expected failure, 2 for a wrong request.
+
+    Any other exception is a bug and keeps its traceback; ``AXCORE_TRACEBACK`` shows that of
+    expected failures too.
+    """
+    try:
+        app()
+    except AxcoreError as error:
+        if os.environ.get("AXCORE_TRACEBACK"):
+            raise
+        fail(error)
+        sys.exit(2 if isinstance(error, UsageError) else 1)

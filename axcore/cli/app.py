@@ -1,0 +1,395 @@
+"""The commands. Each calls the library and prints what it returns."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
+
+import typer
+
+from .. import __version__, api
+from ..plugins import Entry, Registry
+from ..types import Options
+from .console import emit, progress, size, table
+
+if TYPE_CHECKING:
+    from ..pipeline.plan import Plan
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,
+)
+plugins_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(plugins_app, name="plugins", help="Look at the installed plugins.")
+
+Json = Annotated[bool, typer.Option("--json", help="Print data as JSON on stdout.")]
+Model = Annotated[str, typer.Argument(help="Model id, alias or checkpoint folder.")]
+BundleFolder = Annotated[Path, typer.Argument(help="Folder written by `axcore convert`.")]
+Images = Annotated[
+    Optional[list[Path]],  # noqa: UP045  (typer evaluates it on Python 3.10 too)
+    typer.Option("--images", help="Calibration pictures: folder, archive or file; repeatable."),
+]
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Bring vision-language models from Hugging Face checkpoints onto edge NPUs."""
+    if version:
+        typer.echo(f"axcore {__version__}")
+        raise typer.Exit
+
+
+@app.command("list-models")
+def list_models(as_json: Json = False) -> None:
+    """List the models of every installed family."""
+    entries = _registry().entries
+    if as_json:
+        return emit([_model(entry) for entry in entries])
+    if not entries:
+        typer.echo("no family is installed", err=True)
+        return None
+    rows = [("MODEL", "FAMILY", "REPOSITORY", "TASKS", "PARAMETERS", "LICENCE")]
+    for entry in entries:
+        card = entry.card
+        rows.append((card.id, entry.family, card.repo, ", ".join(card.profiles),
+                     f"{card.parameters / 1e9:.2f} B", card.licence))  # fmt: skip
+    return table(rows)
+
+
+@app.command()
+def show(model: Model, as_json: Json = False) -> None:
+    """Show what is known of a model."""
+    entry = _registry().find(model)
+    data = _model(entry)
+    if as_json:
+        return emit(data)
+    profiles = data.pop("profiles")
+    for name, value in data.items():
+        shown = ", ".join(value) if isinstance(value, tuple) else value
+        typer.echo(f"{name:14} {shown}")
+    for name, profile in profiles.items():
+        about = f"  ({profile.about})" if profile.about else ""
+        history = ", ".join(map(str, profile.last_kv_cache_len)) or "none"
+        typer.echo(f"\ntask {name}{about}")
+        typer.echo(f"  picture        {profile.height}x{profile.width} px")
+        typer.echo(f"  prefill_len    {profile.prefill_len}   histories: {history}")
+        typer.echo(f"  kv_cache_len   {profile.kv_cache_len}")
+    return None
+
+
+@app.command()
+def convert(
+    model: Model,
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("-o", "--out", help="Bundle folder; default: ./MODEL-bundle."),
+    ] = None,
+    checkpoint: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Checkpoint folder or Hugging Face id; default: the model's own."),
+    ] = None,
+    weights: Annotated[
+        Optional[Literal["random-tiny", "random-full"]],  # noqa: UP045
+        typer.Option(help="Fabricate a checkpoint: tiny, or of the real size."),
+    ] = None,
+    source: Annotated[
+        Literal["huggingface", "modelscope"], typer.Option(help="Where to download from.")
+    ] = "huggingface",
+    revision: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Branch, tag or commit to download."),
+    ] = None,
+    images: Images = None,
+    task: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Profile, e.g. image or video (see `axcore show`)."),
+    ] = None,
+    height: Annotated[Optional[int], typer.Option(help="Picture height in px.")] = None,  # noqa: UP045
+    width: Annotated[Optional[int], typer.Option(help="Picture width in px.")] = None,  # noqa: UP045
+    dtype: Annotated[
+        Literal["float32", "float16", "bfloat16"], typer.Option(help="Precision of vision graphs.")
+    ] = "float32",
+    opset: Annotated[int, typer.Option(help="ONNX operator set, 16 to 20.")] = 17,
+    split: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Files per vision graph: a number, or auto for below 2 GB each."),
+    ] = None,
+    chip: Annotated[str, typer.Option(help="Target chip.")] = "AX650",
+    npu_mode: Annotated[str, typer.Option(help="NPU1, NPU2 or NPU3.")] = "NPU3",
+    prefill_len: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="Tokens of one prefill chunk."),
+    ] = None,
+    kv_cache_len: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="Slots of the key/value cache."),
+    ] = None,
+    last_kv_cache_len: Annotated[
+        Optional[list[int]],  # noqa: UP045
+        typer.Option(help="History length of a further prefill group; repeatable."),
+    ] = None,
+    embedding_format: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="Further embedding files, separated by commas: npy, f32bin."),
+    ] = None,
+    verify: Annotated[bool, typer.Option(help="Compare the graphs with PyTorch.")] = True,
+    vision_only: Annotated[
+        bool, typer.Option("--vision-only", help="Leave the language model's side out.")
+    ] = False,
+    toolchain: Annotated[str, typer.Option(help="Whose configuration is written.")] = "pulsar2",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="The same as `axcore plan`.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Turn a checkpoint into a bundle: graphs, calibration, configuration, embedding."""
+    options = Options(
+        task=task,
+        height=height,
+        width=width,
+        dtype=dtype,
+        opset=opset,
+        split=_split(split),
+        chip=chip,
+        npu_mode=npu_mode,
+        prefill_len=prefill_len,
+        kv_cache_len=kv_cache_len,
+        last_kv_cache_len=tuple(last_kv_cache_len) if last_kv_cache_len else None,
+        embedding_formats=tuple(_listed(embedding_format)),
+    )
+    target = out or Path(f"{Path(model).name}-bundle")
+    common: dict[str, Any] = {
+        "checkpoint": checkpoint,
+        "weights": weights,
+        "source": source,
+        "revision": revision,
+        "images": images or [],
+        "options": options,
+        "verify": verify,
+        "vision_only": vision_only,
+        "toolchain": toolchain,
+        "registry": _registry(),
+    }
+    if dry_run:
+        with progress() as reporter:
+            planned = api.plan(model, out=target, progress=reporter, **common)
+        return _print_plan(planned, as_json)
+    started = time.perf_counter()
+    with progress() as reporter:
+        bundle = api.convert(model, target, progress=reporter, **common)
+    if as_json:
+        return emit({"bundle": str(bundle.folder), **bundle.manifest})
+    total = sum(entry["size"] for entry in bundle.manifest["files"].values())
+    for note in bundle.manifest["notes"]:
+        typer.echo(f"note: {note}", err=True)
+    typer.echo(
+        f"{bundle.folder}: {len(bundle.manifest['files'])} files, {size(total)},"
+        f" in {time.perf_counter() - started:.1f} s, peak memory {size(_peak_bytes())}"
+    )
+    return typer.echo(f"next: axcore build {bundle.folder} --toolchain {toolchain}", err=True)
+
+
+@app.command()
+def build(
+    bundle: BundleFolder,
+    toolchain: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Default: the one the bundle was converted for."),
+    ] = None,
+    pulsar2: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--pulsar2", "--tool", help='How the tool is called, e.g. "docker run … pulsar2".'
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Run a toolchain on a bundle."""
+    with progress() as reporter:
+        made = api.build(
+            bundle, toolchain=toolchain, command=pulsar2, progress=reporter, registry=_registry()
+        )
+    if as_json:
+        return emit({"files": made})
+    for path in made:
+        typer.echo(path)
+    return None
+
+
+@app.command()
+def verify(bundle: BundleFolder, images: Images = None, as_json: Json = False) -> None:
+    """Compare a bundle's graphs with PyTorch, stage by stage."""
+    with progress() as reporter:
+        results = api.verify(bundle, images=images or [], progress=reporter, registry=_registry())
+    if as_json:
+        return emit(results)
+    for result in results:
+        rows = [("STAGE", "COSINE", "MAX ABS")]
+        rows += [(s.stage, f"{s.cosine:.9f}", f"{s.max_abs:.3g}") for s in result.stages]
+        typer.echo(
+            f"{result.component}: ONNX Runtime {result.onnx_s:.1f} s,"
+            f" PyTorch {result.torch_s:.1f} s"
+        )
+        table(rows)
+    return None
+
+
+@app.command()
+def lint(
+    target: Annotated[Path, typer.Argument(help="ONNX file or bundle folder.")],
+    chip: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Target chip; default: the bundle's, or AX650."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Check graphs against the operator table of a chip; exits 1 when there are findings."""
+    findings = api.lint(target, chip=chip)
+    if as_json:
+        emit(findings)
+    else:
+        for finding in findings:
+            where = f" in stage {finding.stage}" if finding.stage else ""
+            typer.echo(f"{finding.severity}: {finding.file}: {finding.node} ({finding.op}){where}")
+            typer.echo(f"  {finding.constraint}: {finding.detail}\n  {finding.remedy}")
+        typer.echo(f"{len(findings)} findings", err=True)
+    if findings:
+        raise typer.Exit(1)
+
+
+@plugins_app.command("list")
+def plugins_list(as_json: Json = False) -> None:
+    """List the plugins in use with their hooks, and those set aside with the reason."""
+    registry = _registry()
+    used: list[dict[str, Any]] = [
+        {"name": p.name, "distribution": p.distribution, "version": p.version, "status": "ok",
+         "hooks": registry.hooks_of(p.name)}
+        for p in registry.plugins.values()
+    ]  # fmt: skip
+    aside = [
+        {"name": p.plugin.name, "distribution": p.plugin.distribution,
+         "version": p.plugin.version, "status": "set aside", "error": p.error}
+        for p in registry.problems
+    ]  # fmt: skip
+    if as_json:
+        return emit([*used, *aside])
+    for entry in [*used, *aside]:
+        typer.echo("{name}  {distribution} {version}  {status}".format(**entry))
+        detail = entry.get("error") or "hooks: " + ", ".join(entry["hooks"])
+        typer.echo(f"  {detail}")
+    return None
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Look at everything a conversion depends on; exits 1 when something needs attention."""
+    from .doctor import examine
+
+    checks = examine(_registry())
+    if as_json:
+        emit(checks)
+    else:
+        table([(check.status, check.name, check.detail) for check in checks])
+        for check in checks:
+            if check.remedy:
+                typer.echo(f"\nhint ({check.name}): {check.remedy}", err=True)
+    if any(check.status == "failed" for check in checks):
+        raise typer.Exit(1)
+
+
+def _registry() -> Registry:
+    """Return the installed plugins, telling of those set aside."""
+    registry = Registry()
+    _ = registry.entries, registry.toolchains
+    if "plugins" not in sys.argv and "doctor" not in sys.argv:
+        for problem in registry.problems:
+            typer.echo(f"warning: plugin {problem.plugin} is set aside: {problem.error}", err=True)
+    return registry
+
+
+def _model(entry: Entry) -> dict[str, Any]:
+    card = entry.card
+    return {
+        "id": card.id,
+        "family": entry.family,
+        "repo": card.repo,
+        "aliases": card.aliases,
+        "architectures": card.architectures,
+        "licence": card.licence,
+        "parameters": card.parameters,
+        "profiles": dict(card.profiles),
+    }
+
+
+def _split(text: str | None) -> int | Literal["auto"] | None:
+    if text is None or text == "auto":
+        return text  # type: ignore[return-value]
+    if not text.isdecimal() or int(text) < 1:
+        raise typer.BadParameter(f"{text!r} is neither a number of files nor auto")
+    return int(text)
+
+
+def _listed(values: list[str] | None) -> list[str]:
+    return [name.strip() for value in values or [] for name in value.split(",") if name.strip()]
+
+
+def _peak_bytes() -> int:
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _print_plan(plan: Plan, as_json: bool) -> None:
+    if as_json:
+        return emit(plan)
+    typer.echo(f"{plan.model} ({plan.family}, task {plan.task}) from {plan.checkpoint}")
+    for part in plan.components:
+        ports = " → ".join(
+            ", ".join(f"{port.name} {list(port.shape)}" for port in side)
+            for side in (part.inputs, part.outputs)
+        )
+        typer.echo(f"\n{part.name}: {ports}")
+        typer.echo(
+            f"  {part.parameters / 1e6:.1f} M parameters, {part.stages} stages of"
+            f" {part.kinds} kinds"
+        )
+    typer.echo(f"\nlanguage model: {plan.rows} rows per picture, prompts of up to"
+               f" {plan.max_prompt} tokens, {plan.llm.kv_cache_len + 1} positions in all")  # fmt: skip
+    typer.echo("\nfiles")
+    table([("  " + file.name, size(file.bytes)) for file in plan.files])
+    typer.echo(
+        f"\npeak memory about {size(plan.peak_bytes)}, disk {size(plan.disk_bytes)},"
+        f" about {plan.seconds:.0f} s on two cores"
+    )
+    for note in plan.notes:
+        typer.echo(f"note: {note}")
+    for name, text in plan.prepared_files.items():
+        if text.startswith("#!"):
+            typer.echo(f"\n{name}\n")
+            typer.echo("\n".join(f"  {line}" for line in text.splitlines()))
+    return None
+
+
+def _plan_command() -> None:
+    """Register `plan`: the options of `convert`, less those that only a conversion has."""
+    import inspect
+
+    signature = inspect.signature(convert)
+    own = [p for name, p in signature.parameters.items() if name != "dry_run"]
+
+    def plan(**arguments: Any) -> None:
+        convert(**arguments, dry_run=True)
+
+    plan.__signature__ = signature.replace(parameters=own)  # type: ignore[attr-defined]
+    plan.__annotations__ = {p.name: p.annotation for p in own}
+    plan.__doc__ = "Show what `convert` would write, need and run, without reading weights."
+    app.command("plan")(plan)
+
+
+_plan_command()

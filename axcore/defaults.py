@@ -1,0 +1,61 @@
+"""A built-in plugin: what happens where a family leaves a hook out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from PIL.Image import Image
+
+    from .types import Component, Embedding, Job, LlmBuildArgs, Sample, Stage, Toolchain
+
+
+@hookimpl(trylast=True)
+def patch_attention(stage: Stage) -> Stage:
+    """Write fused attention out as matmul, softmax, matmul."""
+    from .graph.attention import explicit
+
+    return explicit(stage)
+
+
+@hookimpl(trylast=True)
+def split_graph(job: Job, component: Component) -> Sequence[int]:
+    """Cut where ``Options.split`` asks."""
+    from .graph.split import cuts, stage_bytes
+
+    itemsize = 4 if job.options.dtype == "float32" else 2
+    return cuts(stage_bytes(component, itemsize), job.options.split)
+
+
+@hookimpl(trylast=True)
+def make_calib(component: Component, images: Sequence[Image]) -> Iterator[Sample] | None:
+    """Let the component preprocess the pictures."""
+    return iter(component.preprocess(images)) if component.preprocess else None
+
+
+@hookimpl(trylast=True)
+def embed_extract(job: Job) -> Embedding:
+    """Look for the known key names."""
+    from .language.embedding import find_embedding
+
+    return find_embedding(job.checkpoint, job.config)
+
+
+@hookimpl(trylast=True)
+def llm_build_args(job: Job) -> LlmBuildArgs:
+    """Take the lengths from the profile."""
+    from .language.build_args import default_build_args
+
+    return default_build_args(job)
+
+
+@hookimpl
+def toolchains() -> list[Toolchain]:
+    """Bring Axera's Pulsar2."""
+    from .toolchains.pulsar2 import Pulsar2
+
+    return [Pulsar2()]

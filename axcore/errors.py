@@ -1,0 +1,60 @@
+"""The exceptions that users are meant to see: fact, evidence, remedy."""
+
+from __future__ import annotations
+
+
+class AxcoreError(Exception):
+    """An expected failure: `message` states the fact and its evidence, `hint` the remedy.
+
+    The command line prints both and exits with 1. Any other exception is a bug of ours or of a
+    plugin and keeps its traceback.
+    """
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(AxcoreError):
+    """The request contradicts itself or asks for something that does not exist."""
+
+
+class PluginNotFound(AxcoreError):
+    """No installed plugin knows the model."""
+
+
+class ContractError(AxcoreError):
+    """A plugin returned something that its hook's specification rules out."""
+
+
+class CheckpointError(AxcoreError):
+    """The checkpoint is missing, damaged or contradicts itself."""
+
+
+class UnsupportedProfile(AxcoreError):
+    """The picture size, task or precision does not fit the model."""
+
+
+class BudgetError(AxcoreError):
+    """Disk, memory or the prompt budget cannot suffice."""
+
+
+class PictureError(AxcoreError):
+    """Pictures that cannot be read, or that would spoil a calibration."""
+
+
+class VerificationError(AxcoreError):
+    """An exported graph differs from the model by more than the thresholds."""
+
+
+class BundleError(AxcoreError):
+    """A bundle folder is not what it should be, or is in use."""
+
+
+class ToolchainError(AxcoreError):
+    """A toolchain is missing or one of its steps failed."""
+
+
+class DownloadError(AxcoreError):
+    """A checkpoint could not be fetched."""

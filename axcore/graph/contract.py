@@ -1,0 +1,134 @@
+"""What a component must fulfil before anything is traced."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..errors import CheckpointError, ContractError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from ..checkpoint import Checkpoint
+    from ..types import Component, Shape, Stage
+
+
+def check_component(component: Component, checkpoint: Checkpoint) -> None:
+    """Check names, kinds, parameters and keys.
+
+    Raises:
+        ContractError: The component contradicts itself.
+        CheckpointError: A key is missing, or a tensor has another shape than its parameter.
+    """
+    where = f"component `{component.name}`"
+    if not (component.stages and component.inputs and component.outputs):
+        raise ContractError(f"{where} lacks stages, inputs or outputs")
+    for name in (component.name, component.stem):
+        if not re.fullmatch(r"\w[\w.+-]*", name):
+            raise ContractError(f"{where} has a name unfit for a file: {name!r}")
+    _check_unique(where, "stage", [stage.name for stage in component.stages])
+    _check_unique(where, "port", [p.name for p in (*component.inputs, *component.outputs)])
+    first: dict[str, Stage] = {}
+    for stage in component.stages:
+        _check_kind(stage, first.setdefault(stage.kind, stage))
+        _check_weights(stage, checkpoint)
+
+
+def check_consumed(
+    components: Iterable[Component], checkpoint: Checkpoint, text: Sequence[str]
+) -> None:
+    """Check that every tensor outside the language model is used by some stage.
+
+    Args:
+        components: The whole vision side.
+        checkpoint: Its keys are canonical.
+        text: Prefixes of the language model's keys.
+
+    Raises:
+        CheckpointError: Tensors that nothing uses, named.
+    """
+    used = {
+        key
+        for component in components
+        for stage in component.stages
+        for weight in stage.weights().values()
+        for key in weight.keys()
+    }
+    unused = sorted(
+        key for key in checkpoint.tensors if key not in used and not key.startswith(tuple(text))
+    )
+    if unused:
+        raise CheckpointError(
+            f"{len(unused)} tensors of the checkpoint are not used: {', '.join(unused[:5])}"
+            + (" …" if len(unused) > 5 else ""),
+            hint="the checkpoint is of another model or version than its config says",
+        )
+
+
+def _check_unique(where: str, what: str, names: Sequence[str]) -> None:
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise ContractError(f"{where} repeats the {what} name {', '.join(repeated)}")
+
+
+def _check_kind(stage: Stage, first: Stage) -> None:
+    """One trace serves a kind, so its stages may differ in nothing but their weights."""
+    if (mine := _interface(stage)) != (theirs := _interface(first)):
+        differing = sorted(name for name, _ in set(mine.items()) ^ set(theirs.items()))
+        raise ContractError(
+            f"stages `{first.name}` and `{stage.name}` are both of kind `{stage.kind}`"
+            f" but differ in {', '.join(differing[:3])}",
+            hint="give stages of different shape a kind of their own",
+        )
+    others = dict(first.module.named_buffers())
+    for name, buffer in stage.module.named_buffers():
+        if not buffer.is_meta and not torch.equal(buffer, others[name]):
+            raise ContractError(
+                f"stages `{first.name}` and `{stage.name}` are both of kind `{stage.kind}`"
+                f" but their constant `{name}` differs",
+                hint="give stages with different constants a kind of their own",
+            )
+
+
+def _interface(stage: Stage) -> dict[str, object]:
+    module = stage.module
+    parts: dict[str, object] = {"class": type(module)}
+    parts |= {name: tuple(p.shape) for name, p in module.named_parameters()}
+    parts |= {name: tuple(b.shape) for name, b in module.named_buffers()}
+    return parts
+
+
+def _check_weights(stage: Stage, checkpoint: Checkpoint) -> None:
+    try:
+        weights = stage.weights()
+    except KeyError as error:
+        raise ContractError(f"stage `{stage.name}` gives no key for parameter {error}") from error
+    for name, parameter in stage.module.named_parameters():
+        if not parameter.is_meta:
+            raise ContractError(
+                f"parameter `{name}` of stage `{stage.name}` is not on the meta device",
+                hint='build modules under `with torch.device("meta")`; weights are bound later',
+            )
+        made = _resolved_shape(stage, name, checkpoint)
+        if made != tuple(parameter.shape):
+            keys = ", ".join(weights[name].keys())
+            raise CheckpointError(
+                f"{keys} gives `{stage.name}.{name}` the shape {list(made)};"
+                f" the config asks for {list(parameter.shape)}",
+                hint="config.json and the tensors belong to different models",
+            )
+
+
+def _resolved_shape(stage: Stage, name: str, checkpoint: Checkpoint) -> Shape:
+    weight = stage.weights()[name]
+    try:
+        tensor = weight.resolve(lambda key: torch.empty(checkpoint.info(key).shape, device="meta"))
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{', '.join(weight.keys())} cannot be brought into the form of"
+            f" `{stage.name}.{name}`: {error}",
+            hint="config.json and the tensors belong to different models",
+        ) from error
+    return tuple(tensor.shape)

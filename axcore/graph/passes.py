@@ -1,0 +1,48 @@
+"""Passes that bring an exporter's graph into the plain form that vendor front ends expect."""
+
+from __future__ import annotations
+
+import onnx
+import onnx.defs
+import onnx_ir as ir
+
+
+class DefaultAttributesPass(ir.passes.InPlacePass):
+    """Remove attributes that say what their absence says.
+
+    Exporters write defaults explicitly, which operator tables list as unsupported
+    (``noop_with_empty_axes``, ``alpha``) and older operator sets do not know at all.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Remove them from every node of the main graph and its subgraphs."""
+        modified = False
+        for node in model.graph.all_nodes():
+            for name in _redundant(node, model.opset_imports.get(node.domain)):
+                del node.attributes[name]
+                modified = True
+        return ir.passes.PassResult(model, modified)
+
+
+def _redundant(node: ir.Node, opset: int | None) -> list[str]:
+    if opset is None or not onnx.defs.has(node.op_type, node.domain):
+        return []
+    schema = onnx.defs.get_schema(node.op_type, opset, node.domain)
+    found = []
+    for name, attribute in node.attributes.items():
+        declared = schema.attributes.get(name)
+        if declared is None or attribute.is_ref():
+            continue
+        default = declared.default_value
+        if default.type and ir.serde.deserialize_attribute(default).value == attribute.value:
+            found.append(name)
+    if node.op_type == "Reshape" and "allowzero" in node.attributes and _has_no_zero(node):
+        found.append("allowzero")
+    return list(dict.fromkeys(found))
+
+
+def _has_no_zero(node: ir.Node) -> bool:
+    """`allowzero` only tells what a zero in the target shape means."""
+    shape = node.inputs[1]
+    tensor = ir.convenience.get_const_tensor(shape) if shape is not None else None
+    return tensor is not None and bool((tensor.numpy() != 0).all())

@@ -1,0 +1,74 @@
+"""Shapes along a chain, found without weights and without tracing."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from ..errors import ContractError
+from ..types import Port
+from .stitch import boundary_names, check_outputs, port_spec
+from .trace import Spec, typed
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ..types import Component, Stage
+
+
+def chain_specs(component: Component, dtype: torch.dtype) -> list[tuple[Spec, ...]]:
+    """Return shape and dtype of what each stage returns.
+
+    Raises:
+        ContractError: A stage fails on what it receives, or the last one does not return what
+            the component's output ports promise.
+    """
+    state = tuple(port_spec(port, dtype) for port in component.inputs)
+    known: dict[tuple[str, tuple[Spec, ...]], tuple[Spec, ...]] = {}
+    chain = []
+    for stage in component.stages:
+        key = stage.kind, state
+        if key not in known:
+            known[key] = _infer(stage, state, dtype)
+        state = known[key]
+        chain.append(state)
+    check_outputs(component, state, dtype)
+    return chain
+
+
+def part_ports(
+    component: Component, cuts: Sequence[int], dtype: torch.dtype
+) -> list[tuple[tuple[Port, ...], tuple[Port, ...]]]:
+    """Return inputs and outputs of each part between `cuts`."""
+    chain = chain_specs(component, dtype)
+    bounds = [[_port(port.name, port_spec(port, dtype)) for port in component.inputs]]
+    for cut in cuts:
+        names = boundary_names(component.stages[cut - 1], len(chain[cut - 1]))
+        bounds.append(list(map(_port, names, chain[cut - 1])))
+    bounds.append(list(map(_port, (port.name for port in component.outputs), chain[-1])))
+    return [(tuple(a), tuple(b)) for a, b in pairwise(bounds)]
+
+
+def _port(name: str, spec: Spec) -> Port:
+    shape, dtype = spec
+    return Port(name, shape, str(dtype).removeprefix("torch."))
+
+
+def _infer(stage: Stage, state: Sequence[Spec], dtype: torch.dtype) -> tuple[Spec, ...]:
+    module = typed(stage.module, dtype)
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        values = tuple(torch.empty(shape, dtype=kind) for shape, kind in state)
+        weights = {n: torch.empty(p.shape, dtype=p.dtype) for n, p in module.named_parameters()}
+        try:
+            out = torch.func.functional_call(module, weights, values)
+        except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+            raise ContractError(
+                f"stage `{stage.name}` fails on {[list(shape) for shape, _ in state]}:"
+                f" {str(error).splitlines()[0] if str(error) else type(error).__name__}",
+                hint="a stage takes what the one before it returns",
+            ) from error
+    outputs = (out,) if isinstance(out, torch.Tensor) else tuple(out)
+    return tuple((tuple(t.shape), t.dtype) for t in outputs)

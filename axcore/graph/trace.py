@@ -1,0 +1,189 @@
+"""One traced, optimised graph per kind of stage, with weights as graph inputs."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import onnx
+import onnx.checker
+import onnx.version_converter
+import onnx_ir as ir
+import onnxslim
+import torch
+from torch import nn
+
+from ..errors import ContractError
+from .passes import DefaultAttributesPass
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from ..types import Shape, Stage
+
+Spec = tuple["Shape", torch.dtype]
+"""Shape and dtype of a tensor passed between stages."""
+
+OPSETS = range(16, 21)
+_EXPORTER_OPSET = 18  # the exporter's own; older ones are reached by converting its graph
+
+
+@dataclass(frozen=True)
+class KindGraph:
+    """The graph that all stages of a kind share.
+
+    Attributes:
+        model: Inputs ``state.<i>`` then ``weight.<parameter>``; outputs ``out.<i>``.
+        outputs: What the stage hands on.
+    """
+
+    model: ir.Model
+    outputs: tuple[Spec, ...]
+
+
+def typed(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Return a copy of `module` for inference, its parameters and float buffers in `dtype`."""
+    return copy.deepcopy(module).to(dtype).eval()
+
+
+def trace(stage: Stage, state: Sequence[Spec], dtype: torch.dtype, opset: int) -> KindGraph:
+    """Trace a stage into the smallest graph that the operator set `opset` can express.
+
+    No weight is in memory: parameters are inputs of the graph, so no optimiser sees their values
+    and the cost does not depend on their size.
+
+    Args:
+        stage: Parameters on the meta device, buffers real.
+        state: What the stage receives.
+        dtype: Precision of parameters and float buffers.
+        opset: 16 to 20.
+
+    Raises:
+        ContractError: The module cannot be traced, or the graph cannot be expressed in `opset`.
+    """
+    module = typed(stage.module, dtype)
+    names = [name for name, _ in module.named_parameters()]
+    if hidden := [name for name, buffer in module.named_buffers() if buffer.is_meta]:
+        raise ContractError(
+            f"stage `{stage.name}` has buffers on the meta device: {', '.join(hidden)}",
+            hint="build constants on the CPU; only parameters belong on the meta device",
+        )
+    examples = tuple(torch.empty(shape, dtype=kind) for shape, kind in state)
+    weights = [torch.empty(p.shape, dtype=p.dtype) for p in module.parameters()]
+    try:
+        with torch.no_grad(), _quiet():
+            program = torch.onnx.export(
+                _Pure(module, names),
+                (examples, weights),
+                dynamo=True,
+                input_names=[
+                    *(f"state.{i}" for i in range(len(examples))),
+                    *(f"weight.{name}" for name in names),
+                ],
+                opset_version=max(opset, _EXPORTER_OPSET),
+                verbose=False,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        raise ContractError(
+            f"stage `{stage.name}` cannot be traced\n  {_first_line(error.__cause__ or error)}",
+            hint="use static shapes and plain tensor operations in `forward`",
+        ) from error
+    assert program is not None
+    return _finish(program.model, stage, opset)
+
+
+class _Pure(nn.Module):
+    """A module as a function of its state and weights: it owns no parameter to be captured."""
+
+    def __init__(self, module: nn.Module, names: Sequence[str]) -> None:
+        super().__init__()
+
+        def call(state: tuple[torch.Tensor, ...], weights: list[torch.Tensor]) -> Any:
+            return torch.func.functional_call(module, dict(zip(names, weights, strict=True)), state)
+
+        self.call = call
+
+    def forward(
+        self, state: tuple[torch.Tensor, ...], weights: list[torch.Tensor]
+    ) -> tuple[torch.Tensor, ...]:
+        out = self.call(state, weights)
+        return (out,) if isinstance(out, torch.Tensor) else tuple(out)
+
+
+def _finish(model: ir.Model, stage: Stage, opset: int) -> KindGraph:
+    """Name the outputs, convert to `opset`, slim, and check what the tools made of it."""
+    for index, value in enumerate(model.graph.outputs):
+        value.name = f"out.{index}"
+    _lift_constants(model)
+    DefaultAttributesPass()(model)
+    proto = ir.to_proto(model)
+    before = _signature(proto)
+    proto = _convert(proto, opset, stage)
+    slimmed = onnxslim.slim(proto)
+    if _signature(slimmed) != before:
+        raise ContractError(
+            f"slimming changed the interface of stage `{stage.name}`\n"
+            f"  before: {before}\n  after: {_signature(slimmed)}",
+            hint="report this with the versions that `axcore doctor` prints",
+        )
+    onnx.checker.check_model(slimmed, full_check=True)
+    result = ir.from_proto(slimmed)
+    _lift_constants(result)
+    return KindGraph(result, tuple(_spec(value, stage) for value in result.graph.outputs))
+
+
+def _lift_constants(model: ir.Model) -> None:
+    ir.passes.common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+
+
+def _convert(proto: onnx.ModelProto, opset: int, stage: Stage) -> onnx.ModelProto:
+    current = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
+    if current == opset:
+        return proto
+    try:
+        return onnx.version_converter.convert_version(proto, opset)
+    except (RuntimeError, onnx.version_converter.ConvertError) as error:
+        raise ContractError(
+            f"stage `{stage.name}` cannot be expressed in opset {opset}\n  {_first_line(error)}",
+            hint=f"choose a later --opset (up to {OPSETS[-1]})",
+        ) from error
+
+
+def _spec(value: ir.Value, stage: Stage) -> Spec:
+    shape, dtype = value.shape, value.dtype
+    if shape is None or dtype is None or not shape.is_static():
+        raise ContractError(
+            f"output `{value.name}` of stage `{stage.name}` has no static shape: {shape}",
+            hint="every shape must follow from the input shapes",
+        )
+    return tuple(shape.numpy()), ir.tensor_adapters.to_torch_dtype(dtype)
+
+
+def _signature(proto: onnx.ModelProto) -> list[tuple[str, int, tuple[int, ...]]]:
+    def describe(value: onnx.ValueInfoProto) -> tuple[str, int, tuple[int, ...]]:
+        tensor = value.type.tensor_type
+        return value.name, tensor.elem_type, tuple(dim.dim_value for dim in tensor.shape.dim)
+
+    return sorted(map(describe, [*proto.graph.input, *proto.graph.output]))
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), repr(error))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's remarks on its own internals away from users."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,204 @@
+"""PyTorch against ONNX Runtime, stage by stage, on the same input."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+import torch
+
+from ..errors import VerificationError
+from .export import torch_dtype
+from .trace import typed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from ..checkpoint import Checkpoint
+    from ..progress import Progress
+    from ..types import Component, GraphDType
+    from .stitch import Tracer
+
+    Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """The least cosine anywhere, and the greatest absolute difference at the output."""
+
+    cosine: float
+    max_abs: float | None
+
+
+THRESHOLDS: dict[str, Threshold] = {
+    "float32": Threshold(cosine=0.9999, max_abs=1e-3),
+    # Half precision has 11 significant bits; sums over thousands of terms differ in the last ones.
+    "float16": Threshold(cosine=0.999, max_abs=None),
+}
+"""By precision. ONNX Runtime has no bfloat16 kernels for these graphs, so none is listed."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far ONNX Runtime is from PyTorch behind one stage."""
+
+    stage: str
+    cosine: float
+    max_abs: float
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The differences behind every stage, the last one being the component's output.
+
+    Attributes:
+        component: Name of the component.
+        stages: In the order data flows.
+        onnx_s, torch_s: Seconds of the two inferences themselves.
+    """
+
+    component: str
+    stages: tuple[Difference, ...]
+    onnx_s: float
+    torch_s: float
+
+    def metrics(self) -> dict[str, Any]:
+        """Return what is reproducible, for the manifest."""
+        return {
+            "component": self.component,
+            "cosine": self.stages[-1].cosine,
+            "max_abs": self.stages[-1].max_abs,
+            "stages": [asdict(stage) for stage in self.stages],
+        }
+
+
+def verify_component(
+    component: Component,
+    parts: Sequence[Path],
+    checkpoint: Checkpoint,
+    tracer: Tracer,
+    feed: Mapping[str, Array],
+    *,
+    dtype: GraphDType,
+    progress: Progress,
+) -> Verification:
+    """Compare the exported files with the model they came from.
+
+    The files run whole, as a user would run them, with every stage boundary as a further output.
+    Then PyTorch runs stage by stage with the weights of one stage in memory at a time.
+
+    Args:
+        component: The chain the files were made of.
+        parts: The files, in the order data flows.
+        checkpoint: Where the weights are.
+        tracer: Supplies the patched module of each kind.
+        feed: The graph's inputs by name, with batch.
+        dtype: Precision of the files; one of `THRESHOLDS`.
+        progress: Told of stages.
+
+    Raises:
+        VerificationError: Some stage or the output is beyond the threshold; names the first one.
+    """
+    wanted = torch_dtype(dtype)
+    feed = {name: _cast(array, wanted) for name, array in feed.items()}
+    with progress.task(
+        f"verify {component.name}", len(component.stages) + len(parts), "steps"
+    ) as task:
+        made, onnx_s = _run_onnx(component, parts, feed, task)
+        state = tuple(torch.from_numpy(feed[port.name]) for port in component.inputs)
+        differences, torch_s = [], 0.0
+        for stage, outputs in zip(component.stages, made, strict=True):
+            weights = {
+                name: weight.resolve(checkpoint.tensor).to(wanted)
+                for name, weight in stage.weights().items()
+            }
+            module = typed(tracer.patched(stage).module, wanted)
+            started = time.perf_counter()
+            with torch.no_grad():
+                result = torch.func.functional_call(module, weights, state)
+            torch_s += time.perf_counter() - started
+            state = (result,) if isinstance(result, torch.Tensor) else tuple(result)
+            differences.append(_difference(stage.name, state, outputs))
+            task.advance()
+    result = Verification(component.name, tuple(differences), onnx_s, torch_s)
+    _judge(result, THRESHOLDS[dtype])
+    return result
+
+
+def _run_onnx(
+    component: Component, parts: Sequence[Path], feed: Mapping[str, Array], task: Any
+) -> tuple[list[Array], float]:
+    """Run the parts in a row; return every stage's first output and the seconds of inference."""
+    values, seconds = dict(feed), 0.0
+    wanted = [*(stage.name for stage in component.stages[:-1]), component.outputs[0].name]
+    for path in parts:
+        session, names = _open_with_boundaries(path, wanted)
+        inputs = {entry.name: values[entry.name] for entry in session.get_inputs()}
+        started = time.perf_counter()
+        results = session.run(names, inputs)
+        seconds += time.perf_counter() - started
+        values |= dict(zip(names, results, strict=True))
+        task.advance()
+    return [values[name] for name in wanted], seconds
+
+
+def _open_with_boundaries(path: Path, wanted: Sequence[str]) -> tuple[Any, list[str]]:
+    """Open an exported file with the stage boundaries it holds as further outputs."""
+    model = ir.load(path)
+    values = {value.name: value for node in model.graph for value in node.outputs}
+    names = [str(value.name) for value in model.graph.outputs]
+    for name in wanted:
+        if name in values and name not in names:
+            model.graph.outputs.append(values[name])
+            names.append(name)
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", str(path.parent)
+    )
+    proto = ir.to_proto(model).SerializeToString()
+    return ort.InferenceSession(proto, options, providers=["CPUExecutionProvider"]), names
+
+
+def _cast(array: Array, dtype: torch.dtype) -> Array:
+    if array.dtype != np.float32:
+        return array
+    return torch.from_numpy(array).to(dtype).numpy()
+
+
+def _difference(stage: str, state: Sequence[torch.Tensor], made: Array) -> Difference:
+    ours, theirs = state[0].double().flatten(), torch.from_numpy(made).double().flatten()
+    norms = ours.norm() * theirs.norm()
+    cosine = float(ours @ theirs / norms) if norms > 0 else float(torch.equal(ours, theirs))
+    return Difference(stage, round(cosine, 9), float(f"{float((ours - theirs).abs().max()):.6g}"))
+
+
+def _failures(result: Verification, threshold: Threshold) -> Iterator[str]:
+    for difference in result.stages:
+        # Written so that NaN fails.
+        if not difference.cosine >= threshold.cosine:
+            yield (
+                f"cosine {difference.cosine:.6f} behind stage `{difference.stage}`,"
+                f" at least {threshold.cosine} expected"
+            )
+    last = result.stages[-1]
+    if threshold.max_abs is not None and not last.max_abs <= threshold.max_abs:
+        yield f"max abs {last.max_abs:.3g} at the output, at most {threshold.max_abs:g} expected"
+
+
+def _judge(result: Verification, threshold: Threshold) -> None:
+    failures = list(_failures(result, threshold))
+    if failures:
+        last = result.stages[-1]
+        raise VerificationError(
+            f"the ONNX graph of `{result.component}` differs from PyTorch\n"
+            f"  first: {failures[0]}\n"
+            f"  output: cosine {last.cosine:.6f}, max abs {last.max_abs:.3g}",
+            hint="the first stage named is where to look; a newer onnxruntime or another --opset"
+            " tells a tool's fault from the model's",
+        )

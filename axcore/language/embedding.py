@@ -1,0 +1,183 @@
+"""The token embedding: found in a checkpoint, written in the forms that runtimes read."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+from ..errors import CheckpointError, UsageError
+from ..types import Embedding
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+    from typing import BinaryIO
+
+    import numpy as np
+
+    from ..checkpoint import Checkpoint
+    from ..progress import Progress
+
+EMBEDDING_KEYS = (
+    "model.embed_tokens.weight",
+    "llm.model.embed_tokens.weight",
+    "language_model.model.embed_tokens.weight",
+    "model.language_model.embed_tokens.weight",
+)
+HEAD_KEYS = (
+    "lm_head.weight",
+    "llm.lm_head.weight",
+    "language_model.lm_head.weight",
+)
+"""The output head, which is the embedding as well where a checkpoint ties and stores one."""
+
+STEM = "model.embed_tokens.weight"
+ALWAYS = "bf16bin"
+FORMATS: Mapping[str, str] = {
+    ALWAYS: f"{STEM}.bfloat16.bin",
+    "npy": f"{STEM}.npy",
+    "f32bin": f"{STEM}.float32.bin",
+}
+"""Format to file name."""
+DTYPES: Mapping[str, str] = {ALWAYS: "bfloat16", "npy": "float32", "f32bin": "float32"}
+
+SOURCE_DTYPES = ("bfloat16", "float16", "float32")
+
+
+def find_embedding(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Embedding:
+    """Return the token embedding under one of the names in use.
+
+    Args:
+        checkpoint: Tensors under canonical keys.
+        config: The checkpoint's ``config.json``; where it ties the word embeddings, a lone
+            output head is the embedding.
+
+    Raises:
+        CheckpointError: There is none (the message lists what looks like one).
+    """
+    keys = EMBEDDING_KEYS + (HEAD_KEYS if _ties_embeddings(config) else ())
+    for key in keys:
+        if key in checkpoint.tensors:
+            return Embedding(key, checkpoint.info(key).shape)
+    similar = [key for key, info in checkpoint.tensors.items() if _looks_similar(key, info.shape)]
+    raise CheckpointError(
+        "the checkpoint has no token embedding under a known name\n"
+        f"  looked for: {', '.join(keys)}\n"
+        f"  similar: {', '.join(similar[:8]) or 'none'}",
+        hint="name it in the family's `embed_extract` hook",
+    )
+
+
+def _ties_embeddings(config: Mapping[str, Any]) -> bool:
+    parts = (config, config.get("text_config"), config.get("llm_config"))
+    return any(part.get("tie_word_embeddings") for part in parts if part)
+
+
+def _looks_similar(key: str, shape: Sequence[int]) -> bool:
+    return len(shape) == 2 and ("embed" in key or "wte" in key)
+
+
+def write_embedding(
+    checkpoint: Checkpoint,
+    embedding: Embedding,
+    folder: Path,
+    formats: Sequence[str],
+    progress: Progress,
+) -> list[Path]:
+    """Write the embedding table, reading it once and holding a few chunks of it at a time.
+
+    ``model.embed_tokens.weight.bfloat16.bin`` is always written: raw little-endian bfloat16
+    ``[vocabulary, hidden]``, row-major. From a bfloat16 checkpoint it is a copy of the bytes.
+    From float32 and float16 it is rounded to nearest, ties to even, as torch does it; the vendor's
+    ``fp32_to_bf16`` drops the lower 16 bits instead, so its values may be one unit smaller in the
+    last place. `Embedding.scale` is not applied.
+
+    Args:
+        checkpoint: Where the table is read from.
+        embedding: Its key and shape ``[vocabulary, hidden]``.
+        folder: Where files go; each appears under its name only when it is complete.
+        formats: Further files: "npy" (float32, with header), "f32bin" (raw float32).
+        progress: Told of the bytes read.
+
+    Returns:
+        The files, the bfloat16 table first.
+
+    Raises:
+        UsageError: A format is unknown.
+        CheckpointError: The tensor is missing, of another shape, or not floating point.
+    """
+    wanted = _wanted(formats)
+    _check_source(checkpoint, embedding)
+    info = checkpoint.info(embedding.key)
+    dtypes = {DTYPES[name] for name in wanted}
+    with ExitStack() as stack:
+        files = {name: stack.enter_context(_appearing(folder / FORMATS[name])) for name in wanted}
+        if "npy" in files:
+            _write_npy_header(files["npy"], info.shape)
+        task = stack.enter_context(progress.task("embedding", info.nbytes, "B"))
+        for chunk in checkpoint.chunks(embedding.key):
+            forms = {dtype: _converted(chunk, info.dtype, dtype) for dtype in dtypes}
+            for name, file in files.items():
+                file.write(forms[DTYPES[name]])
+            task.advance(len(chunk))
+    return [folder / FORMATS[name] for name in wanted]
+
+
+def _wanted(formats: Sequence[str]) -> list[str]:
+    for name in formats:
+        if name not in FORMATS:
+            raise UsageError(
+                f"there is no embedding format `{name}`",
+                hint=f"choose from {', '.join(FORMATS)}",
+            )
+    return [name for name in FORMATS if name == ALWAYS or name in formats]
+
+
+def _check_source(checkpoint: Checkpoint, embedding: Embedding) -> None:
+    info = checkpoint.info(embedding.key)
+    if tuple(info.shape) != tuple(embedding.shape) or len(info.shape) != 2:
+        raise CheckpointError(
+            f"the token embedding `{embedding.key}` has shape {list(info.shape)} in {info.file}, "
+            f"not {list(embedding.shape)} [vocabulary, hidden]",
+            hint="check that config.json and the weights belong together",
+        )
+    if info.dtype not in SOURCE_DTYPES:
+        raise CheckpointError(
+            f"the token embedding `{embedding.key}` is {info.dtype} in {info.file}",
+            hint=f"use a checkpoint that stores it as one of {', '.join(SOURCE_DTYPES)}",
+        )
+
+
+def _write_npy_header(file: BinaryIO, shape: Sequence[int]) -> None:
+    import numpy as np
+
+    header = {"descr": "<f4", "fortran_order": False, "shape": tuple(shape)}
+    np.lib.format.write_array_header_1_0(file, header)
+
+
+def _converted(chunk: memoryview, source: str, target: str) -> memoryview:
+    """Return the bytes of `chunk` in another float type; the same bytes if it is that already."""
+    if source == target:
+        return chunk
+    import ml_dtypes
+    import numpy as np
+
+    def dtype(name: str) -> np.dtype[Any]:
+        return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
+
+    values = np.frombuffer(chunk, dtype(source))
+    with np.errstate(invalid="ignore"):  # a signalling not-a-number becomes a quiet one
+        return values.astype(dtype(target)).view(np.uint8).data
+
+
+@contextmanager
+def _appearing(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that takes its name once it is complete, and is gone if it never is."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with partial.open("wb") as file:
+            yield file
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""Plan, convert, resume, build: the pipeline itself. Knows no model and no toolchain."""

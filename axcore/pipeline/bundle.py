@@ -1,0 +1,106 @@
+"""A finished conversion: the manifest and the files it lists."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import BundleError
+from ..files import sha256
+from ..types import BuildRequest, Options
+from .workspace import MANIFEST
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle folder.
+
+    Attributes:
+        folder: Where it lies.
+        manifest: The content of ``axcore.json``.
+    """
+
+    folder: Path
+    manifest: Mapping[str, Any]
+
+    @classmethod
+    def open(cls, folder: Path) -> Bundle:
+        """Read the manifest.
+
+        Raises:
+            BundleError: `folder` is no bundle, an unfinished one, or of a later axcore.
+        """
+        path = folder / MANIFEST
+        hint = "give the folder that `axcore convert` wrote, or finish it by the same command"
+        try:
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise BundleError(
+                f"{folder} holds no finished bundle: no {MANIFEST}", hint=hint
+            ) from None
+        except (OSError, ValueError) as error:
+            raise BundleError(f"{path} cannot be read: {error}", hint=hint) from error
+        schema = manifest.get("schema") if isinstance(manifest, dict) else None
+        if schema != SCHEMA:
+            raise BundleError(
+                f"{path} has schema {schema}; this axcore reads {SCHEMA}",
+                hint="convert again, or use the axcore that wrote it",
+            )
+        return cls(folder, manifest)
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """Every file of the bundle, by name."""
+        return {name: self.folder / name for name in self.manifest["files"]}
+
+    @property
+    def graphs(self) -> list[Path]:
+        """The ONNX files, in the order data flows."""
+        return [self.folder / f"{graph.stem}.onnx" for graph in self.build_request.graphs]
+
+    @property
+    def build_request(self) -> BuildRequest:
+        """What a toolchain is told of this bundle."""
+        from pydantic import TypeAdapter
+
+        return TypeAdapter(BuildRequest).validate_python(self.manifest["build"])
+
+    @property
+    def options(self) -> Options:
+        """What the user chose."""
+        from pydantic import TypeAdapter
+
+        return TypeAdapter(Options).validate_python(self.manifest["options"])
+
+    def check_files(self, names: set[str] | None = None) -> None:
+        """Compare size and content of files (all, unless `names` are given) with the manifest.
+
+        Raises:
+            BundleError: Files are missing or were changed; names them.
+        """
+        wrong = []
+        for name, entry in self.manifest["files"].items():
+            if names is not None and name not in names:
+                continue
+            path = self.folder / name
+            if not path.is_file():
+                wrong.append(f"{name} is missing")
+            elif path.stat().st_size != entry["size"]:
+                wrong.append(f"{name} has {path.stat().st_size} bytes, not {entry['size']}")
+            elif sha256(path) != entry["sha256"]:
+                wrong.append(f"{name} has another content")
+        if wrong:
+            raise BundleError(
+                f"{self.folder} is not as it was written\n  " + "\n  ".join(wrong[:10]),
+                hint="run the same `axcore convert` again; what is whole is kept",
+            )
+
+
+def plain(value: object) -> Any:
+    """Return a dataclass instance as JSON-like data."""
+    return json.loads(json.dumps(asdict(value), default=str))  # type: ignore[call-overload]

@@ -1,0 +1,317 @@
+"""The conversion itself: steps in their order, each done once for equal inputs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..calibration import (
+    check_pictures,
+    find_pictures,
+    store_samples,
+)
+from ..files import write_atomic
+from .bundle import SCHEMA, Bundle, plain
+from .flow import Flow
+from .job import open_job
+from .plan import check_room, make_plan, notes
+from .prepared import Prepared, prepare
+from .versions import code_digest, versions
+from .workspace import Step, Workspace, digest
+
+if TYPE_CHECKING:
+    from ..calibration import Picture
+    from ..plugins import Registry
+    from ..progress import Progress
+    from ..types import Component, GraphFile, Job
+    from .job import Request
+
+ASSET_SUFFIXES = (".json", ".txt", ".jinja", ".model")
+_NO_ASSETS = ("axcore.json", "fabricated.json")
+_LAST = "last.json"  # what the published bundle was made from
+
+
+def convert(request: Request, out: Path, registry: Registry, progress: Progress) -> Bundle:
+    """Fill `out` with everything a board build needs.
+
+    The same request run again continues: finished steps are kept, changed ones done anew. The
+    folder changes only after every step has succeeded.
+
+    Raises:
+        AxcoreError: One of its subclasses says what is wrong; nothing good is lost.
+    """
+    job = open_job(request, registry, progress)
+    with job.checkpoint:
+        pictures = find_pictures(request.images) if request.images else []
+        workspace = Workspace(out, job.card.id)
+        workspace.check()
+        identity = digest(_identity(request, job, registry, pictures))
+        if workspace.is_current(_LAST, identity):
+            progress.say(f"{out} is up to date")
+            return Bundle.open(out)
+        prepared = prepare(request, registry, job)
+        check_room(make_plan(prepared, pictures), out)
+        if pictures:
+            check_pictures(pictures, prepared.components[0].calibration.minimum, progress)
+        with workspace.locked():
+            _Conversion(prepared, pictures, workspace, progress).run()
+            write_atomic(workspace.state / _LAST, json.dumps({"identity": identity}))
+        return Bundle.open(out)
+
+
+class _Conversion:
+    """The steps of one conversion in a locked workspace."""
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        pictures: Sequence[Picture],
+        workspace: Workspace,
+        progress: Progress,
+    ) -> None:
+        self.prepared, self.pictures = prepared, pictures
+        self.workspace, self.progress = workspace, progress
+        self.job, self.options = prepared.job, prepared.job.options
+        self.tracer = prepared.tracer()
+        self.code = _code(prepared.job, prepared.registry)
+        self.exported: dict[str, Step] = {}
+        self.flow = Flow(prepared, self._locate)
+
+    def run(self) -> None:
+        """Do what is not done, then publish."""
+        components = []
+        for component, cuts in zip(self.prepared.components, self.prepared.cuts, strict=True):
+            exported = self.exported[component.name] = self._export(component, cuts)
+            components.append(_describe(component, exported, self._verify(component)))
+        samples = self._calibrate() if self.pictures else {}
+        self._embed()
+        self._copy_assets()
+        build = self.prepared.build_request(samples)
+        texts = self.prepared.toolchain.prepare(build)
+        self._run("toolchain", {"texts": texts}, lambda folder: _write_texts(texts, folder))
+        manifest = {
+            **_head(self.prepared),
+            "components": components,
+            "build": plain(build),
+            "notes": notes(self.prepared, len(self.pictures)),
+            "files": {
+                name: {"size": stamp.size, "sha256": stamp.sha256}
+                for step in self.workspace.steps
+                for name, stamp in sorted(step.files.items())
+            },
+        }
+        for name in self.workspace.publish(json.dumps(manifest, indent=2) + "\n"):
+            self.progress.warn(f"{name} had been changed; your version is kept as {name}.orig")
+
+    def _run(
+        self,
+        name: str,
+        inputs: Mapping[str, Any],
+        make: Callable[[Path], Mapping[str, Any] | None],
+    ) -> Step:
+        step = self.workspace.run(name, {**inputs, **self.code}, make)
+        self.progress.say(f"{name}: {'kept' if step.reused else f'done in {step.seconds:.1f} s'}")
+        return step
+
+    def _export(self, component: Component, cuts: Sequence[int]) -> Step:
+        from ..graph.export import export_component
+        from ..graph.lint import lint_model
+
+        keys = [key for s in component.stages for w in s.weights().values() for key in w.keys()]
+        inputs = {
+            "config": self.job.config,
+            "task": self.job.task,
+            "size": [self.job.profile.height, self.job.profile.width],
+            "dtype": self.options.dtype,
+            "opset": self.options.opset,
+            "chip": self.options.chip,
+            "cuts": cuts,
+            "stem": component.stem,
+            "weights": self.job.checkpoint.digest(keys),
+        }
+
+        def make(folder: Path) -> Mapping[str, Any]:
+            paths = export_component(
+                component,
+                self.job.checkpoint,
+                self.tracer,
+                folder,
+                dtype=self.options.dtype,
+                cuts=cuts,
+                progress=self.progress,
+            )
+            findings = [f for path in paths for f in lint_model(path, self.options.chip)]
+            return {"findings": [{**asdict(f), "file": Path(f.file).name} for f in findings]}
+
+        step = self._run(f"export-{component.name}", inputs, make)
+        for finding in step.metrics["findings"]:
+            self.progress.warn("{node} ({op}): {constraint}; {remedy}".format(**finding))
+        return step
+
+    def _verify(self, component: Component) -> Step | None:
+        from ..graph.verify import THRESHOLDS
+
+        if not self.prepared.request.verify or self.options.dtype not in THRESHOLDS:
+            return None
+
+        def make(_: Path) -> Mapping[str, Any]:
+            return self.flow.verify(component, self.pictures, self.tracer, self.progress).metrics()
+
+        inputs = {
+            "exported": [step.key for step in self.exported.values()],
+            "pictures": _content(self.flow.chosen(self.pictures)),
+        }
+        step = self._run(f"verify-{component.name}", inputs, make)
+        self.progress.say(
+            f"{component.name}: cosine {step.metrics['cosine']:.9f},"
+            f" max abs {step.metrics['max_abs']:.3g} against PyTorch"
+        )
+        return step
+
+    def _calibrate(self) -> dict[str, int]:
+        """Write samples for every graph file; return how many each has."""
+        counts = {}
+        for index, (_, graph) in enumerate(self.flow.chain):
+            inputs = {
+                "exported": [step.key for step in self._upstream(index)],
+                "calibration": asdict(graph.calibration),
+                "ports": [asdict(port) for port in graph.inputs],
+                "size": [self.job.profile.height, self.job.profile.width],
+                "pictures": _content(self.pictures),
+            }
+            make = partial(self._write_samples, index, graph)
+            step = self._run(f"calibrate-{graph.stem}", inputs, make)
+            counts[graph.stem] = int(step.metrics["samples"])
+        return counts
+
+    def _write_samples(self, index: int, graph: GraphFile, folder: Path) -> Mapping[str, Any]:
+        component = self.flow.chain[index][0]
+        name = component.name if self.flow.is_head(index) else graph.stem
+        samples = self.flow.samples(index, self.pictures, self.progress)
+        stored = store_samples(name, graph.inputs, graph.calibration, samples, folder)
+        return {"samples": stored.samples}
+
+    def _upstream(self, index: int) -> list[Step]:
+        """Return the exports whose files the samples of file `index` have gone through."""
+        owners = dict.fromkeys(component.name for component, _ in self.flow.chain[:index])
+        return [self.exported[name] for name in owners]
+
+    def _locate(self, component: Component, graph: GraphFile) -> Path:
+        return self.workspace.path(self.exported[component.name], f"{graph.stem}.onnx")
+
+    def _embed(self) -> None:
+        from ..language.embedding import write_embedding
+
+        embedding = self.prepared.embedding
+        if embedding is None:
+            return
+        checkpoint, formats = self.job.checkpoint, self.options.embedding_formats
+        inputs = {
+            "embedding": asdict(embedding),
+            "formats": formats,
+            "weights": checkpoint.digest([embedding.key]),
+        }
+
+        def make(folder: Path) -> None:
+            write_embedding(checkpoint, embedding, folder, formats, self.progress)
+
+        self._run("embedding", inputs, make)
+
+    def _copy_assets(self) -> None:
+        folder = self.job.checkpoint.folder
+        paths = sorted(path for path in folder.iterdir() if _is_asset(path))
+        inputs = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+        def make(target: Path) -> None:
+            for path in paths:
+                shutil.copyfile(path, target / path.name)
+
+        self._run("assets", inputs, make)
+
+
+def _identity(
+    request: Request, job: Job, registry: Registry, pictures: Sequence[Picture]
+) -> dict[str, Any]:
+    """Return all that a bundle depends on and that is known without looking into weights."""
+    paths = [path for path in job.checkpoint.folder.iterdir() if _is_asset(path)]
+    return {
+        "request": asdict(replace(request, images=())),
+        "folder": str(job.checkpoint.folder.resolve()),
+        "weights": job.checkpoint.signature(),
+        "assets": sorted((path.name, path.read_bytes().hex()) for path in paths),
+        "pictures": _content(pictures),
+        **_code(job, registry),
+    }
+
+
+def _code(job: Job, registry: Registry) -> dict[str, Any]:
+    plugin = registry.plugins[job.family]
+    module = plugin.module.partition(":")[0].partition(".")[0]
+    return {
+        "code": [code_digest("axcore"), code_digest(module)],
+        "plugin": [plugin.name, plugin.version],
+        "versions": versions(),
+    }
+
+
+def _content(pictures: Sequence[Picture]) -> list[str]:
+    return [hashlib.sha256(picture.read()).hexdigest() for picture in pictures]
+
+
+def _is_asset(path: Path) -> bool:
+    """Configuration, tokenizer and processor files; an index speaks of shards that stay behind."""
+    named = path.suffix in ASSET_SUFFIXES and path.name not in _NO_ASSETS
+    return named and not path.name.endswith(".index.json") and path.is_file()
+
+
+def _write_texts(texts: Mapping[str, str], folder: Path) -> None:
+    for name, text in texts.items():
+        path = folder / name
+        path.write_text(text, encoding="utf-8")
+        if text.startswith("#!"):
+            path.chmod(0o755)
+
+
+def _describe(component: Component, exported: Step, verified: Step | None) -> dict[str, Any]:
+    return {
+        "name": component.name,
+        "inputs": [asdict(port) for port in component.inputs],
+        "outputs": [asdict(port) for port in component.outputs],
+        "stages": [stage.name for stage in component.stages],
+        "findings": exported.metrics["findings"],
+        "verification": verified.metrics if verified else None,
+    }
+
+
+def _head(prepared: Prepared) -> dict[str, Any]:
+    """Return the part of the manifest that says what was converted, by what, and how."""
+    job, checkpoint = prepared.job, prepared.job.checkpoint
+    plugin = prepared.registry.plugins[job.family]
+    return {
+        "schema": SCHEMA,
+        "model": {
+            "id": job.card.id,
+            "repo": job.card.repo,
+            "licence": job.card.licence,
+            "family": job.family,
+            "plugin": f"{plugin.distribution} {plugin.version}".strip(),
+            "task": job.task,
+            "profile": asdict(job.profile),
+        },
+        "checkpoint": {
+            "folder": str(checkpoint.folder.resolve()),
+            "tensors": len(checkpoint.tensors),
+            "bytes": sum(info.nbytes for info in checkpoint.tensors.values()),
+        },
+        "options": asdict(job.options),
+        "vision_only": prepared.request.vision_only,
+        "toolchain": prepared.toolchain.name,
+        "embedding": asdict(prepared.embedding) if prepared.embedding else None,
+        "versions": versions(),
+    }

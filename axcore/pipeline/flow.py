@@ -1,0 +1,170 @@
+"""What each graph file receives: pictures at the head of a chain, features behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..calibration import embedded_pictures, find_pictures, picture_samples
+from ..errors import ContractError, UsageError
+from ..progress import Silent
+from .prepared import graph_files
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from PIL.Image import Image
+
+    from ..calibration import Picture
+    from ..graph.stitch import Tracer
+    from ..graph.verify import Verification
+    from ..progress import Progress
+    from ..types import Component, GraphFile, Sample
+    from .prepared import Prepared
+
+
+SILENT = Silent()
+
+
+class Flow:
+    """The graph files of a conversion in the order data flows.
+
+    Attributes:
+        chain: Each file with the component it belongs to.
+
+    Args:
+        prepared: The conversion.
+        locate: Says where a file lies.
+    """
+
+    def __init__(self, prepared: Prepared, locate: Callable[[Component, GraphFile], Path]) -> None:
+        self._prepared, self._locate = prepared, locate
+        self.chain: list[tuple[Component, GraphFile]] = [
+            (component, graph)
+            for component, cuts in zip(prepared.components, prepared.cuts, strict=True)
+            for graph in graph_files(component, cuts, prepared.job)
+        ]
+
+    def path(self, index: int) -> Path:
+        """Return where file `index` of the chain lies."""
+        return self._locate(*self.chain[index])
+
+    def is_head(self, index: int) -> bool:
+        """Whether a file is the first one of its component."""
+        return index == 0 or self.chain[index - 1][0] is not self.chain[index][0]
+
+    def samples(
+        self, index: int, pictures: Sequence[Picture], progress: Progress = SILENT
+    ) -> Iterator[Sample]:
+        """Yield samples for a file in the form the target reads, lazily."""
+        component, graph = self.chain[index]
+        if self.is_head(index) and component.preprocess is not None:
+            made = picture_samples(component, self._maker(component), pictures, progress)
+        else:
+            before = self.chain[index - 1][1]
+            feeds = self.feeds(index - 1, pictures, progress)
+            made = _features(before, self.path(index - 1), feeds, graph)
+        return (_fit(graph, sample) for sample in made)
+
+    def feeds(
+        self, index: int, pictures: Sequence[Picture], progress: Progress = SILENT
+    ) -> Iterator[Sample]:
+        """Yield what a file is run on, lazily."""
+        calibration = self.chain[index][1].calibration
+        for sample in self.samples(index, pictures, progress):
+            yield {name: calibration.graph_input(array) for name, array in sample.items()}
+
+    def verify(
+        self,
+        component: Component,
+        pictures: Sequence[Picture],
+        tracer: Tracer,
+        progress: Progress,
+    ) -> Verification:
+        """Compare a component's files with PyTorch on the first sample.
+
+        Raises:
+            VerificationError: They differ by more than the thresholds.
+        """
+        from ..graph.verify import THRESHOLDS, verify_component
+
+        dtype = self._prepared.job.options.dtype
+        if dtype not in THRESHOLDS:
+            raise UsageError(
+                f"a {dtype} graph cannot be verified: ONNX Runtime in Python cannot run it",
+                hint=f"convert with --dtype {' or '.join(THRESHOLDS)} to verify",
+            )
+        mine = [index for index, (owner, _) in enumerate(self.chain) if owner is component]
+        return verify_component(
+            component,
+            [self.path(index) for index in mine],
+            self._prepared.job.checkpoint,
+            tracer,
+            next(self.feeds(mine[0], self.chosen(pictures))),
+            dtype=dtype,
+            progress=progress,
+        )
+
+    def chosen(self, pictures: Sequence[Picture]) -> Sequence[Picture]:
+        """Return the pictures that verification looks at: the first, or one of ours."""
+        sources = pictures or find_pictures(embedded_pictures())
+        return sources[: self._prepared.components[0].pictures_per_sample]
+
+    def _maker(self, component: Component) -> Callable[[Sequence[Image]], list[Sample]]:
+        """Return the family's `make_calib`; safe to call from several threads."""
+        registry, job = self._prepared.registry, self._prepared.job
+
+        def make(images: Sequence[Image]) -> list[Sample]:
+            samples = registry.call(
+                job.family, "make_calib", job=job, component=component, images=images
+            )
+            with registry.blame(job.family, "make_calib"):
+                return list(samples)
+
+        return make
+
+
+def _fit(graph: GraphFile, sample: Sample) -> Sample:
+    """Bring float arrays into the precision of the graph; pictures stay as they are."""
+    if graph.calibration.format == "Image":
+        return sample
+    dtypes = {port.name: port.dtype for port in graph.inputs}
+    return {
+        name: array.astype(dtypes.get(name, array.dtype)) if array.dtype.kind == "f" else array
+        for name, array in sample.items()
+    }
+
+
+def _features(
+    graph: GraphFile, path: Path, feeds: Iterable[Sample], behind: GraphFile
+) -> Iterator[Sample]:
+    """Run an exported file on `feeds` and yield what the file behind it receives."""
+    import numpy as np
+    import onnxruntime as ort
+
+    sources = _sources(graph, behind)
+    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    for feed in feeds:
+        outputs: list[Any] = session.run(list(sources.values()), dict(feed))
+        yield {
+            port: np.ascontiguousarray(array) for port, array in zip(sources, outputs, strict=True)
+        }
+
+
+def _sources(graph: GraphFile, behind: GraphFile) -> dict[str, str]:
+    """Map each input of `behind` to the output of `graph` it receives, by name or else position."""
+    made = {port.name: port for port in graph.outputs}
+    named = any(port.name in made for port in behind.inputs)
+    sources = {}
+    for position, port in enumerate(behind.inputs):
+        in_place = graph.outputs[position] if position < len(graph.outputs) else None
+        source = made.get(port.name) if named else in_place
+        if source is None or source.shape != port.shape:
+            returned = ", ".join(f"{out.name} {list(out.shape)}" for out in graph.outputs)
+            raise ContractError(
+                f"`{behind.stem}` takes {port.name} {list(port.shape)};"
+                f" `{graph.stem}` returns {returned}",
+                hint="give it a `preprocess`, or make it take what the one before returns",
+            )
+        sources[port.name] = source.name
+    return sources

@@ -1,0 +1,192 @@
+"""A job with all that its plugin says of it, checked, before any weight is read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from ..errors import CheckpointError, ContractError, UsageError
+from ..types import BuildRequest, Calibration, Component, Embedding, GraphFile, LlmBuildArgs, Stage
+
+if TYPE_CHECKING:
+    from ..graph.stitch import Tracer
+    from ..plugins import Registry
+    from ..types import Job, Toolchain
+    from .job import Request
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What is about to be converted.
+
+    Attributes:
+        request: What was asked for.
+        registry: Where hooks are called.
+        job: The conversion.
+        toolchain: Whose configuration is written.
+        components: In the order data flows.
+        cuts: For each component, the indices of the stages that begin a new part.
+        embedding: None for a conversion of the vision side alone.
+        llm: The language model's build.
+    """
+
+    request: Request
+    registry: Registry
+    job: Job
+    toolchain: Toolchain
+    components: tuple[Component, ...]
+    cuts: tuple[tuple[int, ...], ...]
+    embedding: Embedding | None
+    llm: LlmBuildArgs
+
+    def tracer(self) -> Tracer:
+        """Return a tracer that patches attention as the family says."""
+        from ..graph.export import torch_dtype
+        from ..graph.stitch import Tracer
+
+        family, job = self.job.family, self.job
+
+        def patch(stage: Stage) -> Stage:
+            patched = self.registry.call(family, "patch_attention", job=job, stage=stage)
+            with self.registry.blame(family, "patch_attention"):
+                return _same_parameters(stage, patched)
+
+        return Tracer(patch, torch_dtype(job.options.dtype), job.options.opset)
+
+    def build_request(self, samples: dict[str, int]) -> BuildRequest:
+        """Describe the bundle to a toolchain; `samples` counts those of each graph file."""
+        graphs = [
+            replace(graph, samples=samples.get(graph.stem, 0))
+            for component, cuts in zip(self.components, self.cuts, strict=True)
+            for graph in graph_files(component, cuts, self.job)
+        ]
+        return BuildRequest(
+            model=self.job.card.id,
+            checkpoint=str(self.job.checkpoint.folder.resolve()),
+            chip=self.job.options.chip,
+            npu_mode=self.job.options.npu_mode,
+            task=self.job.task,
+            graphs=tuple(graphs),
+            llm=self.llm,
+            decoder_layers=int(self.job.text_config["num_hidden_layers"]),
+        )
+
+
+def graph_files(component: Component, cuts: Sequence[int], job: Job) -> list[GraphFile]:
+    """Return the files a component becomes.
+
+    The first one is calibrated as the component says. A later part receives what the part before
+    it returns, so its samples are arrays.
+    """
+    from ..graph.export import part_stems, torch_dtype
+    from ..graph.shapes import part_ports
+
+    files: list[GraphFile] = []
+    ports = part_ports(component, cuts, torch_dtype(job.options.dtype))
+    for stem, (inputs, outputs) in zip(part_stems(component, cuts), ports, strict=True):
+        own = component.calibration
+        calibration = replace(Calibration(), size=own.size) if files else own
+        shared = calibration.format == "NumpyObject"
+        archive = f"{component.name if shared else inputs[0].name}.tar"
+        options = component.build_options
+        files.append(GraphFile(stem, inputs, outputs, calibration, archive, 0, options))
+    return files
+
+
+def prepare(request: Request, registry: Registry, job: Job) -> Prepared:
+    """Ask the family for its components, cuts, embedding and build arguments, and check them.
+
+    Raises:
+        ContractError: The plugin's answer is unfit (names plugin and hook).
+        CheckpointError: The checkpoint lacks something, or holds more than is used.
+        BudgetError: The prompt budget cannot hold one prompt's pictures.
+        UnsupportedProfile: The picture size does not fit.
+    """
+    from ..graph.contract import check_component, check_consumed
+    from ..language.build_args import check_prompt_budget
+
+    def call(hook: str, **arguments: Any) -> Any:
+        return registry.call(job.family, hook, job=job, **arguments)
+
+    toolchain = registry.toolchains.get(request.toolchain)
+    if toolchain is None:
+        known = ", ".join(registry.toolchains) or "none"
+        raise UsageError(f"no toolchain `{request.toolchain}`", hint=f"installed: {known}")
+    components = tuple(call("export_vision"))
+    with registry.blame(job.family, "export_vision"):
+        _check_types(components, Component)
+        for component in components:
+            check_component(component, job.checkpoint)
+        _check_width(components[-1], job)
+    check_consumed(components, job.checkpoint, job.card.text_prefixes)
+    check_prompt_budget(job.profile, components[-1].rows)
+    cuts = []
+    for component in components:
+        chosen = call("split_graph", component=component)
+        with registry.blame(job.family, "split_graph"):
+            cuts.append(_checked_cuts(chosen, component))
+    embedding = None if request.vision_only else call("embed_extract")
+    if embedding is not None:
+        with registry.blame(job.family, "embed_extract"):
+            _check_embedding(embedding, job)
+    llm = call("llm_build_args")
+    with registry.blame(job.family, "llm_build_args"):
+        _check_types([llm], LlmBuildArgs)
+    return Prepared(request, registry, job, toolchain, components, tuple(cuts), embedding, llm)
+
+
+def _check_types(values: Sequence[object], expected: type) -> None:
+    if not values:
+        raise ContractError("returned nothing")
+    for value in values:
+        if not isinstance(value, expected):
+            raise ContractError(f"returned {value!r}, not a {expected.__name__}")
+
+
+def _check_width(component: Component, job: Job) -> None:
+    port = component.outputs[0]
+    if port.shape[-1] != job.text_width:
+        raise ContractError(
+            f"returned {port.name} {port.dtype} {list(port.shape)};"
+            f" the language model is {job.text_width} wide",
+            hint="export the tower with its projector",
+        )
+
+
+def _checked_cuts(cuts: object, component: Component) -> tuple[int, ...]:
+    allowed = range(1, len(component.stages))
+    listed = isinstance(cuts, Sequence) and all(isinstance(cut, int) for cut in cuts)
+    chosen: list[int] = list(cuts) if listed else []  # type: ignore[call-overload]
+    if not listed or not set(chosen) <= set(allowed) or chosen != sorted(set(chosen)):
+        raise ContractError(
+            f"cuts {cuts} of component `{component.name}` are not ascending stage indices"
+            f" between 1 and {len(component.stages) - 1}"
+        )
+    return tuple(chosen)
+
+
+def _check_embedding(embedding: object, job: Job) -> None:
+    _check_types([embedding], Embedding)
+    assert isinstance(embedding, Embedding)
+    found = job.checkpoint.info(embedding.key).shape
+    if found != tuple(embedding.shape):
+        raise CheckpointError(
+            f"`{embedding.key}` is {list(found)} in the checkpoint,"
+            f" {list(embedding.shape)} by its config",
+            hint="config.json and the tensors belong to different models",
+        )
+
+
+def _same_parameters(plain: Stage, patched: object) -> Stage:
+    if not isinstance(patched, Stage):
+        raise ContractError(f"returned {patched!r}, not a Stage")
+    before = {name: p.shape for name, p in plain.module.named_parameters()}
+    after = {name: p.shape for name, p in patched.module.named_parameters()}
+    if before != after:
+        changed = sorted(name for name, _ in set(before.items()) ^ set(after.items()))
+        raise ContractError(
+            f"changed the parameters of stage `{plain.name}`: {', '.join(changed[:3])}",
+            hint="patching rearranges computation; names and shapes of parameters stay",
+        )
+    return patched

@@ -1,0 +1,279 @@
+"""Find, load, isolate and dispatch to plugins.
+
+A plugin is a module behind an entry point of the group ``axcore``. One that fails to import,
+misspells a hook or returns nonsense becomes a `Problem` under its own name; the others are
+unharmed.
+
+Environment:
+    AXCORE_DISABLE_PLUGINS: Names to leave out, separated by commas; ``*`` for all installed ones.
+    AXCORE_TRACE_PLUGINS: When set, every hook call is written to standard error.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+import traceback
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+from . import defaults, hookspecs
+from .errors import AxcoreError, ContractError, PluginNotFound
+from .types import ModelCard
+
+if TYPE_CHECKING:
+    from .types import Toolchain
+
+GROUP = hookspecs.PROJECT
+DEFAULTS = "defaults"
+
+
+@dataclass(frozen=True)
+class PluginInfo:
+    """An installed plugin: entry-point name, distribution and version."""
+
+    name: str
+    distribution: str
+    version: str
+    module: str
+
+    def __str__(self) -> str:
+        return f"`{self.name}` {self.version}".rstrip()
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A plugin that was set aside, and why."""
+
+    plugin: PluginInfo
+    error: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model card and the family it comes from."""
+
+    family: str
+    card: ModelCard
+
+
+class Registry:
+    """The installed plugins.
+
+    Attributes:
+        plugins: Those in use, by name.
+        problems: Those set aside.
+    """
+
+    def __init__(self, entries: Iterable[EntryPoint] | None = None) -> None:
+        self.plugins: dict[str, PluginInfo] = {}
+        self.problems: list[Problem] = []
+        self._manager = pluggy.PluginManager(hookspecs.PROJECT)
+        self._manager.add_hookspecs(hookspecs)
+        self._manager.register(defaults, DEFAULTS)
+        if os.environ.get("AXCORE_TRACE_PLUGINS"):
+            self._manager.trace.root.setwriter(lambda text: print(text, end="", file=sys.stderr))  # noqa: T201
+            self._manager.enable_tracing()
+        for entry in sorted(_enabled(entries), key=lambda entry: entry.name):
+            self._load(entry)
+
+    @cached_property
+    def entries(self) -> list[Entry]:
+        """Every model of every family; a family whose cards are unfit is set aside."""
+        found: list[Entry] = []
+        for name in list(self.plugins):
+            taken = {label: entry.family for entry in found for label in _labels(entry.card)}
+            try:
+                cards = self._cards(name)
+                _check_cards(cards, taken)
+            except Exception as error:  # whatever a plugin raises must not lock the user out
+                self._set_aside(name, error)
+            else:
+                found += [Entry(name, card) for card in cards]
+        return sorted(found, key=lambda entry: (entry.family, entry.card.id))
+
+    @cached_property
+    def toolchains(self) -> dict[str, Toolchain]:
+        """Every toolchain, by name."""
+        found: dict[str, Toolchain] = {}
+        for name in [DEFAULTS, *self.plugins]:
+            try:
+                for toolchain in self._only(name, "toolchains"):
+                    if toolchain.name in found:
+                        raise ContractError(f"toolchain `{toolchain.name}` exists already")
+                    found[toolchain.name] = toolchain
+            except Exception as error:  # see `entries`
+                self._set_aside(name, error)
+        return found
+
+    def hooks_of(self, name: str) -> list[str]:
+        """Return the hooks that a plugin implements, in pipeline order."""
+        plugin = self._manager.get_plugin(name)
+        callers = self._manager.get_hookcallers(plugin) or []
+        implemented = {caller.name for caller in callers}
+        return [hook for hook in vars(hookspecs) if hook in implemented]
+
+    def find(self, model: str) -> Entry:
+        """Return the model of that id or alias.
+
+        Raises:
+            PluginNotFound: None has it; the message lists what comes close and what is installed.
+        """
+        for entry in self.entries:
+            if model.lower() in _labels(entry.card):
+                return entry
+        labels = [label for entry in self.entries for label in _labels(entry.card)]
+        close = difflib.get_close_matches(model.lower(), labels, n=1, cutoff=0.5)
+        raise PluginNotFound(
+            f"no installed plugin has a model `{model}`, and no such folder exists\n"
+            f"  installed: {self._installed()}",
+            hint=f"did you mean `{close[0]}`?" if close else "`axcore list-models` shows them all",
+        )
+
+    def recognise(self, config: Mapping[str, Any], where: object) -> Entry:
+        """Return the model that a ``config.json`` describes.
+
+        Among models of one architecture the one whose published config agrees in most fields.
+
+        Raises:
+            PluginNotFound: No family has the architecture.
+        """
+        architecture = next(iter(config.get("architectures") or ()), None)
+        fitting = [entry for entry in self.entries if architecture in entry.card.architectures]
+        if not fitting:
+            kind = config.get("model_type", "?")
+            raise PluginNotFound(
+                f"no installed plugin exports the architecture `{architecture}`"
+                f" (model_type `{kind}`)\n  read from: {where}\n  installed: {self._installed()}",
+                hint="install the family's plugin, or write one: a package with an entry point in"
+                f" the group `{GROUP}` (docs/plugins.md shows a whole one)",
+            )
+        return max(fitting, key=lambda entry: _agreement(entry.card.config, config))
+
+    def call(self, family: str, hook: str, **arguments: Any) -> Any:
+        """Call `hook` as `family` implements it, with the default behind it.
+
+        Raises:
+            ContractError: The plugin failed, or returned nothing (names plugin and hook).
+        """
+        others = [
+            plugin
+            for name, plugin in self._manager.list_name_plugin()
+            if name not in (family, DEFAULTS)
+        ]
+        caller = self._manager.subset_hook_caller(hook, others)
+        with self.blame(family, hook):
+            result = caller(**arguments)
+        if result is None:
+            raise ContractError(
+                f"plugin {self.plugins[family]} returned nothing from {hook}",
+                hint=f"implement `{hook}`; it is required of a family",
+            )
+        return result
+
+    @contextmanager
+    def blame(self, family: str, hook: str) -> Iterator[None]:
+        """Name plugin and hook in every error raised inside."""
+        try:
+            yield
+        except ContractError as error:
+            error.message = f"plugin {self.plugins[family]}, {hook}: {error.message}"
+            error.args = (error.message,)
+            raise
+        except AxcoreError:
+            raise
+        except Exception as error:
+            raise ContractError(
+                f"plugin {self.plugins[family]} failed in {hook}\n  {_last_frame(error)}",
+                hint="set AXCORE_TRACEBACK=1 to see the whole traceback",
+            ) from error
+
+    def _installed(self) -> str:
+        return ", ".join(self.plugins) or "none"
+
+    def _load(self, entry: EntryPoint) -> None:
+        info = _describe(entry)
+        try:
+            if entry.name == DEFAULTS or entry.name in self.plugins:
+                raise ContractError(f"the plugin name `{entry.name}` is taken")
+            module = entry.load()
+            self._manager.register(module, entry.name)
+            self.plugins[entry.name] = info
+            if not self._manager.get_hookcallers(module):
+                raise ContractError("implements no hook")
+            self._manager.check_pending()
+        except Exception as error:  # see `entries`
+            self.plugins.setdefault(entry.name, info)
+            self._set_aside(entry.name, error, info)
+
+    def _set_aside(self, name: str, error: Exception, info: PluginInfo | None = None) -> None:
+        plugin = info or self.plugins[name]
+        if self.plugins.get(name) == plugin:
+            del self.plugins[name]
+            if self._manager.has_plugin(name):
+                self._manager.unregister(name=name)
+        message = error.message if isinstance(error, AxcoreError) else _last_frame(error)
+        self.problems.append(Problem(plugin, message))
+
+    def _only(self, name: str, hook: str) -> list[Any]:
+        """Call `hook` of one plugin alone and join what its implementations return."""
+        others = [p for other, p in self._manager.list_name_plugin() if other != name]
+        results = self._manager.subset_hook_caller(hook, others)()
+        return [item for result in results for item in result]
+
+    def _cards(self, name: str) -> list[ModelCard]:
+        cards = self._only(name, "model_cards")
+        for card in cards:
+            if not isinstance(card, ModelCard):
+                raise ContractError(f"model_cards returned {card!r}, not a ModelCard")
+        return cards
+
+
+def _enabled(entries: Iterable[EntryPoint] | None) -> Iterator[EntryPoint]:
+    disabled = {name.strip() for name in os.environ.get("AXCORE_DISABLE_PLUGINS", "").split(",")}
+    found = entry_points(group=GROUP) if entries is None else entries
+    return (entry for entry in found if not disabled & {entry.name, "*"})
+
+
+def _describe(entry: EntryPoint) -> PluginInfo:
+    dist = entry.dist
+    if dist is None:
+        return PluginInfo(entry.name, "", "", entry.value)
+    return PluginInfo(entry.name, dist.name, dist.version, entry.value)
+
+
+def _labels(card: ModelCard) -> set[str]:
+    return {label.lower() for label in (card.id, *card.aliases)}
+
+
+def _check_cards(cards: Sequence[ModelCard], taken: Mapping[str, str]) -> None:
+    for card in cards:
+        if not (card.id and card.repo and card.architectures and card.profiles):
+            raise ContractError(f"model card `{card.id}` lacks id, repo, architectures or profiles")
+        for label in sorted(_labels(card) & taken.keys()):
+            raise ContractError(f"the model name `{label}` belongs to plugin `{taken[label]}`")
+
+
+def _agreement(published: Mapping[str, Any], config: Mapping[str, Any]) -> int:
+    """Count the fields of equal value, nested ones included."""
+    score = 0
+    for key, value in published.items():
+        other = config.get(key)
+        if isinstance(value, Mapping) and isinstance(other, Mapping):
+            score += _agreement(value, other)
+        else:
+            score += value == other
+    return score
+
+
+def _last_frame(error: BaseException) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {error}{where}"

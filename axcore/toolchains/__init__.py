@@ -1,0 +1,1 @@
+"""What turns a bundle into files a device runs. Importing it loads no toolchain."""

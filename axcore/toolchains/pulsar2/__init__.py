@@ -1,0 +1,81 @@
+"""Axera's Pulsar2: ``pulsar2 build`` for graphs, ``llm_build`` or ``llm_build2`` for the rest.
+
+Importing it is cheap; configuration types and the runner are loaded when they are used.
+"""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING
+
+from ...errors import ToolchainError
+from ...types import Availability
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ...progress import Progress
+    from ...types import BuildRequest
+
+__all__ = ["Pulsar2"]
+
+
+class Pulsar2:
+    """The toolchain for Axera chips."""
+
+    name = "pulsar2"
+
+    def availability(self, command: str | None = None) -> Availability:
+        """Say whether Pulsar2 is here; `command` replaces ``pulsar2`` and may be several words."""
+        from .tool import find_tool
+
+        try:
+            words = find_tool(command)
+        except ToolchainError as error:
+            return Availability(False, error.message, error.hint)
+        return Availability(True, shlex.join(words))
+
+    def prepare(self, request: BuildRequest) -> dict[str, str]:
+        """Return ``<stem>.pulsar2.json`` for every graph, and ``build.sh``.
+
+        Raises:
+            UsageError: Pulsar2 has no such chip or mode.
+            ContractError: What a component says does not fit the configuration schema.
+        """
+        from .commands import config_file
+        from .config import config_for
+        from .script import build_script
+        from .target import check_target
+
+        check_target(request.chip, request.npu_mode)
+        files = {
+            config_file(graph): config_for(graph, request).to_json() for graph in request.graphs
+        }
+        return {**files, "build.sh": build_script(request)}
+
+    def build(
+        self, bundle: Path, request: BuildRequest, progress: Progress, command: str | None = None
+    ) -> list[Path]:
+        """Build every graph and the language model; return the ``.axmodel`` files.
+
+        What the tool prints goes to `progress` as it comes, and into ``build/<step>.log``. A step
+        finished by an earlier run is kept as long as its command, the tool's version and the
+        contents of the files it reads are the same.
+
+        Args:
+            bundle: Folder with graphs, configurations and calibration archives.
+            request: What to build.
+            progress: Where messages go.
+            command: What starts Pulsar2, ``pulsar2`` if None. A container must see the bundle,
+                as its working folder, and the checkpoint under the paths they have here.
+
+        Raises:
+            ToolchainError: The tool or a file it needs is missing, or a step failed.
+        """
+        from .build import Build
+        from .tool import Tool, find_tool
+
+        folder = bundle.absolute()
+        tool = Tool.probe(find_tool(command), folder)
+        progress.say(f"Pulsar2 {', '.join(tool.version)} ({tool.generation})".replace("  ", " "))
+        return Build(folder, request, tool, progress).run()

@@ -1,0 +1,85 @@
+"""The command lines of Pulsar2, as words; paths are relative to the bundle."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from ...types import BuildRequest, GraphFile, LlmBuildArgs
+
+Generation = Literal["llm_build2", "llm_build"]
+
+GENERATIONS: dict[Generation, str] = {"llm_build2": "--max_context", "llm_build": "--kv_cache_len"}
+"""Names of the language-model builder, newest first, to a flag that only this one has."""
+
+BUILD_FOLDER = "build"
+LLM_STEP = "llm"
+
+# Published builds leave the mode out and run as this one.
+_LLM_NPU_MODE = "NPU3"
+
+
+def config_file(graph: GraphFile) -> str:
+    """Name of the configuration file of `graph`."""
+    return f"{graph.stem}.pulsar2.json"
+
+
+def axmodel_file(graph: GraphFile) -> str:
+    """Name of what `graph` becomes."""
+    return f"{graph.stem}.axmodel"
+
+
+def output_folder(step: str) -> str:
+    """Folder that the tool fills in `step`."""
+    return f"{BUILD_FOLDER}/{step}"
+
+
+def graph_command(graph: GraphFile, request: BuildRequest) -> list[str]:
+    """Return what follows the tool's name to build `graph`."""
+    return [
+        "build",
+        *("--input", f"{graph.stem}.onnx"),
+        *("--config", config_file(graph)),
+        *("--output_dir", output_folder(graph.stem)),
+        *("--output_name", axmodel_file(graph)),
+        *("--target_hardware", request.chip),
+        *("--npu_mode", request.npu_mode),
+        *("--compiler.check", "0"),
+    ]
+
+
+def llm_flags(generation: Generation, request: BuildRequest) -> list[str]:
+    """Return what follows ``<generation> --input_path <checkpoint>``.
+
+    The generations count differently: where ``llm_build`` has `C` cache slots, ``llm_build2`` has
+    a context of C + 1 positions; where the one names a chunk and the histories before it, the
+    other names the step and the longest prompt, which is the longest history and one more chunk.
+    """
+    args = request.llm
+    flags = ["--output_path", output_folder(LLM_STEP)]
+    flags += ["--hidden_state_type", args.hidden_state_type]
+    flags += _lengths(generation, args)
+    flags += ["--parallel", str(args.parallel), "--chip", request.chip]
+    if request.npu_mode != _LLM_NPU_MODE:
+        flags += ["--npu_mode", request.npu_mode]
+    if args.weight_type != "s8":
+        flags += ["--weight_type", args.weight_type]
+    if args.check_level:
+        flags += ["--check_level", str(args.check_level)]
+    if args.model_type is not None:
+        flags += ["--model_type", args.model_type]
+    return flags
+
+
+def _lengths(generation: Generation, args: LlmBuildArgs) -> list[str]:
+    if generation == "llm_build2":
+        longest = max(args.last_kv_cache_len, default=0) + args.prefill_len
+        return [
+            *("--max_context", str(args.kv_cache_len + 1)),
+            *("--prefill_step_size", str(args.prefill_len)),
+            *("--prefill_len", str(longest)),
+        ]
+    flags = ["--prefill_len", str(args.prefill_len), "--kv_cache_len", str(args.kv_cache_len)]
+    for history in args.last_kv_cache_len:
+        flags += ["--last_kv_cache_len", str(history)]
+    return flags

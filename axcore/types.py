@@ -1,0 +1,494 @@
+"""Frozen values that cross a hook. Importing them loads neither torch nor transformers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL.Image import Image
+    from torch import Tensor, nn
+
+    from .checkpoint import Checkpoint
+    from .progress import Progress
+
+Shape = tuple[int, ...]
+Sample = Mapping[str, "np.ndarray[Any, Any]"]
+"""One calibration sample: input name to array."""
+
+GraphDType = Literal["float32", "float16", "bfloat16"]
+CalibrationFormat = Literal["Image", "Numpy", "NumpyObject"]
+ChannelOrder = Literal["AutoColorSpace", "RGB", "BGR"]
+
+
+# What a model is ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One way of using a model: picture size and the language model's static lengths.
+
+    Attributes:
+        height, width: Picture size in px.
+        prefill_len: Tokens of one prefill chunk (P).
+        kv_cache_len: Slots of the key/value cache (C); prompt and answer share C + 1 positions.
+        last_kv_cache_len: History lengths of further prefill groups; empty means that a prompt
+            is one chunk.
+        pictures: Pictures of one prompt, counted in runs of the vision graph.
+        about: One line for people.
+    """
+
+    height: int
+    width: int
+    prefill_len: int
+    kv_cache_len: int
+    last_kv_cache_len: tuple[int, ...] = ()
+    pictures: int = 1
+    about: str = ""
+
+    @property
+    def max_prompt(self) -> int:
+        """Tokens of the longest prompt: the longest history and one more chunk."""
+        return max(self.last_kv_cache_len, default=0) + self.prefill_len
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What a family says about one model, without reading anything.
+
+    Attributes:
+        id: The name on the command line, e.g. ``qwen2.5-vl-3b``.
+        repo: Hugging Face repository; its last part names the exported files.
+        architectures: Values of ``architectures[0]`` in ``config.json`` that this model may have.
+        profiles: Task name to profile; the first is the default.
+        aliases: Further names on the command line.
+        licence: SPDX identifier or name of the weights' licence.
+        parameters: Number of parameters of the published checkpoint.
+        config: The published ``config.json``. Tells models of one architecture apart, and is what
+            a fabricated checkpoint is made from.
+        tiny: Nested overrides of `config` for a fabricated checkpoint that converts in seconds.
+        prefixes: Canonical key prefix to the spellings met on disk, longest match first. Plugins
+            use canonical keys only.
+        text_prefixes: Canonical prefixes of the language model; every other tensor must be
+            consumed by a vision stage.
+        tensors: Names and shapes of all tensors (canonical keys) for a config. Checked against a
+            checkpoint's headers, and used to fabricate one.
+        files: Further small JSON files of the published checkpoint (name to content), such as
+            ``preprocessor_config.json``, written when one is fabricated.
+    """
+
+    id: str
+    repo: str
+    architectures: tuple[str, ...]
+    profiles: Mapping[str, Profile]
+    aliases: tuple[str, ...] = ()
+    licence: str = ""
+    parameters: int = 0
+    config: Mapping[str, Any] = field(default_factory=dict)
+    tiny: Mapping[str, Any] = field(default_factory=dict)
+    prefixes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    text_prefixes: tuple[str, ...] = ("model.", "lm_head.")
+    tensors: Callable[[Mapping[str, Any]], Mapping[str, Shape]] | None = None
+    files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def stem(self) -> str:
+        """The repository's last part, e.g. ``Qwen2.5-VL-3B-Instruct``."""
+        return self.repo.rpartition("/")[2]
+
+
+# What a conversion is asked to do ----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user chose; None means "as the profile says".
+
+    Attributes:
+        task: Name of a profile of the card.
+        height, width: Picture size in px.
+        dtype: Precision of the vision graphs, inputs and outputs included.
+        opset: ONNX operator set of the vision graphs, 16 to 20.
+        split: Number of files per component, "auto" to stay below 2 GB each, or None for one.
+        chip, npu_mode: Target, in the toolchain's spelling.
+        prefill_len, kv_cache_len, last_kv_cache_len: See `Profile`.
+        embedding_formats: Files besides the raw bfloat16 table: "npy", "f32bin".
+    """
+
+    task: str | None = None
+    height: int | None = None
+    width: int | None = None
+    dtype: GraphDType = "float32"
+    opset: int = 17
+    split: int | Literal["auto"] | None = None
+    chip: str = "AX650"
+    npu_mode: str = "NPU3"
+    prefill_len: int | None = None
+    kv_cache_len: int | None = None
+    last_kv_cache_len: tuple[int, ...] | None = None
+    embedding_formats: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Job:
+    """One conversion: what every hook is given.
+
+    Attributes:
+        card: The model, as its family describes it.
+        family: The plugin's entry-point name.
+        checkpoint: Config and lazily read tensors, under canonical keys.
+        task: Name of the profile in use.
+        profile: The profile with the user's changes applied.
+        options: What the user chose.
+    """
+
+    card: ModelCard
+    family: str
+    checkpoint: Checkpoint
+    task: str
+    profile: Profile
+    options: Options
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The checkpoint's ``config.json``."""
+        return self.checkpoint.config
+
+    @property
+    def text_config(self) -> Mapping[str, Any]:
+        """The language model's part of the config: nested in some layouts, flat in others."""
+        for name in ("text_config", "llm_config"):
+            if isinstance(nested := self.config.get(name), Mapping):
+                return nested
+        return self.config
+
+    @property
+    def text_width(self) -> int:
+        """Hidden size of the language model."""
+        return int(self.text_config["hidden_size"])
+
+
+# What the vision side is made of -----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Weight:
+    """Where a parameter comes from: a checkpoint tensor and cheap steps applied while reading it.
+
+    >>> Weight("patch_embed.proj.weight").reshape(1280, 1176)
+    >>> Weight("attn.qkv.weight").slice(0, 1024, 2048)
+    >>> Weight.concat([Weight("q.weight"), Weight("k.weight")], axis=0)
+    """
+
+    source: str | tuple[Weight, ...]
+    axis: int = 0
+    steps: tuple[tuple[str, tuple[int, ...]], ...] = ()
+
+    @classmethod
+    def concat(cls, parts: Sequence[Weight], axis: int) -> Weight:
+        """Join `parts` along `axis`."""
+        return cls(tuple(parts), axis)
+
+    def reshape(self, *shape: int) -> Weight:
+        """View as `shape`; one entry may be -1."""
+        return self._then("reshape", shape)
+
+    def transpose(self, *order: int) -> Weight:
+        """Permute the axes."""
+        return self._then("transpose", order)
+
+    def slice(self, axis: int, start: int, stop: int) -> Weight:
+        """Take ``start:stop`` of `axis`."""
+        return self._then("slice", (axis, start, stop))
+
+    def keys(self) -> Iterator[str]:
+        """Yield the canonical checkpoint keys that are read."""
+        if isinstance(self.source, str):
+            yield self.source
+        else:
+            for part in self.source:
+                yield from part.keys()
+
+    def resolve(self, tensor_of: Callable[[str], Tensor]) -> Tensor:
+        """Return the parameter; `tensor_of` reads a key (a meta tensor gives the shape)."""
+        if isinstance(self.source, str):
+            value = tensor_of(self.source)
+        else:
+            import torch
+
+            value = torch.cat([part.resolve(tensor_of) for part in self.source], self.axis)
+        for step, numbers in self.steps:
+            if step == "reshape":
+                value = value.reshape(numbers)
+            elif step == "transpose":
+                value = value.permute(numbers)
+            else:
+                axis, start, stop = numbers
+                value = value.narrow(axis, start, stop - start)
+        return value
+
+    def _then(self, step: str, numbers: tuple[int, ...]) -> Weight:
+        return replace(self, steps=(*self.steps, (step, numbers)))
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A link of a component's chain: a torch module without weights, and where they come from.
+
+    The module's ``forward`` takes the component's inputs (first stage) or what the stage before
+    returned, a tensor or a tuple of tensors, and returns likewise.
+
+    Attributes:
+        name: Unique in the component, e.g. ``blocks.7``; prefixes the names of its ONNX nodes.
+        module: Parameters on the meta device; buffers are real and become constants.
+        keys: Prefix put before each parameter's name to form its key, or a `Weight` (or key) for
+            every parameter.
+        kind: Stages of one kind differ in their weights alone, so one trace serves all.
+            Defaults to the name.
+    """
+
+    name: str
+    module: nn.Module
+    keys: str | Mapping[str, str | Weight] = ""
+    kind: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "kind", self.kind or self.name)
+
+    def weights(self) -> dict[str, Weight]:
+        """Return the origin of every parameter, by parameter name in the module's order."""
+        names = [name for name, _ in self.module.named_parameters()]
+        if isinstance(self.keys, str):
+            return {name: Weight(self.keys + name) for name in names}
+        found = {name: self.keys[name] for name in names}
+        return {name: Weight(key) if isinstance(key, str) else key for name, key in found.items()}
+
+
+@dataclass(frozen=True)
+class Port:
+    """A named input or output with static shape.
+
+    A float port of dtype "float32" takes the precision chosen for the conversion.
+    """
+
+    name: str
+    shape: Shape
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How a component's samples are stored, and what the target makes of them.
+
+    Attributes:
+        format: "Image" (PNG pictures, uint8), "Numpy" (one array a file) or "NumpyObject" (a
+            dict of arrays a file).
+        mean, std: Per channel, in units of 0..255, applied by the target to "Image" samples;
+            `std` divides.
+        tensor_format: The channel order in which the target hands a picture to the graph.
+        src_dtype, src_layout: What the board feeds, in Pulsar2's spelling; None leaves the default.
+        size: Samples the target uses at most; -1 for all.
+        minimum: With fewer samples the result is not to be trusted.
+    """
+
+    format: CalibrationFormat = "Numpy"
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    tensor_format: ChannelOrder = "AutoColorSpace"
+    src_dtype: str | None = None
+    src_layout: str | None = None
+    size: int = 32
+    minimum: int = 4
+
+    def graph_input(self, sample: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Return what the graph receives for one stored array.
+
+        "Image" samples, uint8 ``[H, W, 3]``, become float32 ``[1, 3, H, W]`` with mean and
+        standard deviation applied; every other format is fed as it is.
+        """
+        if self.format != "Image":
+            return sample
+        import numpy as np
+
+        mean = np.asarray(self.mean or (0.0,), np.float32)
+        std = np.asarray(self.std or (1.0,), np.float32)
+        normalised: np.ndarray[Any, Any] = (sample.astype(np.float32) - mean) / std
+        return np.ascontiguousarray(normalised.transpose(2, 0, 1)[None])
+
+
+@dataclass(frozen=True)
+class Component:
+    """One vision graph: a chain of stages between named ports.
+
+    Attributes:
+        name: Short name, e.g. ``vision``.
+        stem: Name of the exported files without suffix.
+        stages: In the order data flows.
+        inputs, outputs: In the order of the first stage's arguments and the last stage's results.
+        preprocess: Turns `pictures_per_sample` RGB pictures into samples, arrays in the form the
+            target reads (see `Calibration.graph_input`). None when the inputs are not pictures.
+        pictures_per_sample: How many pictures one call of `preprocess` takes.
+        calibration: How samples are stored.
+        build_options: Toolchain name to settings in that toolchain's own terms, laid over what
+            it writes by default.
+    """
+
+    name: str
+    stem: str
+    stages: tuple[Stage, ...]
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    preprocess: Callable[[Sequence[Image]], Iterable[Sample]] | None = None
+    pictures_per_sample: int = 1
+    calibration: Calibration = Calibration()
+    build_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> int:
+        """Rows of the first output: tokens, where it feeds the language model."""
+        return math.prod(self.outputs[0].shape[:-1])
+
+
+# What the language model needs -------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """The token embedding: canonical key, shape ``[vocabulary, hidden]``, and the factor that the
+    model multiplies looked-up rows by (1.0 for most).
+    """
+
+    key: str
+    shape: Shape
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class LlmBuildArgs:
+    """Arguments of a language-model build, in the terms of Pulsar2's ``llm_build``.
+
+    Attributes:
+        prefill_len, kv_cache_len, last_kv_cache_len: See `Profile`.
+        model_type: Type name given to the builder; None lets it read ``config.json``.
+        hidden_state_type, weight_type: Precisions.
+        parallel: Worker processes.
+        check_level: 0 none, 1 cosine of each layer, 2 generate.
+        environment: Variables the builder must see.
+        notes: What the user must know before trusting the build, a line each.
+    """
+
+    prefill_len: int
+    kv_cache_len: int
+    last_kv_cache_len: tuple[int, ...] = ()
+    model_type: str | None = None
+    hidden_state_type: str = "bf16"
+    weight_type: str = "s8"
+    parallel: int = 32
+    check_level: int = 0
+    environment: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A conversation made ready for the language model.
+
+    Attributes:
+        input_ids: int64 ``[n]``, placeholders included.
+        position_ids: int64 ``[1, n]``, or ``[3, n]`` (temporal, height, width).
+        vision_rows: Component name to the positions in `input_ids` its rows replace, in order.
+        pictures: Component name to the samples it is run on, in order.
+    """
+
+    input_ids: np.ndarray[Any, Any]
+    position_ids: np.ndarray[Any, Any]
+    vision_rows: Mapping[str, np.ndarray[Any, Any]]
+    pictures: Mapping[str, Sequence[Sample]]
+
+
+# What a toolchain is -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class GraphFile:
+    """An exported ONNX file as a toolchain sees it.
+
+    Attributes:
+        stem: File name without suffix.
+        inputs, outputs: Its ports.
+        calibration: How its samples are stored.
+        archive: Name of the calibration archive, relative to the bundle.
+        samples: Number of samples in the archive; 0 where none was made.
+        build_options: See `Component.build_options`.
+    """
+
+    stem: str
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    calibration: Calibration
+    archive: str
+    samples: int
+    build_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """Everything a toolchain needs to know of a bundle; stored in its manifest.
+
+    Attributes:
+        model: Id of the model.
+        checkpoint: Absolute folder of the checkpoint.
+        chip, npu_mode: Target.
+        task: Name of the profile.
+        graphs: The vision side.
+        llm: The language model's build.
+        decoder_layers: Number of decoder layers, so that a finished build can be told.
+    """
+
+    model: str
+    checkpoint: str
+    chip: str
+    npu_mode: str
+    task: str
+    graphs: tuple[GraphFile, ...]
+    llm: LlmBuildArgs
+    decoder_layers: int
+
+
+@dataclass(frozen=True)
+class Availability:
+    """Whether a toolchain can run here: what was found, and what would make it available."""
+
+    available: bool
+    detail: str
+    remedy: str = ""
+
+
+class Toolchain(Protocol):
+    """Turns a bundle into what a device runs."""
+
+    @property
+    def name(self) -> str:
+        """The value of ``--toolchain``."""
+
+    def availability(self, command: str | None = None) -> Availability:
+        """Say whether the tool is here; `command` overrides how it is called."""
+
+    def prepare(self, request: BuildRequest) -> Mapping[str, str]:
+        """Return configuration files and scripts for the bundle (name to text); runs no tool.
+
+        A file whose text begins with ``#!`` is made executable.
+        """
+
+    def build(
+        self, bundle: Path, request: BuildRequest, progress: Progress, command: str | None = None
+    ) -> list[Path]:
+        """Run the tool on `bundle` and return the files made; finished steps are not repeated.
+
+        Raises:
+            ToolchainError: The tool is missing or a step failed (message names the step).
+        """
