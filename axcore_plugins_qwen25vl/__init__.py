@@ -1,0 +1,75 @@
+"""Qwen2.5-VL: a ViT that attends inside windows but for a few blocks, before a Qwen2.5 LLM.
+
+Patches of 14 px (two frames deep) pass 32 blocks with rotary positions; four patches merge into
+one token. The vision graph takes pictures already cut into patches, so that the board can feed
+uint8.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from axcore import Component, Job, ModelCard, Port, Prompt, Stage, hookimpl
+
+from .cards import VIDEO, cards
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from PIL.Image import Image
+
+    from axcore import Sample
+
+
+@hookimpl
+def model_cards() -> list[ModelCard]:
+    """Register the 3B and the 7B model."""
+    return cards()
+
+
+@hookimpl
+def export_vision(job: Job) -> list[Component]:
+    """Describe the tower at the profile's picture size; for video, one temporal step a run."""
+    from . import preprocess, vision  # torch is only needed from here on
+
+    height, width = job.profile.height, job.profile.width
+    preprocess.check_size(height, width)
+    config = job.config["vision_config"]
+    video = job.task == VIDEO
+    count = height * width // preprocess.PATCH_PX**2
+    tokens = count // preprocess.MERGE**2
+
+    def samples(frames: Sequence[Image]) -> list[Sample]:
+        return [{"hidden_states": preprocess.patches(frames, height, width)}]
+
+    return [
+        Component(
+            "vision",
+            f"{job.card.stem}_vision",
+            vision.stages(config, height, width),
+            inputs=(Port("hidden_states", (1, 3, count, preprocess.COLUMNS)),),
+            outputs=(Port("hidden_states_out", (tokens, config["out_hidden_size"])),),
+            preprocess=samples,
+            pictures_per_sample=preprocess.FRAMES if video else 1,
+            calibration=preprocess.VIDEO_CALIBRATION if video else preprocess.IMAGE_CALIBRATION,
+        )
+    ]
+
+
+@hookimpl
+def patch_attention(stage: Stage) -> Stage:
+    """Attend windows as batches; the other kinds are in final form."""
+    from .vision import Block
+
+    if not isinstance(stage.module, Block):
+        return stage
+    return replace(stage, module=stage.module.batched())
+
+
+@hookimpl
+def prepare_prompt(job: Job, messages: Sequence[dict[str, Any]]) -> Prompt:
+    """Write the messages as ChatML, with a run of the vision graph for each picture or step."""
+    from .prompt import prepare
+
+    return prepare(job, messages)

@@ -1,0 +1,85 @@
+"""What the cards promise about the published checkpoints."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import pytest
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+import axcore_plugins_qwen25vl as plugin
+
+if TYPE_CHECKING:
+    from axcore import ModelCard
+
+CARDS = {card.id: card for card in plugin.model_cards()}
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "total"),
+    [("qwen2.5-vl-3b", 824, 7_509_245_952), ("qwen2.5-vl-7b", 729, 16_584_333_312)],
+)
+def test_the_tensors_add_up_to_the_published_checkpoint(name: str, count: int, total: int) -> None:
+    """Number of tensors and bytes in bfloat16.
+
+    Oracle: the index of the published shards; the 7B's count follows from its layers.
+    """
+    card = CARDS[name]
+    assert card.tensors is not None
+    shapes = card.tensors(card.config)
+    assert len(shapes) == count
+    assert 2 * sum(map(math.prod, shapes.values())) == total == 2 * card.parameters
+
+
+@pytest.mark.parametrize("card", CARDS.values(), ids=CARDS)
+def test_keys_and_shapes_are_those_of_the_model_class(card: ModelCard) -> None:
+    """Names and shapes at full size. Oracle: transformers' class on the meta device.
+
+    Its names differ from the published ones by the prefixes that the card lists second.
+    """
+    import torch
+
+    assert card.tensors is not None
+    config = Qwen2_5_VLConfig(**card.config)
+    with torch.device("meta"):
+        model = Qwen2_5_VLForConditionalGeneration(config)
+    expected = {name: tuple(value.shape) for name, value in model.named_parameters()}
+    renamed = {
+        disk[-1] + key.removeprefix(canonical): shape
+        for key, shape in card.tensors(card.config).items()
+        for canonical, disk in card.prefixes.items()
+        if key.startswith(canonical)
+    }
+    assert renamed == expected
+
+
+def test_the_head_is_tied_in_the_small_model_only() -> None:
+    """`lm_head.weight` is absent where it equals the embedding. Oracle: the published layouts."""
+    heads = {}
+    for name, card in CARDS.items():
+        assert card.tensors is not None
+        heads[name] = "lm_head.weight" in card.tensors(card.config)
+    assert heads == {"qwen2.5-vl-3b": False, "qwen2.5-vl-7b": True}
+
+
+def test_a_config_with_nested_text_fields_means_the_same() -> None:
+    """Newer transformers write the text fields under `text_config`. Oracle: the flat config."""
+    card = CARDS["qwen2.5-vl-3b"]
+    assert card.tensors is not None
+    text = {key: value for key, value in card.config.items() if key != "vision_config"}
+    nested = {
+        "text_config": text,
+        "vision_config": card.config["vision_config"],
+        "tie_word_embeddings": True,
+    }
+    assert card.tensors(nested) == card.tensors(card.config)
+
+
+@pytest.mark.parametrize("card", CARDS.values(), ids=CARDS)
+def test_a_profile_holds_its_pictures(card: ModelCard) -> None:
+    """A prompt has room for the picture tokens of its profile. Oracle: 28 x 28 px a token."""
+    for profile in card.profiles.values():
+        tokens = profile.pictures * profile.height * profile.width // 784
+        assert tokens < profile.max_prompt <= profile.kv_cache_len + 1, asdict(profile)

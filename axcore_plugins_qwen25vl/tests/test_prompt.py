@@ -1,0 +1,198 @@
+"""Messages to ids, positions and samples."""
+
+from __future__ import annotations
+
+import string
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLModel
+
+import axcore_plugins_qwen25vl as plugin
+from axcore import CheckpointError, Job, PictureError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from .conftest import MakeJob
+
+SPECIAL = {  # ids of the small model's config
+    "<|im_start|>": 500,
+    "<|im_end|>": 501,
+    "<|vision_start|>": 502,
+    "<|vision_end|>": 503,
+    "<|vision_pad|>": 504,
+    "<|image_pad|>": 505,
+    "<|video_pad|>": 506,
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    """A small tokenizer: one token per byte, "ab" merged, and the model's special tokens."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {letter: index for index, letter in enumerate([*alphabet, "ab"])}
+    vocabulary |= {f"unused {index}": index for index in range(len(vocabulary), 500)}
+    made = Tokenizer(models.BPE(vocabulary, [("a", "b")]))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.add_special_tokens([AddedToken(text, special=True) for text in SPECIAL])
+    assert {text: made.token_to_id(text) for text in SPECIAL} == SPECIAL
+    return made
+
+
+@pytest.fixture(scope="module")
+def model(make_job: MakeJob) -> Any:
+    """The oracle: transformers' class on the meta device; positions need no weights."""
+    with torch.device("meta"):
+        return Qwen2_5_VLModel(Qwen2_5_VLConfig(**make_job(56, 56).config))
+
+
+@pytest.fixture(scope="module")
+def job(make_job: MakeJob, tokenizer: Tokenizer) -> Job:
+    """A job for pictures that are not square, 3 x 4 tokens."""
+    made = make_job(84, 112)
+    tokenizer.save(str(made.checkpoint.folder / "tokenizer.json"))
+    return made
+
+
+def picture(value: int = 0) -> Image.Image:
+    return Image.new("RGB", (50, 40), (value, value, value))
+
+
+def expected_positions(model: Any, ids: np.ndarray[Any, Any], seconds: Sequence[float]) -> Any:
+    """Ask the model class for the positions of a prompt for 3 x 4 tokens a picture or step."""
+    row = torch.from_numpy(ids)[None]
+    kinds = (row == SPECIAL["<|image_pad|>"]).int() + 2 * (row == SPECIAL["<|video_pad|>"]).int()
+    runs = [len(run) for run in "".join(map(str, kinds[0].tolist())).replace("1", "0").split("0")]
+    videos = [[length // 12, 6, 8] for length in runs if length]
+    images = int((kinds == 1).sum()) // 12
+    positions, _ = model.get_rope_index(
+        row,
+        mm_token_type_ids=kinds,
+        image_grid_thw=torch.tensor([[1, 6, 8]] * images) if images else None,
+        video_grid_thw=torch.tensor(videos) if videos else None,
+        second_per_grid_ts=torch.tensor(seconds) if videos else None,
+    )
+    return positions[:, 0].numpy()
+
+
+parts = st.one_of(
+    st.builds(lambda text: {"type": "text", "text": text}, st.text(string.printable, max_size=9)),
+    st.builds(lambda: {"type": "image", "image": picture()}),
+    st.builds(
+        lambda count, fps: {"type": "video", "video": [picture()] * count, "fps": fps},
+        st.integers(1, 7),
+        st.sampled_from([0.3, 0.7, 1, 2, 3, 24]),
+    ),
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(content=st.lists(parts, max_size=6))
+def test_positions_are_those_of_the_model_class(
+    job: Job, model: Any, content: list[dict[str, Any]]
+) -> None:
+    """Time, row and column of every token, for pictures, videos and text in any order.
+
+    Oracle: Qwen2_5_VLModel.get_rope_index.
+    """
+    prompt = plugin.prepare_prompt(job, [{"role": "user", "content": content}])
+    seconds = [2 / part["fps"] for part in content if part["type"] == "video"]
+    expected = expected_positions(model, prompt.input_ids, seconds)
+    np.testing.assert_array_equal(prompt.position_ids, expected)
+
+
+def test_the_prompt_reads_as_published(job: Job, tokenizer: Tokenizer) -> None:
+    """ChatML with the default system text. Oracle: the tokens of the text written out."""
+    content = [
+        {"type": "image", "image": picture()},
+        {"type": "text", "text": "a"},
+        {"type": "text", "text": "b"},
+    ]
+    prompt = plugin.prepare_prompt(job, [{"role": "user", "content": content}])
+    written = (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+        "<|im_start|>user\n<|vision_start|>" + 12 * "<|image_pad|>" + "<|vision_end|>ab<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+    assert prompt.input_ids.tolist() == tokenizer.encode(written).ids
+    assert prompt.input_ids.dtype == np.int64
+
+
+def test_a_system_message_replaces_the_default(job: Job, tokenizer: Tokenizer) -> None:
+    """A conversation with its own system text and an answer. Oracle: the text written out."""
+    turns = {"system": "be brief", "user": "hello", "assistant": "hi"}
+    messages = [{"role": role, "content": text} for role, text in turns.items()]
+    prompt = plugin.prepare_prompt(job, messages)
+    written = "".join(f"<|im_start|>{role}\n{text}<|im_end|>\n" for role, text in turns.items())
+    expected = tokenizer.encode(written + "<|im_start|>assistant\n").ids
+    assert prompt.input_ids.tolist() == expected
+    assert prompt.vision_rows["vision"].size == 0
+    assert prompt.pictures["vision"] == []
+
+
+def test_every_placeholder_gets_a_row(job: Job, tmp_path: Path) -> None:
+    """Rows and samples fit together; a typed placeholder gets none. Oracle: the ids."""
+    file = tmp_path / "grey.png"
+    picture(9).save(file)
+    video = {"type": "video", "video": [picture(value) for value in (1, 2, 3)]}
+    content = [
+        {"type": "text", "text": "<|image_pad|>"},
+        {"type": "image", "image": file},
+        video,
+    ]
+    prompt = plugin.prepare_prompt(job, [{"role": "user", "content": content}])
+    rows, samples = prompt.vision_rows["vision"], prompt.pictures["vision"]
+    assert set(prompt.input_ids[rows]) == {505, 506}
+    assert len(rows) == 12 * len(samples) == 12 * 3
+    typed = np.flatnonzero(np.isin(prompt.input_ids, [505, 506]))[1:]
+    np.testing.assert_array_equal(rows, typed)
+
+
+def test_samples_are_graph_inputs(job: Job) -> None:
+    """Shape, type and frames of a sample; an odd last frame fills its step.
+
+    Oracle: the component's port, and the values of pictures of one colour.
+    """
+    (component,) = plugin.export_vision(job)
+    frames = [picture(value) for value in (10, 20, 30)]
+    content = [{"type": "video", "video": frames}]
+    prompt = plugin.prepare_prompt(job, [{"role": "user", "content": content}])
+    values = []
+    for sample in prompt.pictures["vision"]:
+        array = sample["hidden_states"]
+        assert (array.shape, array.dtype) == (component.inputs[0].shape, np.float32)
+        red = array[0, 0, 0] * 68.5005327 + 122.7709383
+        values.append((round(float(red[0])), round(float(red[-1]))))
+    assert values == [(10, 20), (30, 30)]
+
+
+def test_a_checkpoint_without_tokenizer_says_so(make_job: MakeJob, tmp_path: Path) -> None:
+    """The error names the file. Oracle: an empty folder."""
+    bare = make_job(84, 112, folder=tmp_path)
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json does not exist") as caught:
+        plugin.prepare_prompt(bare, [])
+    assert "tokenizer.json" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("part", "error", "message"),
+    [
+        ({"type": "audio"}, UsageError, "audio"),
+        ({"type": "video", "video": []}, UsageError, "without frames"),
+        ({"type": "image", "image": "missing.png"}, PictureError, "missing.png"),
+    ],
+)
+def test_a_part_that_cannot_be_used_is_named(
+    job: Job, part: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    """The error quotes what was given."""
+    with pytest.raises(error, match=message):
+        plugin.prepare_prompt(job, [{"role": "user", "content": [part]}])
