@@ -1,0 +1,199 @@
+"""Fabricated checkpoints have the real layout, and the same bytes every time."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from safetensors.torch import load_file as load_torch_file
+
+from axcore.checkpoint import Checkpoint, check_layout, fabricate
+from axcore.errors import BudgetError, CheckpointError, ContractError
+from axcore.types import ModelCard, Shape
+
+
+def toy_tensors(config: Mapping[str, Any]) -> dict[str, Shape]:
+    """A made-up layout: an embedding, then a norm and a projection per layer."""
+    width = config["text_config"]["width"]
+    shapes: dict[str, Shape] = {"model.embed_tokens.weight": (50, width)}
+    for layer in range(config["layers"]):
+        shapes[f"visual.{layer}.norm.weight"] = (width,)
+        shapes[f"visual.{layer}.proj.weight"] = (width, width)
+        shapes[f"visual.{layer}.proj.bias"] = (width,)
+    return shapes
+
+
+CARD = ModelCard(
+    id="toy",
+    repo="nobody/Toy",
+    architectures=("Toy",),
+    profiles={},
+    config={"architectures": ["Toy"], "layers": 4, "text_config": {"width": 64, "kept": 1}},
+    tiny={"layers": 1, "text_config": {"width": 8}},
+    prefixes={"visual.": ("model.visual.", "visual."), "model.": ("model.",)},
+    tensors=toy_tensors,
+    files={"preprocessor_config.json": {"size": 448}},
+)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_the_layout_is_the_cards(tmp_path: Path) -> None:
+    """Config, side files and every tensor, spelt by the first prefix; oracle: the card."""
+    folder = fabricate(CARD, "tiny", tmp_path / "toy")
+    expected_config = {
+        "architectures": ["Toy"],
+        "layers": 1,
+        "text_config": {"width": 8, "kept": 1},
+    }
+    assert json.loads((folder / "config.json").read_text()) == expected_config
+    assert json.loads((folder / "preprocessor_config.json").read_text()) == {"size": 448}
+    checkpoint = Checkpoint.open(folder, CARD.prefixes)
+    check_layout(checkpoint, toy_tensors(expected_config))
+    assert checkpoint.info("visual.0.proj.bias").disk_key == "model.visual.0.proj.bias"
+    assert {info.dtype for info in checkpoint.tensors.values()} == {"bfloat16"}
+
+
+def test_safetensors_reads_what_was_written(tmp_path: Path) -> None:
+    """Oracle: safetensors' own loader, which also checks the header."""
+    folder = fabricate(CARD, "full", tmp_path / "toy")
+    theirs = load_file(folder / "model.safetensors")
+    with Checkpoint.open(folder) as checkpoint:
+        assert set(theirs) == set(checkpoint.tensors)
+        assert {info.offset % 2 for info in checkpoint.tensors.values()} == {0}
+        assert min(info.offset for info in checkpoint.tensors.values()) % 8 == 0
+        for key, value in theirs.items():
+            assert np.array_equal(checkpoint.array(key), value)
+    assert load_torch_file(folder / "model.safetensors").keys() == theirs.keys()
+
+
+def test_values_are_those_of_a_fresh_model(tmp_path: Path) -> None:
+    """Matrices spread by 0.02, norms near 1, biases near 0; oracle: the statistics."""
+    with Checkpoint.open(fabricate(CARD, "full", tmp_path / "toy"), CARD.prefixes) as checkpoint:
+        read = {key: checkpoint.array(key).astype(np.float32) for key in checkpoint.tensors}
+    assert read["model.embed_tokens.weight"].std() == pytest.approx(0.02, rel=0.1)
+    assert read["model.embed_tokens.weight"].mean() == pytest.approx(0, abs=0.002)
+    assert read["visual.0.norm.weight"] == pytest.approx(np.ones(64), abs=0.1)
+    assert read["visual.0.proj.bias"] == pytest.approx(np.zeros(64), abs=0.1)
+    rows = np.concatenate([value for value in read.values() if value.ndim == 2])
+    assert len(np.unique(rows, axis=0)) == len(rows)
+
+
+def test_shards_hold_at_most_what_was_asked(tmp_path: Path) -> None:
+    """Split by bytes with an index that the reader accepts, same values; oracle: one file."""
+    whole = fabricate(CARD, "full", tmp_path / "whole")
+    parts = fabricate(CARD, "full", tmp_path / "parts", shard_bytes=10_000)
+    names = sorted(path.name for path in parts.glob("*.safetensors"))
+    assert names[0] == f"model-00001-of-{len(names):05}.safetensors"
+    assert len(names) > 2
+    with Checkpoint.open(whole) as one, Checkpoint.open(parts) as many:
+        assert one.digest(one.tensors) == many.digest(many.tensors)
+        for name in names:
+            held = [info.nbytes for info in many.tensors.values() if info.file.name == name]
+            assert sum(held) <= 10_000
+
+
+def test_a_tensor_depends_on_seed_key_and_shape_alone(tmp_path: Path) -> None:
+    """More layers around it change nothing, another seed does; oracle: the digests."""
+    deeper = replace(CARD, config={**CARD.config, "layers": 9})
+    folders = [
+        fabricate(CARD, "full", tmp_path / "a"),
+        fabricate(deeper, "full", tmp_path / "b"),
+        fabricate(CARD, "full", tmp_path / "c", seed=1),
+    ]
+    keys = list(toy_tensors(CARD.config))
+    digests = []
+    for folder in folders:
+        with Checkpoint.open(folder, CARD.prefixes) as checkpoint:
+            digests.append([checkpoint.digest([key]) for key in keys])
+    assert digests[0] == digests[1]
+    assert not set(digests[0]) & set(digests[2])
+    assert len(set(digests[0])) == len(keys)
+
+
+def test_another_process_writes_the_same_bytes(tmp_path: Path) -> None:
+    """Nothing depends on hash seeds or the clock; oracle: the files of a fresh interpreter."""
+    code = (
+        "import sys; from pathlib import Path; sys.path[:0] = [sys.argv[1], sys.argv[2]];"
+        "from axcore.checkpoint import fabricate; from test_fabricate import CARD;"
+        "fabricate(CARD, 'tiny', Path(sys.argv[3]));"
+        "assert 'torch' not in sys.modules or 'pytest' in sys.modules"
+    )
+    here = Path(__file__).parent
+    arguments = [str(here.parents[1]), str(here), str(tmp_path / "there")]
+    subprocess.run([sys.executable, "-c", code, *arguments], check=True)
+    assert content(tmp_path / "there") == content(fabricate(CARD, "tiny", tmp_path / "here"))
+
+
+def test_what_is_there_is_kept_and_what_differs_replaced(tmp_path: Path) -> None:
+    """The same again writes nothing; another seed, and a killed run's rest, are replaced."""
+    folder = fabricate(CARD, "tiny", tmp_path / "toy")
+    before = (folder / "model.safetensors").stat()
+    fabricate(CARD, "tiny", folder)
+    assert (folder / "model.safetensors").stat() == before
+    (tmp_path / ".toy.partial").mkdir()
+    (tmp_path / ".toy.partial" / "rest").write_text("of a run that was killed")
+    fabricate(CARD, "tiny", folder, seed=1)
+    assert content(folder) == content(fabricate(CARD, "tiny", tmp_path / "fresh", seed=1))
+    assert not (tmp_path / ".toy.partial").exists()
+
+
+class Interrupted(Exception):
+    """Stands for the end of the process."""
+
+
+class Interrupting:
+    """A progress whose first report ends the run."""
+
+    def say(self, message: str) -> None: ...
+
+    def warn(self, message: str) -> None: ...
+
+    @contextmanager
+    def task(self, label: str, total: float, unit: str = "") -> Iterator[Interrupting]:
+        yield self
+
+    def advance(self, amount: float = 1) -> None:
+        raise Interrupted
+
+
+def test_an_interrupted_run_leaves_no_checkpoint(tmp_path: Path) -> None:
+    """Half a checkpoint never bears the name; the next run ends in the undisturbed bytes."""
+    with pytest.raises(Interrupted):
+        fabricate(CARD, "tiny", tmp_path / "toy", progress=Interrupting())
+    assert not (tmp_path / "toy").exists()
+    folder = fabricate(CARD, "tiny", tmp_path / "toy")
+    assert content(folder) == content(fabricate(CARD, "tiny", tmp_path / "other"))
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    """Somebody's files are never replaced; the error names the folder."""
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(CheckpointError, match="something else"):
+        fabricate(CARD, "tiny", tmp_path)
+    assert content(tmp_path) == {"mine.txt": b"mine"}
+
+
+def test_a_card_without_tensors_is_refused(tmp_path: Path) -> None:
+    """Nothing can be made up from nothing."""
+    with pytest.raises(ContractError, match="`toy` does not list its tensors"):
+        fabricate(replace(CARD, tensors=None), "tiny", tmp_path / "toy")
+
+
+def test_more_than_the_disk_holds_is_refused_before_writing(tmp_path: Path) -> None:
+    """An exabyte: refused with both figures, nothing written."""
+    huge = replace(CARD, tensors=lambda config: {"x": (1 << 30, 1 << 30)})
+    with pytest.raises(BudgetError, match="GB free"):
+        fabricate(huge, "full", tmp_path / "toy")
+    assert not list(tmp_path.glob("*toy*/*"))

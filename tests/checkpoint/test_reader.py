@@ -1,0 +1,375 @@
+"""A checkpoint folder is opened without reading weights, and read exactly."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from axcore.checkpoint import Checkpoint, canonical_key, disk_key
+from axcore.errors import CheckpointError
+
+PREFIXES = {
+    "visual.": ("visual.", "model.visual."),
+    "model.": ("model.language_model.", "model."),
+    "lm_head.": ("lm_head.",),
+}
+DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.int32, torch.int64, torch.uint8]
+INDEX = "model.safetensors.index.json"
+
+
+def write(folder: Path, shards: Mapping[str, Mapping[str, torch.Tensor]]) -> Path:
+    """Write a sharded checkpoint with its index."""
+    (folder / "config.json").write_text('{"architectures": ["Toy"]}')
+    for name, tensors in shards.items():
+        save_file(dict(tensors), folder / name)
+    weight_map = {key: name for name, tensors in shards.items() for key in tensors}
+    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    return folder
+
+
+@pytest.fixture
+def sharded(tmp_path: Path) -> Path:
+    """Two shards: the language model in the first, the vision tower in the second."""
+    return write(
+        tmp_path,
+        {
+            "one.safetensors": {"model.language_model.norm.weight": torch.ones(8)},
+            "two.safetensors": {
+                "model.visual.a": torch.zeros(2, 3),
+                "model.visual.b": torch.arange(4, dtype=torch.bfloat16),
+            },
+        },
+    )
+
+
+# Values ------------------------------------------------------------------------------------------
+
+
+@st.composite
+def tensors(draw: st.DrawFn) -> dict[str, torch.Tensor]:
+    keys = draw(st.lists(st.text("abcé.", min_size=1, max_size=6), max_size=5, unique=True))
+    made = {}
+    for key in keys:
+        dtype = draw(st.sampled_from(DTYPES))
+        shape = draw(st.lists(st.integers(0, 5), max_size=3))
+        count = int(np.prod(shape)) * dtype.itemsize
+        bits = np.random.RandomState(draw(st.integers(0, 99))).bytes(count)
+        raw = torch.tensor(list(bits), dtype=torch.uint8)
+        made[key] = raw.view(dtype).reshape(shape)
+    return made
+
+
+@settings(max_examples=60, deadline=None)
+@given(tensors(), st.integers(1, 40))
+def test_every_way_of_reading_gives_the_saved_bytes(
+    saved: dict[str, torch.Tensor], chunk_bytes: int
+) -> None:
+    """Tensor, array and chunks, in any dtype and shape; oracle: what safetensors was given."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "config.json").write_text("{}")
+        save_file(saved, folder / "weights.safetensors")
+        with Checkpoint.open(folder) as checkpoint:
+            assert set(checkpoint.tensors) == set(saved)
+            for key, expected in saved.items():
+                bits = expected.reshape(-1).view(torch.uint8).numpy().tobytes()
+                read = checkpoint.tensor(key)
+                assert (read.dtype, read.shape) == (expected.dtype, expected.shape)
+                assert read.reshape(-1).view(torch.uint8).numpy().tobytes() == bits
+                array = checkpoint.array(key)
+                assert (str(array.dtype), array.shape) == (str(read.dtype)[6:], tuple(read.shape))
+                assert array.tobytes() == bits
+                assert b"".join(map(bytes, checkpoint.chunks(key, chunk_bytes))) == bits
+
+
+def test_threads_read_the_same_as_one_reader(sharded: Path) -> None:
+    """Many threads share the descriptors; oracle: safetensors' own `load_file`."""
+    expected = load_file(sharded / "two.safetensors")
+    with Checkpoint.open(sharded, PREFIXES) as checkpoint, ThreadPoolExecutor(8) as pool:
+        for key in ["visual.a", "visual.b"] * 100:
+            assert pool.submit(checkpoint.tensor, key).result().equal(expected[f"model.{key}"])
+
+
+def test_reads_that_come_back_short_are_continued(
+    sharded: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Linux reads at most 2 GB at once; a stand-in for its call gives 3 bytes at a time."""
+    whole_read = os.preadv
+
+    def short_read(descriptor: int, buffers: list[memoryview], offset: int) -> int:
+        return whole_read(descriptor, [buffers[0][:3]], offset)
+
+    monkeypatch.setattr(os, "preadv", short_read)
+    with Checkpoint.open(sharded, PREFIXES) as checkpoint:
+        assert checkpoint.tensor("visual.b").tolist() == [0, 1, 2, 3]
+
+
+def test_descriptors_are_closed_and_opened_again_on_demand(sharded: Path) -> None:
+    """One descriptor for each shard that was read, none after; oracle: /proc/self/fd."""
+
+    def opened() -> list[str]:
+        return [path for path in map(_target, Path("/proc/self/fd").iterdir()) if ".safe" in path]
+
+    with Checkpoint.open(sharded, PREFIXES) as checkpoint:
+        assert opened() == []
+        checkpoint.tensor("visual.a")
+        checkpoint.tensor("visual.b")
+        assert opened() == [str(sharded / "two.safetensors")]
+    assert opened() == []
+    assert checkpoint.tensor("visual.a").shape == (2, 3)
+    checkpoint.close()
+
+
+def _target(link: Path) -> str:
+    try:
+        return str(link.readlink())
+    except OSError:  # the descriptor of the listing itself
+        return ""
+
+
+# Keys --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("on_disk", "canonical"),
+    [
+        ("visual.x", "visual.x"),
+        ("model.visual.x", "visual.x"),
+        ("model.language_model.layers.0.q", "model.layers.0.q"),
+        ("model.layers.0.q", "model.layers.0.q"),
+        ("lm_head.weight", "lm_head.weight"),
+        ("projector.x", "projector.x"),
+    ],
+)
+def test_the_longest_spelling_wins(on_disk: str, canonical: str) -> None:
+    """Spellings of one layout; oracle: the published ones of Qwen2.5-VL."""
+    assert canonical_key(on_disk, PREFIXES) == canonical
+
+
+@given(
+    st.sampled_from(["visual.", "model.", "lm_head.", "other."]),
+    st.text("xyz01.", min_size=1, max_size=8),
+)
+def test_writing_a_key_and_reading_it_back_gives_the_key(prefix: str, rest: str) -> None:
+    """`canonical_key` undoes `disk_key`; oracle: the key itself."""
+    assert canonical_key(disk_key(prefix + rest, PREFIXES), PREFIXES) == prefix + rest
+
+
+def test_two_spellings_of_one_key_are_refused(tmp_path: Path) -> None:
+    """A checkpoint that holds both `visual.x` and `model.visual.x`; the error names both."""
+    write(tmp_path, {"s.safetensors": {"visual.x": torch.ones(1), "model.visual.x": torch.ones(1)}})
+    with pytest.raises(CheckpointError, match=r"`visual\.x` and|and `visual\.x`"):
+        Checkpoint.open(tmp_path, PREFIXES)
+    assert len(Checkpoint.open(tmp_path).tensors) == 2
+
+
+def test_an_unknown_key_is_refused_with_its_neighbours(sharded: Path) -> None:
+    """The error quotes the key and the nearest known ones."""
+    with pytest.raises(CheckpointError, match=r"(?s)`visual\.c`.*nearest: visual\.") as caught:
+        Checkpoint.open(sharded, PREFIXES).tensor("visual.c")
+    assert caught.value.hint
+
+
+# Which shards are needed -------------------------------------------------------------------------
+
+
+def is_vision(key: str) -> bool:
+    return key.startswith("visual.")
+
+
+def test_only_the_shards_of_wanted_tensors_need_be_there(sharded: Path) -> None:
+    """With the language model's shard gone the vision side opens, and the whole does not."""
+    (sharded / "one.safetensors").unlink()
+    assert set(Checkpoint.open(sharded, PREFIXES, only=is_vision).tensors) == {
+        "visual.a",
+        "visual.b",
+    }
+    with pytest.raises(
+        CheckpointError, match=r"(?s)`one\.safetensors` is missing.*tensors in it: 1"
+    ):
+        Checkpoint.open(sharded, PREFIXES)
+
+
+def test_unwanted_tensors_of_an_opened_shard_are_not_listed(sharded: Path) -> None:
+    """One tensor of two is wanted; oracle: its name."""
+    checkpoint = Checkpoint.open(sharded, PREFIXES, only=lambda key: key == "visual.a")
+    assert set(checkpoint.tensors) == {"visual.a"}
+
+
+@pytest.mark.parametrize(
+    ("weight_map", "evidence"),
+    [
+        ({"x": "../one.safetensors"}, "no safetensors file beside it"),
+        ({"x": "/etc/one.safetensors"}, "no safetensors file beside it"),
+        ({"x": "sub/one.safetensors"}, "no safetensors file beside it"),
+        ({"x": "sub\\one.safetensors"}, "no safetensors file beside it"),
+        ({"x": ".."}, "names '..'"),
+        ({"x": "one\0.safetensors"}, "no safetensors file beside it"),
+        ({"x": "pytorch_model.bin"}, "pytorch_model.bin"),
+        ({"x": ["one.safetensors"]}, "TypeError"),
+        (["x"], "AttributeError"),
+        ({"a": "one.safetensors"}, "lacks tensors that"),
+        ({}, "no tensor"),
+    ],
+)
+def test_an_index_that_lies_is_refused(sharded: Path, weight_map: object, evidence: str) -> None:
+    """Names outside the folder, no names, and keys that the shard lacks; each with evidence."""
+    (sharded / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(CheckpointError) as caught:
+        Checkpoint.open(sharded).info("x")
+    assert evidence in caught.value.message
+    assert caught.value.hint
+
+
+def test_a_tensor_that_the_index_does_not_place_is_refused(sharded: Path) -> None:
+    """The shard holds what the index does not list; the error names the tensor."""
+    index = json.loads((sharded / INDEX).read_text())
+    del index["weight_map"]["model.visual.b"]
+    (sharded / INDEX).write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=r"(?s)holds tensors that.*1: model\.visual\.b"):
+        Checkpoint.open(sharded)
+
+
+@pytest.mark.parametrize("index", ['{"weight_map": {"a": "x", "a": "y"}}', "[]", "{}", "{", "\xff"])
+def test_an_index_of_another_form_is_refused(sharded: Path, index: str) -> None:
+    """A key twice, no object, no map, no JSON, no text."""
+    (sharded / INDEX).write_text(index, encoding="latin-1")
+    with pytest.raises(CheckpointError, match=r"no index with a `weight_map`"):
+        Checkpoint.open(sharded)
+
+
+@pytest.mark.parametrize(
+    ("names", "evidence"),
+    [
+        ([], "no weights"),
+        (["pytorch_model.bin"], r"pickles \(pytorch_model\.bin\)"),
+        (["consolidated.00.pth", "notes.txt"], r"pickles \(consolidated\.00\.pth\)"),
+        (["a.safetensors", "b.safetensors"], "2 safetensors files"),
+    ],
+)
+def test_a_folder_without_usable_weights_is_refused(
+    tmp_path: Path, names: list[str], evidence: str
+) -> None:
+    """Pickles are named and never opened (these are no pickles at all, which nothing notices)."""
+    (tmp_path / "config.json").write_text("{}")
+    for name in names:
+        (tmp_path / name).write_text("not what the suffix says")
+    with pytest.raises(CheckpointError, match=evidence) as caught:
+        Checkpoint.open(tmp_path)
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("config", [None, "[]", "{", '"text"', "[" * 100_000])
+def test_a_config_that_is_no_object_is_refused(sharded: Path, config: str | None) -> None:
+    """Missing, no JSON, no object: one error that names the file."""
+    (sharded / "config.json").unlink()
+    if config is not None:
+        (sharded / "config.json").write_text(config)
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        Checkpoint.open(sharded)
+
+
+def test_code_named_by_the_config_is_not_executed(sharded: Path) -> None:
+    """An `auto_map` stays text; oracle: the file its module would leave."""
+    (sharded / "config.json").write_text('{"auto_map": {"AutoConfig": "evil.Evil"}}')
+    (sharded / "evil.py").write_text(f"open({str(sharded / 'ran')!r}, 'w')")
+    assert Checkpoint.open(sharded).config["auto_map"] == {"AutoConfig": "evil.Evil"}
+    assert not (sharded / "ran").exists()
+
+
+def test_a_shard_that_shrinks_in_use_is_an_error(sharded: Path) -> None:
+    """The file is cut after it was opened: reading says so, naming it."""
+    checkpoint = Checkpoint.open(sharded, PREFIXES)
+    os.truncate(sharded / "two.safetensors", 10)
+    with pytest.raises(CheckpointError, match=r"(?s)can no longer be read.*two\.safetensors"):
+        checkpoint.tensor("visual.b")
+    checkpoint.close()
+
+
+def test_a_device_or_pipe_is_no_shard(sharded: Path) -> None:
+    """A pipe of a shard's name is refused at once instead of waited for."""
+    (sharded / "two.safetensors").unlink()
+    os.mkfifo(sharded / "two.safetensors")
+    with pytest.raises(CheckpointError, match="two"):
+        Checkpoint.open(sharded)
+
+
+# Identity ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def copy(sharded: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same files, times included, in another folder."""
+    return shutil.copytree(sharded, tmp_path_factory.mktemp("copy") / "moved")
+
+
+def test_the_signature_follows_files_and_not_their_place(sharded: Path, copy: Path) -> None:
+    """Equal for a moved copy; different once a shard is touched."""
+    before = Checkpoint.open(sharded).signature()
+    assert Checkpoint.open(copy).signature() == before
+    os.utime(copy / "one.safetensors", ns=(1, 1))
+    assert Checkpoint.open(copy).signature() != before
+
+
+def test_the_digest_follows_content_alone(
+    sharded: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """The same tensors in one file, under another spelling, read at another time: same digest."""
+    one_file = tmp_path_factory.mktemp("one")
+    (one_file / "config.json").write_text("{}")
+    content = load_file(sharded / "two.safetensors")
+    save_file({key[6:]: value for key, value in content.items()}, one_file / "model.safetensors")
+    with Checkpoint.open(sharded, PREFIXES) as many, Checkpoint.open(one_file, PREFIXES) as one:
+        digest = many.digest(["visual.a", "visual.b"])
+        assert one.digest(["visual.b", "visual.a", "visual.b"]) == digest
+        assert many.digest(["visual.a"]) != digest
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 23), st.integers(1, 255))
+def test_any_changed_byte_changes_the_digest(position: int, difference: int) -> None:
+    """One byte of the data differs; oracle: the digest before."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = write(Path(name), {"s.safetensors": {"x": torch.zeros(2, 3)}})
+        with Checkpoint.open(folder) as checkpoint:
+            before = checkpoint.digest(["x"])
+            path = folder / "s.safetensors"
+            content = bytearray(path.read_bytes())
+            content[checkpoint.info("x").offset + position] ^= difference
+            path.write_bytes(content)
+            assert checkpoint.digest(["x"]) != before
+
+
+def test_shape_and_dtype_enter_the_digest(tmp_path: Path) -> None:
+    """Equal bytes in another shape or dtype are another content."""
+    digests = set()
+    for tensor in (torch.zeros(2, 3), torch.zeros(3, 2), torch.zeros(2, 3, dtype=torch.int32)):
+        write(tmp_path, {"s.safetensors": {"x": tensor}})
+        with Checkpoint.open(tmp_path) as checkpoint:
+            digests.add(checkpoint.digest(["x"]))
+    assert len(digests) == 3
+
+
+def test_opening_a_checkpoint_imports_neither_torch_nor_numpy(sharded: Path) -> None:
+    """Planning and recognition stay light; oracle: the modules of a fresh interpreter."""
+    code = (
+        "import sys; from pathlib import Path; from axcore.checkpoint import Checkpoint;"
+        "Checkpoint.open(Path(sys.argv[1]));"
+        "sys.exit(bool({'torch', 'numpy', 'transformers', 'huggingface_hub'} & set(sys.modules)))"
+    )
+    root = Path(__file__).parents[2]
+    subprocess.run([sys.executable, "-c", code, sharded], check=True, cwd=root)

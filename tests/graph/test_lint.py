@@ -1,0 +1,360 @@
+"""The operator lint: each kind of restriction, where findings come from, and the data behind it."""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from axcore.errors import UsageError
+from axcore.graph.lint import FORMS, chips, lint_model, parse_restriction
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from axcore.graph.lint import Finding
+
+DATA = resources.files("axcore") / "data"
+PUBLISHED = json.loads((DATA / "npu_ops.json").read_text())
+ERRATA = json.loads((DATA / "npu_ops_errata.json").read_text())
+REMEDIES = json.loads((DATA / "npu_ops_remedies.json").read_text())
+
+INPUTS = (
+    "float[1,4,6,6] x, float[2,3,8] s, int64[3] one_d, int64[1,3] two_d, float[4,4] m, "
+    "float[4,4,3,3] w, float[4] v, float[4,1,1] slope, float[1,4,1,1] slope4, float e, "
+    "int64[8] pads, int64[1] axes, float[1,16,8] lw, int32[3] lengths, float[5,4] rois, "
+    "int64[5] batches, float[1,12,4] peep, float[n,m] open"
+)
+
+
+def text_model(body: str, opset: int = 17, initializers: str = "") -> ir.Model:
+    constants = f"<{initializers}>" if initializers else ""
+    return ir.from_onnx_text(
+        f'<ir_version: 8, opset_import: ["": {opset}, "com.microsoft": 1]> '
+        f"g ({INPUTS}) => (float y) {constants} {{ {body} }}"
+    )
+
+
+def found(body: str, chip: str = "AX650", **model: Any) -> list[Finding]:
+    return lint_model(text_model(body, **model), chip)
+
+
+PAIRS = {
+    "only, string": ('y = Conv<auto_pad="NOTSET">(x, w)', 'y = Conv<auto_pad="SAME_UPPER">(x, w)'),
+    "only, one of": (
+        'y = Resize<mode="linear">(x, , v)',
+        'y = Resize<mode="cubic">(x, , v)',
+    ),
+    "only, default violates": (
+        "y = AveragePool<kernel_shape=[3,3], pads=[1,1,1,1], count_include_pad=1>(x)",
+        "y = AveragePool<kernel_shape=[3,3], pads=[1,1,1,1]>(x)",
+    ),
+    "only, without effect": (
+        "y = AveragePool<kernel_shape=[3,3]>(x)",
+        "y = AveragePool<kernel_shape=[3,3], pads=[0,0,0,1]>(x)",
+    ),
+    "only, in a mode": (
+        'y = Resize<mode="linear", nearest_mode="floor">(x, , v)',
+        'y = Resize<mode="nearest", nearest_mode="floor">(x, , v)',
+    ),
+    "only, every element": (
+        "y = MaxPool<kernel_shape=[2,2], dilations=[1,1]>(x)",
+        "y = MaxPool<kernel_shape=[2,2], dilations=[1,2]>(x)",
+    ),
+    "only, dtype": ("y = Cast<to=1>(one_d)", "y = Cast<to=7>(x)"),
+    "only, number": ("y = LpNormalization<p=1>(x)", "y = LpNormalization<p=3>(x)"),
+    "only, alpha": ("y = Gemm<alpha=1.0>(m, m)", "y = Gemm<alpha=0.5>(m, m)"),
+    "only, beta": ("y = Gemm<beta=1.0>(m, m, v)", "y = Gemm<beta=2.0>(m, m, v)"),
+    "only, last axis": (
+        "y = LayerNormalization<axis=2>(s, v)",
+        "y = LayerNormalization<axis=1>(s, v)",
+    ),
+    "only, axis from the end": (
+        "y = LayerNormalization<axis=-1>(s, v)",
+        "y = LayerNormalization<axis=-2>(s, v)",
+    ),
+    "rank": ("y = Gather(x, one_d)", "y = Gather(x, two_d)"),
+    "rank of a scalar": ("y = Gather(x, one_d)", "y = Gather(x, e)"),
+    "must not be, default violates": (
+        "y = RoiAlign<sampling_ratio=2>(x, rois, batches)",
+        "y = RoiAlign(x, rois, batches)",
+    ),
+    "not supported, written default": (
+        "y = BatchNormalization<momentum=0.9>(x, v, v, v, v)",
+        "y = BatchNormalization<momentum=0.1>(x, v, v, v, v)",
+    ),
+    "not supported, no default": (
+        "y = LSTM<hidden_size=4>(s, lw, lw)",
+        "y = LSTM<hidden_size=4, clip=1.0>(s, lw, lw)",
+    ),
+    "not supported, input": (
+        "y = LSTM<hidden_size=4>(s, lw, lw, , , )",
+        "y = LSTM<hidden_size=4>(s, lw, lw, , lengths)",
+    ),
+    "not supported, last input": (
+        "y = LSTM<hidden_size=4>(s, lw, lw)",
+        "y = LSTM<hidden_size=4>(s, lw, lw, , , , , peep)",
+    ),
+    "LSTM activations": (
+        'y = LSTM<hidden_size=4, activations=["Sigmoid","Tanh","Tanh"]>(s, lw, lw)',
+        'y = LSTM<hidden_size=4, activations=["Tanh","Sigmoid","Tanh"]>(s, lw, lw)',
+    ),
+    "output padding": (
+        "y = ConvTranspose<pads=[0,0,1,1], output_padding=[1,1]>(x, w)",
+        "y = ConvTranspose<pads=[1,1,0,1], output_padding=[1,1]>(x, w)",
+    ),
+    "output padding without pads": (
+        "y = ConvTranspose<output_padding=[0,0]>(x, w)",
+        "y = ConvTranspose<output_padding=[1,0]>(x, w)",
+    ),
+    "slope": ("y = PRelu(x, slope4)", "y = PRelu(x, slope)"),
+    "slope below four dimensions": ("y = PRelu(s, slope)", "y = PRelu(x, slope)"),
+    "exponent from a Constant": (
+        "two = Constant<value_float=2.0>() y = Pow(x, two)",
+        "two = Abs(e) y = Pow(x, two)",
+    ),
+    "exponent of one element": (
+        "two = Constant<value_floats=[2.0]>() y = Pow(x, two)",
+        "two = Constant<value_floats=[2.0, 2.0, 2.0, 2.0, 2.0, 2.0]>() y = Pow(x, two)",
+    ),
+    "operator absent": ("y = Sub(x, e)", "y = Neg(x)"),
+    "alias": ("values, y = TopK(x, axes)", "y = NonZero(x)"),
+    "foreign domain": ("y = com.microsoft.Gelu(x)", "y = com.microsoft.FusedConv(x)"),
+}
+
+
+@pytest.mark.parametrize(("good", "bad"), PAIRS.values(), ids=PAIRS)
+def test_a_restriction_tells_good_from_bad(good: str, bad: str) -> None:
+    """One node that a restriction allows and one that it forbids. Oracle: the published table."""
+    assert found(good) == []
+    assert len(found(bad)) == 1
+
+
+def test_a_later_operator_set_brings_the_input() -> None:
+    """Pad has its axes input from opset 18 on. Oracle: ONNX's schema."""
+    assert found("y = Pad(x, pads)", opset=18) == []
+    assert [finding.constraint for finding in found("y = Pad(x, pads, , axes)", opset=18)] == [
+        "axes: not supported yet"
+    ]
+
+
+def test_defaults_compare_at_the_precision_of_the_file() -> None:
+    """0.9 is the default, as a Python number in memory and as the float32 that a file holds."""
+    model = text_model("y = BatchNormalization(x, v, v, v, v)")
+    model.graph[0].attributes.add(ir.AttrFloat32("momentum", 0.9))
+    assert lint_model(model, "AX650") == []
+
+
+def test_a_finding_says_what_where_and_what_to_do() -> None:
+    """Every field of a finding, on one forbidden cast."""
+    model = text_model("y = Cast<to=7>(x)")
+    model.graph[0].name = "blocks.1/node_cast"
+    model.metadata_props["axcore.stages"] = '["patch_embed", "blocks.1"]'
+    (finding,) = lint_model(model, "M76H")
+    assert (finding.node, finding.op, finding.stage) == ("blocks.1/node_cast", "Cast", "blocks.1")
+    assert (finding.file, finding.severity, finding.detail) == ("", "error", "to is int64")
+    assert finding.constraint.startswith("to: only uint8, ")
+    assert finding.remedy == REMEDIES["Cast"]
+
+
+def test_only_a_listed_name_is_a_stage() -> None:
+    """A node's first name is a stage only where the model lists it; oracle: written out."""
+    model = text_model("y = Neg(x)")
+    model.graph[0].name = "blocks.1/neg"
+    assert [finding.stage for finding in lint_model(model, "AX650")] == [""]
+    model.metadata_props["axcore.stages"] = '["blocks.10"]'
+    assert [finding.stage for finding in lint_model(model, "AX650")] == [""]
+
+
+def test_absence_is_a_warning_and_depends_on_the_chip() -> None:
+    """Neg is listed for AX615, AX637 and M57 only. Oracle: the notes of the published tables."""
+    warned = {chip for chip in chips() if found("y = Neg(x)", chip=chip)}
+    assert warned == {"AX650", "M76H", "AX620E", "AX630C", "AX620Q"}
+    assert [finding.severity for finding in found("y = Neg(x)")] == ["warning"]
+
+
+def test_a_nameless_node_is_called_by_its_output() -> None:
+    """Nodes need no name in ONNX; their outputs have one."""
+    assert [finding.node for finding in found("neg = Neg(x) y = Abs(neg)")] == ["neg"]
+
+
+def test_an_undecidable_restriction_is_a_warning() -> None:
+    """Without the input's rank in the file, axis 1 may be the last: said, not decided."""
+    (finding,) = found("z = Abs(x) y = LayerNormalization<axis=1>(z, v)")
+    assert finding.severity == "warning"
+    assert finding.detail == "cannot be checked: the shape of `z` is not in the file"
+
+
+def test_symbolic_dimensions_still_have_a_rank() -> None:
+    """The last axis is told by the number of dimensions, whatever their sizes."""
+    assert found("y = LayerNormalization<axis=1>(open, v)") == []
+
+
+def test_an_initializer_is_a_constant_exponent() -> None:
+    """Initializers serve as constants, and their shapes are known."""
+    assert found("y = Pow(x, two)", initializers="float two = {2}") == []
+    pair = "int64[1,2] pair = {0, 1}"
+    assert [f.detail for f in found("y = Gather(x, pair)", initializers=pair)] == [
+        "indices has 2 dimensions: [1, 2]"
+    ]
+
+
+def test_nodes_in_subgraphs_are_linted() -> None:
+    """The branches of an If are part of the model."""
+    branch = "{name} () => (float {name}_out) {{ {name}_out = Neg(x) }}"
+    then, other = branch.format(name="then"), branch.format(name="other")
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 17]> g (float x, bool c) => (float y) '
+        f"{{ y = If (c) <then_branch = {then}, else_branch = {other}> }}"
+    )
+    ops = [finding.op for finding in lint_model(ir.from_proto(model), "AX650")]
+    assert ops == ["If", "Neg", "Neg"]
+
+
+def test_functions_are_linted_and_calling_one_is_no_finding() -> None:
+    """A model-local function stands for its body; a parameter leaves a restriction open."""
+    model = ir.from_onnx_text("""
+        <ir_version: 8, opset_import: ["": 17, "local": 1]>
+        g (float[4,4] x) => (float[4,4] y) { y = local.turn<factor=2.0>(x) }
+        <domain: "local", opset_import: ["": 17]>
+        turn <factor> (a) => (b) { n = Neg(a)  b = Gemm<alpha: float = @factor>(n, n) }
+    """)
+    findings = lint_model(model, "AX650")
+    assert [(f.op, f.severity) for f in findings] == [("Neg", "warning"), ("Gemm", "warning")]
+    assert "alpha is set by the caller" in findings[1].detail
+
+
+@given(st.integers(1, 20))
+def test_an_old_operator_set_is_an_error(opset: int) -> None:
+    """The tables hold from opset 11 on; one finding, whatever the nodes are."""
+    findings = [f for f in found("y = Relu(x)", opset=opset) if f.op == ""]
+    assert [f.detail for f in findings] == ([f"opset is {opset}"] if opset < 11 else [])
+
+
+@given(st.integers(-4, 3), st.integers(1, 4))
+def test_the_last_axis_counts_from_either_end(axis: int, rank: int) -> None:
+    """An axis is the last one when it lands there as a numpy axis does."""
+    shape = ",".join("5" * rank)
+    model = ir.from_onnx_text(
+        '<ir_version: 8, opset_import: ["": 17]> '
+        f"g (float[{shape}] a, float[5] b) => (float y) "
+        f"{{ y = LayerNormalization<axis={axis}>(a, b) }}"
+    )
+    is_last = -rank <= axis < rank and range(rank)[axis] == rank - 1
+    assert (lint_model(model, "AX650") == []) == is_last
+
+
+@given(st.sampled_from(ir.DataType))
+def test_cast_targets_follow_the_table(dtype: ir.DataType) -> None:
+    """Every ONNX type is allowed exactly when the table names it; oracle: the table's text."""
+    restriction = PUBLISHED["chips"]["AX650"]["Cast"]["restrictions"][0]
+    listed = restriction.removeprefix("to: only ").split(", ")
+    spelled = {"float": "float32", "double": "float64"}.get(name := dtype.name.lower(), name)
+    assert (found(f"y = Cast<to={dtype.value}>(x)") == []) == (spelled in listed)
+
+
+def test_external_data_is_not_read(tmp_path: Path) -> None:
+    """A model lints although the file that holds its weights is gone."""
+    path = tmp_path / "model.onnx"
+    model = text_model("y = MatMul(x, big)", initializers="float[2,2] big = {1, 2, 3, 4}")
+    model.graph.initializers["big"].const_value = ir.tensor(np.ones((64, 64), np.float32))
+    ir.save(model, path, external_data="model.onnx.data")
+    (tmp_path / "model.onnx.data").unlink()
+    assert lint_model(path, "AX650") == []
+
+
+def test_findings_of_a_file_name_it(tmp_path: Path) -> None:
+    """The file of a finding is the path that was given."""
+    path = tmp_path / "model.onnx"
+    ir.save(text_model("y = Neg(x)"), path)
+    assert [finding.file for finding in lint_model(path, "AX650")] == [str(path)]
+
+
+@pytest.mark.parametrize("content", [b"", b"not an ONNX file", b"\x08\x07", None])
+def test_an_unreadable_file_is_refused(tmp_path: Path, content: bytes | None) -> None:
+    """Empty, foreign, truncated and missing files: one error that names the file."""
+    path = tmp_path / "model.onnx"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UsageError, match=r"model\.onnx` ") as refusal:
+        lint_model(path, "AX650")
+    assert refusal.value.hint
+
+
+@pytest.mark.parametrize(
+    ("chip", "reason"),
+    [("AX999", "not known"), ("ax650", "not known"), ("AX8860", "no operator table is published")],
+)
+def test_a_chip_without_table_is_refused(chip: str, reason: str) -> None:
+    """The error gives the reason and the chips that have a table."""
+    with pytest.raises(UsageError, match=reason) as refusal:
+        found("y = Relu(x)", chip=chip)
+    assert all(name in refusal.value.message for name in chips())
+
+
+def test_every_published_chip_is_accepted() -> None:
+    """Chip names are the tables' and those that a table says it covers."""
+    expected = {*PUBLISHED["chips"], *(c for cs in PUBLISHED["applies_to"].values() for c in cs)}
+    assert set(chips()) == expected
+
+
+# The data ----------------------------------------------------------------------------------------
+
+TEXTS = {
+    (op, text)
+    for table in PUBLISHED["chips"].values()
+    for op, entry in table.items()
+    for text in entry["restrictions"]
+}
+AMENDED = {
+    (op, text)
+    for op, original in TEXTS
+    for text in ERRATA["restrictions"].get(op, {}).get(original, {"becomes": [original]})["becomes"]
+}
+
+
+@pytest.mark.parametrize(("op", "text"), sorted(AMENDED))
+def test_every_restriction_has_one_meaning(op: str, text: str) -> None:
+    """Each sentence of each chip, errata applied, is read by exactly one form."""
+    sentence = text.partition(" where ")[0]
+    assert sum(form(sentence) is not None for form in FORMS) == 1
+    assert callable(parse_restriction(text))
+
+
+def test_a_sentence_that_nobody_mapped_is_refused() -> None:
+    """New data must not be passed over in silence."""
+    with pytest.raises(ValueError, match="0 forms fit"):
+        parse_restriction("kernel_shape: preferably small")
+
+
+def test_every_entry_is_supported() -> None:
+    """Being listed means being supported: the lint relies on it."""
+    assert all(e["supported"] for table in PUBLISHED["chips"].values() for e in table.values())
+
+
+def test_errata_touch_what_is_published_and_say_why() -> None:
+    """Every erratum overlays a sentence or name that is there, with a reason."""
+    errata = [
+        (op, text, entry)
+        for op, entries in ERRATA["restrictions"].items()
+        for text, entry in entries.items()
+    ]
+    assert {(op, text) for op, text, _ in errata} <= TEXTS
+    assert all(entry["reason"] and entry["becomes"] for _, _, entry in errata)
+    listed = {op for table in PUBLISHED["chips"].values() for op in table}
+    assert set(ERRATA["aliases"]) <= listed
+    assert all(onnx.defs.has(alias["name"]) for alias in ERRATA["aliases"].values())
+
+
+def test_remedies_belong_to_operators_or_their_attributes() -> None:
+    """No remedy is out of reach: its operator is ONNX's or listed."""
+    listed = {op for table in PUBLISHED["chips"].values() for op in table}
+    ops = {key.partition(".")[0] for key in REMEDIES} - {"*"}
+    assert all(op in listed or onnx.defs.has(op) for op in ops)

@@ -1,0 +1,1 @@
+"""Embedding files and build arguments."""

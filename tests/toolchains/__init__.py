@@ -1,0 +1,1 @@
+"""Toolchains against stand-ins."""
