@@ -1,0 +1,28 @@
+"""Fabricate a checkpoint and print its folder: the published size, or with parts of it changed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from axcore import Registry
+from axcore.checkpoint import fabricate
+from axcore.pipeline.job import fabricated_folder
+
+parser = argparse.ArgumentParser(description=__doc__)
+parser.add_argument("model")
+parser.add_argument("--size", choices=("tiny", "full"), default="full")
+parser.add_argument("--changes", type=json.loads, help="nested overrides of the config, as JSON")
+parser.add_argument("--folder", type=Path, help="default: where `axcore convert --weights` looks")
+arguments = parser.parse_args()
+
+card = Registry().find(arguments.model).card
+folder = arguments.folder or fabricated_folder(card, arguments.size)
+if arguments.changes:
+    # What makes a checkpoint tiny are overrides of the published config, so these take their place.
+    fabricate(replace(card, tiny=arguments.changes), "tiny", folder)
+else:
+    fabricate(card, arguments.size, folder)
+print(json.dumps(str(folder)))
