@@ -155,7 +155,9 @@ def build(
     Raises:
         ToolchainError: The tool is missing, or a step failed.
     """
+    from .files import explained_full_disk
     from .pipeline.bundle import Bundle
+    from .pipeline.workspace import Workspace
 
     opened = Bundle.open(bundle)
     name = toolchain or opened.manifest["toolchain"]
@@ -167,8 +169,11 @@ def build(
         raise ToolchainError(
             f"toolchain `{name}` is not available: {found.detail}", hint=found.remedy
         )
-    opened.check_files()
-    return known[name].build(opened.folder, opened.build_request, progress or Silent(), command)
+    request = opened.build_request
+    # Configurations and scripts are there to be edited; everything else must be as written.
+    opened.check_files(set(opened.files) - set(known[name].prepare(request)))
+    with Workspace(opened.folder, request.model).locked(), explained_full_disk(opened.folder):
+        return known[name].build(opened.folder, request, progress or Silent(), command)
 
 
 def lint(target: Path, *, chip: str | None = None) -> list[Finding]:

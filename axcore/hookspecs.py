@@ -118,7 +118,8 @@ def llm_build_args(job: Job) -> LlmBuildArgs | None:
 def decoder(job: Job) -> Sequence[Stage] | None:
     """Return the language model as stages: one per layer, then final norm and head.
 
-    Called when decoder layers are built here rather than by a vendor's builder.
+    For toolchains that build decoder layers here rather than by a vendor's builder. No toolchain
+    of this release does, so it is not called yet.
     """
 
 
@@ -126,8 +127,9 @@ def decoder(job: Job) -> Sequence[Stage] | None:
 def prepare_prompt(job: Job, messages: Sequence[dict[str, Any]]) -> Prompt | None:
     """Turn chat messages into ids, positions and the samples each vision component is run on.
 
-    Called by commands that run a model. `messages` are in the form of transformers' chat
-    templates: ``{"role": ..., "content": [{"type": "image"|"text", ...}]}``.
+    For commands that run a model. This release has none, so it is not called yet. `messages` are
+    in the form of transformers' chat templates:
+    ``{"role": ..., "content": [{"type": "image"|"text", ...}]}``.
     """
 
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 GROUP = hookspecs.PROJECT
 DEFAULTS = "defaults"
+_ANYTHING = (Exception, SystemExit)  # whatever a plugin raises must not lock the user out
 
 
 @dataclass(frozen=True)
@@ -88,12 +89,13 @@ class Registry:
     def entries(self) -> list[Entry]:
         """Every model of every family; a family whose cards are unfit is set aside."""
         found: list[Entry] = []
+        _ = self.toolchains  # a plugin set aside for those has no models either
         for name in list(self.plugins):
             taken = {label: entry.family for entry in found for label in _labels(entry.card)}
             try:
                 cards = self._cards(name)
-                _check_cards(cards, taken)
-            except Exception as error:  # whatever a plugin raises must not lock the user out
+                _check_cards(name, cards, taken)
+            except _ANYTHING as error:
                 self._set_aside(name, error)
             else:
                 found += [Entry(name, card) for card in cards]
@@ -109,7 +111,7 @@ class Registry:
                     if toolchain.name in found:
                         raise ContractError(f"toolchain `{toolchain.name}` exists already")
                     found[toolchain.name] = toolchain
-            except Exception as error:  # see `entries`
+            except _ANYTHING as error:
                 self._set_aside(name, error)
         return found
 
@@ -200,27 +202,25 @@ class Registry:
 
     def _load(self, entry: EntryPoint) -> None:
         info = _describe(entry)
+        if entry.name == DEFAULTS or entry.name in self.plugins:
+            self.problems.append(Problem(info, f"the plugin name `{entry.name}` is taken"))
+            return
+        self.plugins[entry.name] = info
         try:
-            if entry.name == DEFAULTS or entry.name in self.plugins:
-                raise ContractError(f"the plugin name `{entry.name}` is taken")
             module = entry.load()
             self._manager.register(module, entry.name)
-            self.plugins[entry.name] = info
             if not self._manager.get_hookcallers(module):
                 raise ContractError("implements no hook")
             self._manager.check_pending()
-        except Exception as error:  # see `entries`
-            self.plugins.setdefault(entry.name, info)
-            self._set_aside(entry.name, error, info)
+        except _ANYTHING as error:
+            self._set_aside(entry.name, error)
 
-    def _set_aside(self, name: str, error: Exception, info: PluginInfo | None = None) -> None:
-        plugin = info or self.plugins[name]
-        if self.plugins.get(name) == plugin:
-            del self.plugins[name]
-            if self._manager.has_plugin(name):
-                self._manager.unregister(name=name)
+    def _set_aside(self, name: str, error: BaseException) -> None:
+        info = self.plugins.pop(name)
+        if self._manager.has_plugin(name):
+            self._manager.unregister(name=name)
         message = error.message if isinstance(error, AxcoreError) else _last_frame(error)
-        self.problems.append(Problem(plugin, message))
+        self.problems.append(Problem(info, message))
 
     def _only(self, name: str, hook: str) -> list[Any]:
         """Call `hook` of one plugin alone and join what its implementations return."""
@@ -253,12 +253,14 @@ def _labels(card: ModelCard) -> set[str]:
     return {label.lower() for label in (card.id, *card.aliases)}
 
 
-def _check_cards(cards: Sequence[ModelCard], taken: Mapping[str, str]) -> None:
+def _check_cards(family: str, cards: Sequence[ModelCard], taken: Mapping[str, str]) -> None:
+    owners = dict(taken)
     for card in cards:
         if not (card.id and card.repo and card.architectures and card.profiles):
             raise ContractError(f"model card `{card.id}` lacks id, repo, architectures or profiles")
-        for label in sorted(_labels(card) & taken.keys()):
-            raise ContractError(f"the model name `{label}` belongs to plugin `{taken[label]}`")
+        for label in sorted(_labels(card) & owners.keys()):
+            raise ContractError(f"the model name `{label}` belongs to plugin `{owners[label]}`")
+        owners |= dict.fromkeys(_labels(card), family)
 
 
 def _agreement(published: Mapping[str, Any], config: Mapping[str, Any]) -> int:

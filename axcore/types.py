@@ -61,7 +61,7 @@ class ModelCard:
     """What a family says about one model, without reading anything.
 
     Attributes:
-        id: The name on the command line, e.g. ``qwen2.5-vl-3b``.
+        id: The name on the command line, e.g. ``foo-vl-1b``.
         repo: Hugging Face repository; its last part names the exported files.
         architectures: Values of ``architectures[0]`` in ``config.json`` that this model may have.
         profiles: Task name to profile; the first is the default.
@@ -97,7 +97,7 @@ class ModelCard:
 
     @property
     def stem(self) -> str:
-        """The repository's last part, e.g. ``Qwen2.5-VL-3B-Instruct``."""
+        """The repository's last part, e.g. ``Foo-VL-1B``."""
         return self.repo.rpartition("/")[2]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -31,7 +31,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print data as JSON on stdout
 Model = Annotated[str, typer.Argument(help="Model id, alias or checkpoint folder.")]
 BundleFolder = Annotated[Path, typer.Argument(help="Folder written by `axcore convert`.")]
 Images = Annotated[
-    Optional[list[Path]],  # noqa: UP045  (typer evaluates it on Python 3.10 too)
+    list[Path] | None,
     typer.Option("--images", help="Calibration pictures: folder, archive or file; repeatable."),
 ]
 
@@ -88,55 +88,55 @@ def show(model: Model, as_json: Json = False) -> None:
 def convert(
     model: Model,
     out: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option("-o", "--out", help="Bundle folder; default: ./MODEL-bundle."),
     ] = None,
     checkpoint: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(help="Checkpoint folder or Hugging Face id; default: the model's own."),
     ] = None,
     weights: Annotated[
-        Optional[Literal["random-tiny", "random-full"]],  # noqa: UP045
+        Literal["random-tiny", "random-full"] | None,
         typer.Option(help="Fabricate a checkpoint: tiny, or of the real size."),
     ] = None,
     source: Annotated[
         Literal["huggingface", "modelscope"], typer.Option(help="Where to download from.")
     ] = "huggingface",
     revision: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(help="Branch, tag or commit to download."),
     ] = None,
     images: Images = None,
     task: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(help="Profile, e.g. image or video (see `axcore show`)."),
     ] = None,
-    height: Annotated[Optional[int], typer.Option(help="Picture height in px.")] = None,  # noqa: UP045
-    width: Annotated[Optional[int], typer.Option(help="Picture width in px.")] = None,  # noqa: UP045
+    height: Annotated[int | None, typer.Option(help="Picture height in px.")] = None,
+    width: Annotated[int | None, typer.Option(help="Picture width in px.")] = None,
     dtype: Annotated[
         Literal["float32", "float16", "bfloat16"], typer.Option(help="Precision of vision graphs.")
     ] = "float32",
     opset: Annotated[int, typer.Option(help="ONNX operator set, 16 to 20.")] = 17,
     split: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(help="Files per vision graph: a number, or auto for below 2 GB each."),
     ] = None,
     chip: Annotated[str, typer.Option(help="Target chip.")] = "AX650",
     npu_mode: Annotated[str, typer.Option(help="NPU1, NPU2 or NPU3.")] = "NPU3",
     prefill_len: Annotated[
-        Optional[int],  # noqa: UP045
+        int | None,
         typer.Option(help="Tokens of one prefill chunk."),
     ] = None,
     kv_cache_len: Annotated[
-        Optional[int],  # noqa: UP045
+        int | None,
         typer.Option(help="Slots of the key/value cache."),
     ] = None,
     last_kv_cache_len: Annotated[
-        Optional[list[int]],  # noqa: UP045
+        list[int] | None,
         typer.Option(help="History length of a further prefill group; repeatable."),
     ] = None,
     embedding_format: Annotated[
-        Optional[list[str]],  # noqa: UP045
+        list[str] | None,
         typer.Option(help="Further embedding files, separated by commas: npy, f32bin."),
     ] = None,
     verify: Annotated[bool, typer.Option(help="Compare the graphs with PyTorch.")] = True,
@@ -198,11 +198,11 @@ def convert(
 def build(
     bundle: BundleFolder,
     toolchain: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(help="Default: the one the bundle was converted for."),
     ] = None,
     pulsar2: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(
             "--pulsar2", "--tool", help='How the tool is called, e.g. "docker run … pulsar2".'
         ),
@@ -243,7 +243,7 @@ def verify(bundle: BundleFolder, images: Images = None, as_json: Json = False) -
 def lint(
     target: Annotated[Path, typer.Argument(help="ONNX file or bundle folder.")],
     chip: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(help="Target chip; default: the bundle's, or AX650."),
     ] = None,
     as_json: Json = False,
@@ -359,8 +359,10 @@ def _print_plan(plan: Plan, as_json: bool) -> None:
             f"  {part.parameters / 1e6:.1f} M parameters, {part.stages} stages of"
             f" {part.kinds} kinds"
         )
-    typer.echo(f"\nlanguage model: {plan.rows} rows per picture, prompts of up to"
-               f" {plan.max_prompt} tokens, {plan.llm.kv_cache_len + 1} positions in all")  # fmt: skip
+    typer.echo(
+        f"\nlanguage model: {plan.rows} rows per picture, prompts of up to {plan.max_prompt}"
+        f" tokens, {plan.llm.kv_cache_len + 1} positions in all"
+    )
     typer.echo("\nfiles")
     table([("  " + file.name, size(file.bytes)) for file in plan.files])
     typer.echo(
@@ -380,7 +382,7 @@ def _plan_command() -> None:
     """Register `plan`: the options of `convert`, less those that only a conversion has."""
     import inspect
 
-    signature = inspect.signature(convert)
+    signature = inspect.signature(convert, eval_str=True)
     own = [p for name, p in signature.parameters.items() if name != "dry_run"]
 
     def plan(**arguments: Any) -> None:

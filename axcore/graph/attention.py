@@ -24,21 +24,19 @@ def explicit(stage: Stage) -> Stage:
     Replaced are `torch.nn.functional.scaled_dot_product_attention`, however it is reached, and
     `torch.nn.MultiheadAttention` modules. Parameter names stay.
     """
-    if getattr(stage.module, _MARK, False):
+    if isinstance(stage.module, _Unfused):
         return stage
     module = _spell_out(copy.deepcopy(stage.module))
-    plain = module.forward
-
-    def forward(*state: Tensor) -> Any:
-        with _Explicit():
-            return plain(*state)
-
-    module.forward = forward
-    setattr(module, _MARK, True)
+    # A class rather than a new `forward` on the instance: that would stay bound to this very
+    # module when a copy is made of it.
+    module.__class__ = type(type(module).__name__, (_Unfused, type(module)), {})
     return replace(stage, module=module)
 
 
-_MARK = "_axcore_explicit_attention"
+class _Unfused(nn.Module):
+    def forward(self, *state: Tensor) -> Any:
+        with _Explicit():
+            return super().forward(*state)
 
 
 def attend(

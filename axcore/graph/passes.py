@@ -24,6 +24,45 @@ class DefaultAttributesPass(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified)
 
 
+class SplitToSlicesPass(ir.passes.InPlacePass):
+    """Write every Split as Slices of static bounds.
+
+    Operator set 18 gave Split another form, and onnx's converter has no way back to 17.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Rewrite the main graph."""
+        splits = [node for node in model.graph if node.op_type == "Split" and not node.domain]
+        for node in splits:
+            _slice(model.graph, node)
+        return ir.passes.PassResult(model, bool(splits))
+
+
+def _slice(graph: ir.Graph, split: ir.Node) -> None:
+    data = split.inputs[0]
+    axis = split.attributes.get_int("axis", 0)
+    start = 0
+    for output in split.outputs:
+        assert output.shape is not None
+        stop = start + int(output.shape[axis])  # type: ignore[arg-type]
+        bounds = [
+            _constant(graph, f"{output.name}.{name}", value)
+            for name, value in (("starts", start), ("ends", stop), ("axes", axis))
+        ]
+        part = ir.node("Slice", [data, *bounds], name=f"{split.name}.{start}")
+        part.outputs[0].shape, part.outputs[0].type = output.shape, output.type
+        graph.insert_before(split, part)
+        ir.convenience.replace_all_uses_with(output, part.outputs[0], replace_graph_outputs=True)
+        start = stop
+    graph.remove(split, safe=True)
+
+
+def _constant(graph: ir.Graph, name: str, number: int) -> ir.Value:
+    value = ir.val(name, const_value=ir.tensor([number], name=name))
+    graph.register_initializer(value)
+    return value
+
+
 def _redundant(node: ir.Node, opset: int | None) -> list[str]:
     if opset is None or not onnx.defs.has(node.op_type, node.domain):
         return []

@@ -118,12 +118,12 @@ class _Part:
         """Add a stage's nodes behind the present state, which becomes the stage's outputs."""
         copy = kind.model.graph.clone()
         origins = stage.weights()
-        for index, value in enumerate(list(copy.inputs)):
-            if index < len(self.state):
-                replacement = self.state[index]
+        for value in list(copy.inputs):
+            source, _, name = str(value.name).partition(".")
+            if source == "state":
+                replacement = self.state[int(name)]
             else:
-                parameter = str(value.name).removeprefix("weight.")
-                replacement = self._weight(stage, parameter, value, origins[parameter], load, dtype)
+                replacement = self._weight(stage, name, value, origins[name], load, dtype)
             ir.convenience.replace_all_uses_with(value, replacement)
         for value in list(copy.initializers.values()):
             ir.convenience.replace_all_uses_with(value, self._constant(value))

@@ -18,7 +18,8 @@ import torch
 from torch import nn
 
 from ..errors import ContractError
-from .passes import DefaultAttributesPass
+from .older import Older
+from .passes import DefaultAttributesPass, SplitToSlicesPass
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -37,7 +38,8 @@ class KindGraph:
     """The graph that all stages of a kind share.
 
     Attributes:
-        model: Inputs ``state.<i>`` then ``weight.<parameter>``; outputs ``out.<i>``.
+        model: Inputs ``state.<i>`` and ``weight.<parameter>``, those that are used; outputs
+            ``out.<i>``.
         outputs: What the stage hands on.
     """
 
@@ -77,7 +79,7 @@ def trace(stage: Stage, state: Sequence[Spec], dtype: torch.dtype, opset: int) -
     try:
         with torch.no_grad(), _quiet():
             program = torch.onnx.export(
-                _Pure(module, names),
+                _Pure(module, names, opset),
                 (examples, weights),
                 dynamo=True,
                 input_names=[
@@ -99,11 +101,13 @@ def trace(stage: Stage, state: Sequence[Spec], dtype: torch.dtype, opset: int) -
 class _Pure(nn.Module):
     """A module as a function of its state and weights: it owns no parameter to be captured."""
 
-    def __init__(self, module: nn.Module, names: Sequence[str]) -> None:
+    def __init__(self, module: nn.Module, names: Sequence[str], opset: int) -> None:
         super().__init__()
 
         def call(state: tuple[torch.Tensor, ...], weights: list[torch.Tensor]) -> Any:
-            return torch.func.functional_call(module, dict(zip(names, weights, strict=True)), state)
+            bound = dict(zip(names, weights, strict=True))
+            with Older(opset):
+                return torch.func.functional_call(module, bound, state)
 
         self.call = call
 
@@ -120,14 +124,19 @@ def _finish(model: ir.Model, stage: Stage, opset: int) -> KindGraph:
         value.name = f"out.{index}"
     _lift_constants(model)
     DefaultAttributesPass()(model)
+    if opset < _EXPORTER_OPSET:
+        SplitToSlicesPass()(model)
     proto = ir.to_proto(model)
     before = _signature(proto)
     proto = _convert(proto, opset, stage)
     slimmed = onnxslim.slim(proto)
-    if _signature(slimmed) != before:
+    after = _signature(slimmed)
+    # An input that no node uses may go, such as the weights of a head that is not computed.
+    lost = {name for name in before.keys() - after.keys() if name.startswith("out.")}
+    if lost or not after.items() <= before.items():
         raise ContractError(
             f"slimming changed the interface of stage `{stage.name}`\n"
-            f"  before: {before}\n  after: {_signature(slimmed)}",
+            f"  before: {before}\n  after: {after}",
             hint="report this with the versions that `axcore doctor` prints",
         )
     onnx.checker.check_model(slimmed, full_check=True)
@@ -163,12 +172,14 @@ def _spec(value: ir.Value, stage: Stage) -> Spec:
     return tuple(shape.numpy()), ir.tensor_adapters.to_torch_dtype(dtype)
 
 
-def _signature(proto: onnx.ModelProto) -> list[tuple[str, int, tuple[int, ...]]]:
-    def describe(value: onnx.ValueInfoProto) -> tuple[str, int, tuple[int, ...]]:
+def _signature(proto: onnx.ModelProto) -> dict[str, tuple[int, tuple[int, ...]]]:
+    """Map the name of every input and output to its type and shape."""
+    signature = {}
+    for value in (*proto.graph.input, *proto.graph.output):
         tensor = value.type.tensor_type
-        return value.name, tensor.elem_type, tuple(dim.dim_value for dim in tensor.shape.dim)
-
-    return sorted(map(describe, [*proto.graph.input, *proto.graph.output]))
+        shape = tuple(dim.dim_value for dim in tensor.shape.dim)
+        signature[value.name] = tensor.elem_type, shape
+    return signature
 
 
 def _first_line(error: BaseException) -> str:

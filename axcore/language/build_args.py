@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
     from ..types import Job, Profile
 
-TEXT_TOKENS = 32
-"""Tokens kept free beside the pictures: a chat template's frame takes about twenty, and a short
-question has to fit as well."""
+TEXT_TOKENS = 24
+"""Tokens kept free beside the pictures: a chat template's frame takes about twenty, and a question
+has to fit as well. Published builds are this tight (video of four steps: 484 of 512)."""
 
 CHUNK_STEP = 64
 """The prefill lengths of published builds are multiples of this."""

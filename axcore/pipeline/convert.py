@@ -16,7 +16,6 @@ from ..calibration import (
     find_pictures,
     store_samples,
 )
-from ..files import write_atomic
 from .bundle import SCHEMA, Bundle, plain
 from .flow import Flow
 from .job import open_job
@@ -61,7 +60,7 @@ def convert(request: Request, out: Path, registry: Registry, progress: Progress)
             check_pictures(pictures, prepared.components[0].calibration.minimum, progress)
         with workspace.locked():
             _Conversion(prepared, pictures, workspace, progress).run()
-            write_atomic(workspace.state / _LAST, json.dumps({"identity": identity}))
+            workspace.remember(_LAST, identity)
         return Bundle.open(out)
 
 

@@ -20,7 +20,7 @@ def versions() -> dict[str, str]:
 
 @cache
 def code_digest(module: str) -> str:
-    """Return the sha256 over the Python and JSON sources of an installed package, tests left out.
+    """Return the sha256 over the sources of an installed package that can shape a result.
 
     A version number alone would not tell two states of an editable installation apart.
     """
@@ -33,7 +33,7 @@ def code_digest(module: str) -> str:
     paths = [root] if single else sorted((*root.rglob("*.py"), *root.rglob("*.json")))
     for path in paths:
         name = path.name if single else path.relative_to(root).as_posix()
-        if not name.startswith(("tests/", "build/")):
+        if not name.startswith(("tests/", "build/", "cli/", "testing/")):
             digest.update(name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
 

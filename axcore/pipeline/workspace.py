@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,7 +21,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ..errors import BundleError
-from ..files import Stamp, explained_full_disk, write_atomic
+from ..files import Stamp, explained_full_disk, sha256, write_atomic
 
 STATE = ".axcore"
 MANIFEST = "axcore.json"
@@ -95,11 +95,18 @@ class Workspace:
         """Whether the published bundle was made from `identity` and is whole."""
         try:
             last = json.loads((self.state / record).read_text(encoding="utf-8"))
+            published = self._published(identity)
         except (OSError, ValueError):
             return False
         steps = self._records()
-        whole = (self.out / MANIFEST).is_file() and all(map(self._whole, steps))
-        return bool(last == {"identity": identity} and steps and whole)
+        return bool(last == published and steps and all(map(self._whole, steps)))
+
+    def remember(self, record: str, identity: str) -> None:
+        """Keep for `is_current` what the published bundle was made from."""
+        write_atomic(self.state / record, json.dumps(self._published(identity)))
+
+    def _published(self, identity: str) -> dict[str, str]:
+        return {"identity": identity, "manifest": sha256(self.out / MANIFEST)}
 
     @contextmanager
     def locked(self) -> Iterator[Workspace]:
@@ -155,21 +162,33 @@ class Workspace:
         Returns:
             Names of small files that somebody had changed; each is kept as ``<name>.orig``.
         """
-        earlier = {record.name: record for record in self._records()}
         kept: list[str] = []
         with explained_full_disk(self.out):
-            # Read before the first move: after a crash in between, the old manifest still knows.
-            listed = _listed_files(self.out / MANIFEST)
+            # Noted before the first move: after a crash the next run knows what is ours.
             for step in self.steps:
-                kept += self._move(step, earlier.get(step.name))
-            wanted = {name for step in self.steps for name in step.files}
-            written = listed.union(*(record.files for record in earlier.values()))
-            self._remove(written - wanted)
-            for name in earlier.keys() - {step.name for step in self.steps}:
+                noted = self.state / "publishing" / f"{step.name}-{step.key[:16]}.json"
+                write_atomic(noted, step.dump())
+            known = self._known()
+            for step in self.steps:
+                kept += self._move(step, known)
+            self._remove(known.keys() - {name for step in self.steps for name in step.files})
+            for name in {record.name for record in self._records()} - {s.name for s in self.steps}:
                 self._record(name).unlink(missing_ok=True)
-            write_atomic(self.out / MANIFEST, manifest)
-        shutil.rmtree(self.state / "steps", ignore_errors=True)
+            staged = self.state / MANIFEST  # not beside its goal, where a crash would leave it
+            staged.write_text(manifest, encoding="utf-8")
+            staged.replace(self.out / MANIFEST)
+        for finished in ("steps", "publishing"):
+            shutil.rmtree(self.state / finished, ignore_errors=True)
         return kept
+
+    def _known(self) -> dict[str, list[Stamp]]:
+        """Map the name of every file that is ours to all that a run may have written there."""
+        known = _listed_files(self.out / MANIFEST)
+        for path in self.state.glob("publish*/*.json"):
+            record = Step.load(path)
+            for name, stamp in record.files.items() if record else ():
+                known.setdefault(name, []).append(stamp)
+        return known
 
     def _remove(self, obsolete: set[str]) -> None:
         for name in obsolete:
@@ -204,15 +223,14 @@ class Workspace:
             temporary.replace(final)
         return step
 
-    def _move(self, step: Step, earlier: Step | None) -> Iterator[str]:
+    def _move(self, step: Step, known: Mapping[str, Sequence[Stamp]]) -> Iterator[str]:
         folder = self._folder(step.name, step.key)
         for name in step.files:
             source, target = folder / name, self.out / name
             if not source.exists():
                 continue
             target.parent.mkdir(parents=True, exist_ok=True)
-            before = earlier.files.get(name) if earlier else None
-            if before and _is_somebodys(target, before, step.files[name]):
+            if _is_somebodys(target, known[name]):
                 target.replace(target.with_name(f"{target.name}.orig"))
                 yield name
             source.replace(target)
@@ -253,22 +271,26 @@ def _check_folder(out: Path, model: str) -> None:
         )
 
 
-def _is_somebodys(target: Path, before: Stamp, after: Stamp) -> bool:
-    """Whether `target` was changed by hand since it was written, and is small enough to keep."""
+def _is_somebodys(target: Path, ours: Sequence[Stamp]) -> bool:
+    """Whether `target` holds what no run of ours wrote, and is small enough to keep."""
     if not target.is_file() or target.stat().st_size > _KEEP_BYTES:
         return False
-    return not before.holds(target) and not after.holds(target)
+    return not any(stamp.holds(target) for stamp in ours)
 
 
 def _files_below(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def _listed_files(manifest: Path) -> set[str]:
-    """Return the names a manifest lists, none of which may lead out of its folder."""
+def _listed_files(manifest: Path) -> dict[str, list[Stamp]]:
+    """Return the files a manifest lists, none of which may lead out of its folder."""
     root = manifest.parent.resolve()
     try:
-        names = json.loads(manifest.read_text(encoding="utf-8"))["files"]
-        return {name for name in names if (root / name).resolve().is_relative_to(root)}
-    except (OSError, ValueError, KeyError, TypeError):
-        return set()
+        listed = json.loads(manifest.read_text(encoding="utf-8"))["files"].items()
+        return {
+            name: [Stamp(entry["size"], entry["sha256"])]
+            for name, entry in listed
+            if (root / name).resolve().is_relative_to(root)
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
