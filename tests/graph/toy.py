@@ -95,10 +95,10 @@ class Mix(nn.Module):
         self.o = nn.Linear(WIDTH, WIDTH, bias=False, device="meta")
 
     def forward(self, x: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
-        qkv = self.qkv(self.norm(x)).reshape(ROWS, 3, HEADS, WIDTH // HEADS)
-        q, k, v = (qkv[:, i].transpose(0, 1)[None] for i in range(3))
+        parts = self.qkv(self.norm(x)).split(WIDTH, dim=1)
+        q, k, v = (part.reshape(1, ROWS, HEADS, -1).transpose(1, 2) for part in parts)
         seen = F.scaled_dot_product_attention(q, k, v)
-        return x + self.o(seen[0].transpose(0, 1).reshape(ROWS, WIDTH)), first
+        return x + self.o(seen.transpose(1, 2).reshape(ROWS, WIDTH)), first
 
 
 class Wide(nn.Module):

@@ -1,0 +1,15 @@
+"""The conformance kit: the laws every family keeps, on a tiny checkpoint, without a network.
+
+A family's own test is one call::
+
+    # tests/test_foovl.py
+    from axcore.testing import check_family
+
+
+    def test_hooks_keep_their_promises(tmp_path):
+        check_family("foovl", out=tmp_path)
+"""
+
+from .kit import check_family
+
+__all__ = ["check_family"]

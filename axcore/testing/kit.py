@@ -1,0 +1,208 @@
+"""One call that holds a family against the contract."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..api import convert
+from ..errors import ContractError
+from ..pipeline.job import Request, open_job
+from ..pipeline.prepared import Prepared, prepare
+from ..plugins import Registry
+from ..progress import Silent
+from ..types import Options
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import numpy as np
+    from torch import Tensor
+
+    from ..pipeline.bundle import Bundle
+    from ..types import Component, Job, ModelCard, Port, Stage
+
+    State = tuple[Tensor, ...]
+
+TOLERANCE = 1e-4
+"""Relative and absolute, between forms of one computation in float32."""
+
+
+def check_family(
+    family: str, *, out: Path, model: str | None = None, registry: Registry | None = None
+) -> None:
+    """Check that a family keeps the contract, in every task of one of its models.
+
+    The laws: ports, keys and tensors agree; patching twice equals patching once; the patched chain
+    computes what the plain one does; the ONNX graph computes what PyTorch does; the parts of
+    `split_graph`, run in order, equal the whole; every operator is listed for the chip; nothing is
+    written outside the bundle. The card needs `tensors`, so that a checkpoint can be fabricated.
+
+    Args:
+        family: The plugin's entry-point name.
+        out: An empty folder, for the checkpoint and the bundles.
+        model: Id of the model; None takes the family's first.
+        registry: The plugins; None finds the installed ones.
+
+    Raises:
+        AssertionError: A law is broken (names the task, and the stage where there is one).
+        AxcoreError: The conversion itself refuses something.
+    """
+    from ..checkpoint import fabricate
+
+    registry = registry or Registry()
+    card = _card(registry, family, model)
+    checkpoint = fabricate(card, "tiny", out / "checkpoint")
+    for task in card.profiles:
+        _check_task(registry, card, task, checkpoint, out / task)
+
+
+def _card(registry: Registry, family: str, model: str | None) -> ModelCard:
+    cards = [entry.card for entry in registry.entries if entry.family == family]
+    for problem in registry.problems:
+        if problem.plugin.name == family:
+            raise ContractError(f"plugin {problem.plugin} was set aside: {problem.error}")
+    fitting = [card for card in cards if model in (None, card.id)]
+    if not fitting:
+        raise ContractError(
+            f"family `{family}` has no model `{model or 'at all'}`",
+            hint=f"its models: {', '.join(card.id for card in cards) or 'none'}",
+        )
+    return fitting[0]
+
+
+def _check_task(
+    registry: Registry, card: ModelCard, task: str, checkpoint: Path, out: Path
+) -> None:
+    whole = _prepared(registry, card, checkpoint, Options(task=task))
+    with whole.job.checkpoint:
+        for component in whole.components:
+            _check_patching(whole, component)
+    stages = min(len(component.stages) for component in whole.components)
+    cut = _prepared(registry, card, checkpoint, Options(task=task, split=min(2, stages)))
+    out.mkdir(parents=True, exist_ok=True)
+    before = _contents(checkpoint, out, Path.cwd())
+    bundles = [
+        _convert(prepared, out / name) for prepared, name in ((whole, "whole"), (cut, "parts"))
+    ]
+    _check_untouched(before, _contents(checkpoint, out, Path.cwd()), task)
+    _check_listed(bundles[0], task)
+    _check_parts(whole, cut, bundles, task)
+
+
+def _prepared(registry: Registry, card: ModelCard, checkpoint: Path, options: Options) -> Prepared:
+    """Run the describing hooks; everything they return is checked on the way."""
+    request = Request(card.id, checkpoint=str(checkpoint), options=options)
+    return prepare(request, registry, open_job(request, registry, Silent()))
+
+
+# Patching ----------------------------------------------------------------------------------------
+
+
+def _check_patching(prepared: Prepared, component: Component) -> None:
+    """Walk down the plain chain and hold the patched stages against it."""
+    job, tracer = prepared.job, prepared.tracer()
+    state = tuple(_random(port) for port in component.inputs)
+    for stage in component.stages:
+        where = f"task `{job.task}`, stage `{stage.name}`"
+        once = tracer.patched(stage)
+        twice = prepared.registry.call(job.family, "patch_attention", job=job, stage=once)
+        plain, patched, again = (
+            _run(job, stage, form.module, state) for form in (stage, once, twice)
+        )
+        _check_close(patched, plain, f"{where}: patched, it computes something else")
+        _check_close(again, patched, f"{where}: patching twice is not patching once")
+        state = plain
+
+
+def _random(port: Port) -> Tensor:
+    import torch
+
+    if port.dtype != "float32":
+        return torch.zeros(port.shape, dtype=getattr(torch, port.dtype))
+    return torch.randn(port.shape, generator=torch.Generator().manual_seed(0))
+
+
+def _run(job: Job, stage: Stage, module: Any, state: State) -> State:
+    import torch
+
+    from ..graph.trace import typed
+
+    weights = {
+        name: weight.resolve(job.checkpoint.tensor).float()
+        for name, weight in stage.weights().items()
+    }
+    with torch.no_grad():
+        out = torch.func.functional_call(typed(module, torch.float32), weights, state)
+    return (out,) if isinstance(out, torch.Tensor) else tuple(out)
+
+
+def _check_close(made: Sequence[Any], expected: Sequence[Any], broken: str) -> None:
+    """Compare arrays or tensors; the message says by how much they differ."""
+    import torch
+
+    try:
+        for one, other in zip(made, expected, strict=True):
+            torch.testing.assert_close(
+                torch.as_tensor(one), torch.as_tensor(other), atol=TOLERANCE, rtol=TOLERANCE
+            )
+    except (AssertionError, ValueError) as error:
+        raise AssertionError(f"{broken}\n  {error}") from error
+
+
+# Bundles -----------------------------------------------------------------------------------------
+
+
+def _convert(prepared: Prepared, out: Path) -> Bundle:
+    from ..calibration import embedded_pictures
+
+    return convert(
+        prepared.job.card.id,
+        out,
+        checkpoint=str(prepared.job.checkpoint.folder),
+        images=embedded_pictures(),
+        options=prepared.job.options,
+        registry=prepared.registry,
+    )
+
+
+def _contents(*folders: Path) -> dict[Path, tuple[int, int]]:
+    """Return size and time of the files that lie directly in `folders`."""
+    files = (path for folder in folders for path in folder.iterdir() if path.is_file())
+    return {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in files}
+
+
+def _check_untouched(before: dict[Path, Any], after: dict[Path, Any], task: str) -> None:
+    changed = sorted(str(path) for path, _ in before.items() ^ after.items())
+    assert not changed, f"task `{task}`: written outside the bundle: {', '.join(changed)}"
+
+
+def _check_listed(bundle: Bundle, task: str) -> None:
+    findings = [f for component in bundle.manifest["components"] for f in component["findings"]]
+    lines = "".join("\n  {node} ({op}): {constraint}; {remedy}".format(**f) for f in findings)
+    assert not findings, f"task `{task}`: the chip's table does not list{lines}"
+
+
+def _check_parts(whole: Prepared, cut: Prepared, bundles: Sequence[Bundle], task: str) -> None:
+    expected, made = (
+        list(_results(prepared, bundle))
+        for prepared, bundle in zip((whole, cut), bundles, strict=True)
+    )
+    for component, one, other in zip(whole.components, made, expected, strict=True):
+        broken = f"task `{task}`: the parts of `{component.name}` do not make up the whole"
+        _check_close(one, other, broken)
+
+
+def _results(prepared: Prepared, bundle: Bundle) -> Iterator[list[np.ndarray[Any, Any]]]:
+    """Yield what each component's files, run in a row on a picture, return."""
+    import onnxruntime as ort
+
+    from ..pipeline.flow import Flow
+
+    flow = Flow(prepared, lambda _, graph: bundle.folder / f"{graph.stem}.onnx")
+    owners = [component for component, _ in flow.chain]
+    for component in prepared.components:
+        last = len(owners) - 1 - owners[::-1].index(component)
+        feed = next(flow.feeds(last, flow.chosen(())))
+        session = ort.InferenceSession(flow.path(last), providers=["CPUExecutionProvider"])
+        yield session.run(None, dict(feed))

@@ -1,0 +1,147 @@
+"""PyTorch against ONNX Runtime: right graphs pass, a wrong one is named where it first drifts."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from axcore import Silent, VerificationError
+from axcore.graph.attention import explicit
+from axcore.graph.export import export_component
+from axcore.graph.stitch import Tracer
+from axcore.graph.verify import THRESHOLDS, Verification, verify_component
+
+from . import toy
+from .conftest import DEPTH, Exported
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from axcore.checkpoint import Checkpoint
+
+
+def verified(exported: Exported, paths: Sequence[Path], **changes: Any) -> Verification:
+    """Verify files against the shared toy."""
+    settings = {"dtype": "float32", "progress": Silent(), **changes}
+    tracer = settings.pop("tracer", exported.tracer)
+    feed = {"pixels": toy.pixels().numpy()}
+    return verify_component(
+        exported.component, paths, exported.checkpoint, tracer, feed, **settings
+    )
+
+
+@pytest.fixture
+def copy(exported: Exported, tmp_path: Path) -> Path:
+    """The exported file, free to be damaged."""
+    for path in exported.paths[0].parent.iterdir():
+        shutil.copy(path, tmp_path)
+    return tmp_path / exported.paths[0].name
+
+
+def rewrite(path: Path, name: str, change: Callable[[Any], Any]) -> None:
+    """Change one weight of an exported file on disk."""
+    model = onnx.load(path, load_external_data=False)
+    tensor = next(entry for entry in model.graph.initializer if entry.name == name)
+    entry = {item.key: item.value for item in tensor.external_data}
+    offset, length = int(entry["offset"]), int(entry["length"])
+    data = path.with_suffix(".onnx.data")
+    content = bytearray(data.read_bytes())
+    values = np.frombuffer(bytes(content[offset : offset + length]), np.float32)
+    content[offset : offset + length] = change(values.copy()).tobytes()
+    data.write_bytes(content)
+
+
+def test_a_right_graph_passes(exported: Exported) -> None:
+    """Every stage is compared, in order, and agrees. Oracle: the component's stages."""
+    result = verified(exported, exported.paths)
+    assert [stage.stage for stage in result.stages] == [s.name for s in exported.component.stages]
+    assert all(stage.cosine > 0.999999 and stage.max_abs < 1e-5 for stage in result.stages)
+    assert set(result.metrics()) == {"component", "cosine", "max_abs", "stages"}
+
+
+def test_pytorch_side_is_the_model(exported: Exported, tmp_path: Path) -> None:
+    """What the graph is held against is the model itself. Oracle: `toy.reference`.
+
+    A weight that both sides read wrongly would go unnoticed without an independent third.
+    """
+    verified(exported, exported.paths)
+    expected = toy.reference(toy.pixels(), exported.tensors, DEPTH).numpy()
+    import onnxruntime as ort
+
+    session = ort.InferenceSession(exported.paths[0], providers=["CPUExecutionProvider"])
+    (made,) = session.run(None, {"pixels": toy.pixels().numpy()})
+    np.testing.assert_allclose(made, expected, atol=1e-5)
+
+
+def test_parts_are_verified_as_a_chain(exported: Exported, tmp_path: Path) -> None:
+    """Files in a row give the figures of the single file. Oracle: the single file."""
+    parts = export_component(
+        exported.component,
+        exported.checkpoint,
+        exported.tracer,
+        tmp_path,
+        dtype="float32",
+        cuts=(2, 4),
+        progress=Silent(),
+    )
+    whole, chained = verified(exported, exported.paths), verified(exported, parts)
+    for one, other in zip(whole.stages, chained.stages, strict=True):
+        assert one.stage == other.stage
+        assert other.max_abs == pytest.approx(one.max_abs, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("weight", "stage"),
+    [
+        ("patch.proj.weight", "patch"),
+        ("mix.1.qkv.weight", "mix.1"),
+        ("wide.0.up.weight", "wide.0"),
+        ("head.head.weight", "head"),
+    ],
+)
+def test_the_first_drifting_stage_is_named(
+    exported: Exported, copy: Path, weight: str, stage: str
+) -> None:
+    """A weight damaged on disk is found where it acts first. Oracle: which one was damaged."""
+    rewrite(copy, weight, lambda values: np.roll(values, 7) * 3)
+    with pytest.raises(VerificationError, match=f"first: .* behind stage `{stage}`"):
+        verified(exported, [copy])
+
+
+def test_not_a_number_fails(exported: Exported, copy: Path) -> None:
+    """A comparison with NaN is never true, which must not pass. Oracle: the NaN written."""
+    rewrite(copy, "wide.1.up.weight", lambda values: np.full_like(values, np.nan))
+    with pytest.raises(VerificationError, match=r"(?s)behind stage `wide\.1`.*max abs nan"):
+        verified(exported, [copy])
+
+
+def test_a_small_shift_of_the_output_fails_too(exported: Exported, copy: Path) -> None:
+    """Cosine alone is blind to scale; the greatest difference is not. Oracle: a factor of 1.01."""
+    rewrite(copy, "head.head.weight", lambda values: values * np.float32(1.01))
+    with pytest.raises(VerificationError, match=r"max abs .* at the output, at most 0\.001"):
+        verified(exported, [copy])
+
+
+def test_half_precision_has_its_own_threshold(
+    exported: Exported, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    """A float16 graph agrees with PyTorch in float16. Oracle: PyTorch; damage still fails."""
+    tracer = Tracer(explicit, torch.float16, 17)
+    paths = export_component(
+        exported.component,
+        checkpoint,
+        tracer,
+        tmp_path,
+        dtype="float16",
+        cuts=(),
+        progress=Silent(),
+    )
+    result = verified(exported, paths, tracer=tracer, dtype="float16")
+    assert result.stages[-1].cosine > 0.9999
+    assert "bfloat16" not in THRESHOLDS

@@ -1,0 +1,330 @@
+"""Plugins are found, isolated and dispatched to; what one does wrong is said under its name."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from importlib.metadata import Distribution, EntryPoint
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from axcore import ContractError, PluginNotFound, Registry, UnsupportedProfile
+from axcore import hookspecs as specs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    Install = Callable[..., list[EntryPoint]]
+
+CARD = """
+from axcore import Component, ContractError, ModelCard, Profile, Stage, UnsupportedProfile, hookimpl
+
+PROFILES = {"image": Profile(448, 448, 320, 1023)}
+
+
+def card(name, *aliases, architecture="ToyForGeneration", **config):
+    return ModelCard(name, f"maker/{name}", (architecture,), PROFILES, aliases, config=config)
+"""
+GOOD = f"""{CARD}
+@hookimpl
+def model_cards():
+    return [card("good-1b", "good", hidden_size=8), card("good-3b", hidden_size=16)]
+
+
+@hookimpl
+def split_graph(component):
+    return [len(component)]
+"""
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
+    """Return a function that writes plugin modules and gives their entry points."""
+    monkeypatch.syspath_prepend(tmp_path)
+    written: list[str] = []
+
+    def write(**sources: str) -> list[EntryPoint]:
+        for name, source in sources.items():
+            module = f"toy_plugin_{name}"
+            (tmp_path / f"{module}.py").write_text(source)
+            written.append(module)
+        return [EntryPoint(name, f"toy_plugin_{name}", "axcore") for name in sources]
+
+    yield write
+    for module in written:
+        sys.modules.pop(module, None)
+
+
+def problems(registry: Registry) -> dict[str, str]:
+    """Return what was set aside, once everything has been asked for."""
+    assert registry.entries is not None
+    assert registry.toolchains is not None
+    return {problem.plugin.name: problem.error for problem in registry.problems}
+
+
+# Isolation ---------------------------------------------------------------------------------------
+
+BAD = {
+    "does not import": ("import nothing_of_this_name", "No module named 'nothing_of_this_name'"),
+    "fails while importing": ("1 / 0", "ZeroDivisionError"),
+    "is not Python": ("def (", "SyntaxError"),
+    "exits": ("import sys\nsys.exit('bye')", "SystemExit: bye"),
+    "has no hook": ("x = 1", "implements no hook"),
+    "misspells a hook": (
+        f"{CARD}\n@hookimpl\ndef model_card():\n    return []\n",
+        "model_card",
+    ),
+    "takes a wrong argument": (
+        f"{CARD}\n@hookimpl\ndef export_vision(work):\n    return []\n",
+        "work",
+    ),
+    "has cards of another type": (
+        f"{CARD}\n@hookimpl\ndef model_cards():\n    return [{{'id': 'x'}}]\n",
+        "model_cards returned {'id': 'x'}, not a ModelCard",
+    ),
+    "has no list of cards": (
+        f"{CARD}\n@hookimpl\ndef model_cards():\n    return card('x')\n",
+        "not iterable",
+    ),
+    "fails in a hook": (
+        f"{CARD}\n@hookimpl\ndef model_cards():\n    raise RuntimeError('out of cards')\n",
+        "RuntimeError: out of cards",
+    ),
+    "has an empty card": (
+        f"{CARD}\n@hookimpl\ndef model_cards():\n    return [ModelCard('x', '', (), {{}})]\n",
+        "model card `x` lacks",
+    ),
+    "takes another's name": (
+        f"{CARD}\n@hookimpl\ndef model_cards():\n    return [card('new', 'GOOD-1B')]\n",
+        "the model name `good-1b` belongs to plugin `a_good`",
+    ),
+    "repeats itself": (
+        f"{CARD}\n@hookimpl\ndef model_cards():\n    return [card('new'), card('x', 'NEW')]\n",
+        "the model name `new` belongs to plugin `bad`",
+    ),
+    "takes a toolchain's name": (
+        f"{CARD}\nclass Mine:\n    name = 'pulsar2'\n\n\n"
+        "@hookimpl\ndef model_cards():\n    return [card('unreachable')]\n\n\n"
+        "@hookimpl\ndef toolchains():\n    return [Mine()]\n",
+        "toolchain `pulsar2` exists already",
+    ),
+    "has a toolchain without name": (
+        f"{CARD}\n@hookimpl\ndef toolchains():\n    return [object()]\n",
+        "AttributeError",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", BAD)
+def test_a_bad_plugin_is_named_and_the_others_work(install: Install, fault: str) -> None:
+    """Whatever a plugin does wrong, its neighbours load. Oracle: the fault that was written."""
+    source, message = BAD[fault]
+    registry = Registry(install(a_good=GOOD, bad=source, z_good=GOOD.replace("good", "late")))
+    found = problems(registry)
+    assert found.keys() == {"bad"}
+    assert message in found["bad"]
+    assert registry.plugins.keys() == {"a_good", "z_good"}
+    names = {entry.card.id for entry in registry.entries}
+    assert names == {"good-1b", "good-3b", "late-1b", "late-3b"}
+    assert registry.toolchains.keys() == {"pulsar2"}
+
+
+def test_reserved_and_repeated_names(install: Install) -> None:
+    """An entry point may not pose as the defaults, nor as another plugin. Oracle: its name."""
+    (good,) = install(good=GOOD)
+    impostor = EntryPoint("defaults", good.value, "axcore")
+    second = EntryPoint("good", good.value, "axcore")
+    registry = Registry([good, impostor, second])
+    assert [problem.error for problem in registry.problems] == [
+        "the plugin name `defaults` is taken",
+        "the plugin name `good` is taken",
+    ]
+    assert registry.plugins.keys() == {"good"}
+    assert registry.find("good").family == "good"
+
+
+# The environment ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "left"),
+    [("", {"a", "b", "c"}), ("b", {"a", "c"}), (" a , c ", {"b"}), ("*", set()), ("z", {*"abc"})],
+)
+def test_disabling(
+    install: Install,
+    monkeypatch: pytest.MonkeyPatch,
+    value: str,
+    left: set[str],
+) -> None:
+    """AXCORE_DISABLE_PLUGINS leaves out one, several or all, unread. Oracle: the names."""
+    monkeypatch.setenv("AXCORE_DISABLE_PLUGINS", value)
+    entries = install(**{name: GOOD.replace("good", name) for name in "abc"})
+    registry = Registry(entries)
+    assert registry.plugins.keys() == left
+    assert {entry.family for entry in registry.entries} == left
+    assert {name for name in "abc" if f"toy_plugin_{name}" in sys.modules} == left
+
+
+def test_tracing(
+    install: Install,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """AXCORE_TRACE_PLUGINS writes every call to standard error. Oracle: the hook called."""
+    entries = install(good=GOOD)
+    assert Registry(entries).entries
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv("AXCORE_TRACE_PLUGINS", "1")
+    assert Registry(entries).entries
+    captured = capsys.readouterr()
+    assert "model_cards" in captured.err
+    assert captured.out == ""
+
+
+# Finding a model ---------------------------------------------------------------------------------
+
+
+def test_find_knows_ids_and_aliases(install: Install) -> None:
+    """Whatever the case of the letters. Oracle: the cards."""
+    registry = Registry(install(good=GOOD))
+    assert registry.find("good-3b").card.id == "good-3b"
+    assert registry.find("Good").card.id == "good-1b"
+
+
+def test_find_suggests(install: Install) -> None:
+    """A typing error is answered with the nearest name, anything else with where to look.
+
+    Oracle: the cards.
+    """
+    registry = Registry(install(good=GOOD))
+    with pytest.raises(
+        PluginNotFound, match=r"(?s)no .* model `god-1b`.*installed: good"
+    ) as caught:
+        registry.find("god-1b")
+    assert caught.value.hint == "did you mean `good-1b`?"
+    with pytest.raises(PluginNotFound) as caught:
+        registry.find("xyzzy")
+    assert "list-models" in caught.value.hint
+    with pytest.raises(PluginNotFound, match="installed: none"):
+        Registry([]).find("good-1b")
+
+
+def test_recognise_tells_models_of_one_architecture_apart(
+    install: Install,
+) -> None:
+    """The published config that agrees in most fields wins. Oracle: the config asked with."""
+    registry = Registry(install(good=GOOD))
+    for size, name in ((8, "good-1b"), (16, "good-3b")):
+        config = {"architectures": ["ToyForGeneration"], "hidden_size": size, "x": 1}
+        assert registry.recognise(config, "config.json").card.id == name
+
+
+@pytest.mark.parametrize("config", [{"architectures": ["Foreign"], "model_type": "foreign"}, {}])
+def test_an_unknown_architecture(install: Install, config: dict[str, Any]) -> None:
+    """The error says what was read, from where, what is installed. Oracle: the config given."""
+    registry = Registry(install(good=GOOD))
+    architecture = (config.get("architectures") or [None])[0]
+    with pytest.raises(PluginNotFound, match=f"the architecture `{architecture}`") as caught:
+        registry.recognise(config, "/some/config.json")
+    assert "read from: /some/config.json\n  installed: good" in caught.value.message
+    assert "plugin" in caught.value.hint
+
+
+# Dispatch ----------------------------------------------------------------------------------------
+
+ASKED = f"""{CARD}
+@hookimpl
+def embed_extract(job):
+    return "NAME"
+
+
+@hookimpl
+def export_vision(job):
+    return None if job == "nothing" else ["NAME"]
+"""
+
+
+def test_the_family_answers_before_the_default(install: Install) -> None:
+    """Only the family asked is called, the default behind it. Oracle: who signs the answer."""
+    sources = {name: ASKED.replace("NAME", name) for name in ("one", "two")}
+    registry = Registry(install(**sources, plain=GOOD))
+    assert registry.call("one", "embed_extract", job=None) == "one"
+    assert registry.call("two", "embed_extract", job=None) == "two"
+    assert registry.call("plain", "split_graph", job=None, component="abc") == [3]
+    images, component = [], type("Stub", (), {"preprocess": list})()
+    made = registry.call("plain", "make_calib", job=None, component=component, images=images)
+    assert list(made) == []  # the default's: `plain` has no such hook
+
+
+def test_a_required_hook_that_returns_nothing(install: Install) -> None:
+    """Left out or answered with None: named, with the remedy. Oracle: plugin and hook."""
+    registry = Registry(install(one=ASKED, plain=GOOD))
+    for family, job in (("one", "nothing"), ("plain", "anything")):
+        with pytest.raises(
+            ContractError, match=f"plugin `{family}` returned nothing from export_vision"
+        ) as caught:
+            registry.call(family, "export_vision", job=job)
+        assert "implement `export_vision`" in caught.value.hint
+
+
+FAILING = f"""{CARD}
+ERRORS = [KeyError("depth"), ContractError("two outputs"), UnsupportedProfile("449 px")]
+
+
+@hookimpl
+def export_vision(job):
+    raise ERRORS[job]
+"""
+
+
+def test_a_failing_hook_is_blamed_on_its_plugin(install: Install, tmp_path: Path) -> None:
+    """Plugin, version, hook, error and its place. Oracle: the line that raises.
+
+    An error meant for users keeps its type and text.
+    """
+    (entry,) = install(failing=FAILING)
+    metadata = tmp_path / "toy_failing-0.7.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: toy-failing\nVersion: 0.7\n")
+    entry = entry._for(Distribution.at(metadata))  # type: ignore[attr-defined]
+    registry = Registry([entry])
+    line = FAILING.splitlines().index("    raise ERRORS[job]") + 1
+    with pytest.raises(ContractError) as caught:
+        registry.call("failing", "export_vision", job=0)
+    assert caught.value.message.startswith("plugin `failing` 0.7 failed in export_vision\n")
+    assert "KeyError: 'depth'" in caught.value.message
+    assert f"toy_plugin_failing.py:{line}" in caught.value.message
+    assert isinstance(caught.value.__cause__, KeyError)
+    with pytest.raises(ContractError, match=r"^plugin `failing` 0.7, export_vision: two outputs$"):
+        registry.call("failing", "export_vision", job=1)
+    with pytest.raises(UnsupportedProfile, match=r"^449 px$"):
+        registry.call("failing", "export_vision", job=2)
+
+
+def test_hooks_are_listed_in_pipeline_order(install: Install) -> None:
+    """Whatever their order in the module. Oracle: the hookspec file."""
+    registry = Registry(install(one=ASKED, plain=GOOD))
+    assert registry.hooks_of("one") == ["export_vision", "embed_extract"]
+    assert registry.hooks_of("plain") == ["model_cards", "split_graph"]
+
+
+# Documentation -----------------------------------------------------------------------------------
+
+HOOKS = [spec for spec in vars(specs).values() if hasattr(spec, "axcore_spec")]
+DOCS = Path(__file__).parents[1] / "docs" / "hooks.md"
+
+
+@pytest.mark.parametrize("hook", HOOKS, ids=lambda hook: hook.__name__)
+def test_every_hook_has_its_section_in_the_docs(hook: Callable[..., object]) -> None:
+    """The heading is the signature. Oracle: the hookspec file."""
+    heading = f"## {hook.__name__}({', '.join(inspect.signature(hook).parameters)})"
+    assert heading in DOCS.read_text(encoding="utf-8").splitlines()
+
+
+def test_the_docs_name_no_other_hook() -> None:
+    """A retired hook leaves the page. Oracle: the hookspec file."""
+    headings = re.findall(r"^## (\w+)\(", DOCS.read_text(encoding="utf-8"), re.MULTILINE)
+    assert headings == [hook.__name__ for hook in HOOKS]
