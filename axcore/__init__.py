@@ -12,6 +12,7 @@ from .errors import (
     CheckpointError,
     ContractError,
     DownloadError,
+    GraphError,
     PictureError,
     PluginNotFound,
     ToolchainError,
@@ -20,6 +21,7 @@ from .errors import (
     VerificationError,
 )
 from .hookspecs import hookimpl
+from .pipeline.bundle import Bundle
 from .plugins import Registry
 from .progress import Progress, Silent
 from .types import (
@@ -50,6 +52,7 @@ __all__ = [
     "AxcoreError",
     "BudgetError",
     "BuildRequest",
+    "Bundle",
     "BundleError",
     "Calibration",
     "CheckpointError",
@@ -57,6 +60,7 @@ __all__ = [
     "ContractError",
     "DownloadError",
     "Embedding",
+    "GraphError",
     "GraphFile",
     "Job",
     "LlmBuildArgs",

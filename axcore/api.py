@@ -160,6 +160,7 @@ def build(
     from .pipeline.workspace import Workspace
 
     opened = Bundle.open(bundle)
+    request = opened.build_request
     name = toolchain or opened.manifest["toolchain"]
     known = (registry or Registry()).toolchains
     if name not in known:
@@ -169,7 +170,6 @@ def build(
         raise ToolchainError(
             f"toolchain `{name}` is not available: {found.detail}", hint=found.remedy
         )
-    request = opened.build_request
     # Configurations and scripts are there to be edited; everything else must be as written.
     opened.check_files(set(opened.files) - set(known[name].prepare(request)))
     with Workspace(opened.folder, request.model).locked(), explained_full_disk(opened.folder):

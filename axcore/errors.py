@@ -44,6 +44,10 @@ class PictureError(AxcoreError):
     """Pictures that cannot be read, or that would spoil a calibration."""
 
 
+class GraphError(AxcoreError):
+    """A file is no readable ONNX model."""
+
+
 class VerificationError(AxcoreError):
     """An exported graph differs from the model by more than the thresholds."""
 

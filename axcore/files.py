@@ -11,10 +11,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import BudgetError
+from .errors import BudgetError, BundleError
 
 _CHUNK_BYTES = 4 << 20
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 @dataclass(frozen=True)
@@ -65,10 +66,18 @@ def write_atomic(path: Path, text: str) -> None:
 
 @contextmanager
 def explained_full_disk(folder: Path) -> Iterator[None]:
-    """Turn a full disk, quota or file-size limit into a `BudgetError`."""
+    """Turn a full disk, quota or file-size limit into a `BudgetError`.
+
+    A folder that may not be written to becomes a `BundleError`.
+    """
     try:
         yield
     except OSError as error:
+        if error.errno in _FORBIDDEN:
+            raise BundleError(
+                f"cannot write {error.filename or folder}: {error.strerror}",
+                hint="choose a folder that you may write to with -o",
+            ) from error
         if error.errno not in _FULL:
             raise
         free = shutil.disk_usage(folder).free if folder.exists() else 0

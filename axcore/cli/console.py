@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import threading
 import time
@@ -45,10 +46,11 @@ def size(count: float) -> str:
 
 def fail(error: AxcoreError) -> None:
     """Print fact, evidence and, after a blank line, the remedy."""
-    typer.secho("error: ", fg="red", bold=True, err=True, nl=False)
+    colour = False if os.environ.get("NO_COLOR") else None  # None: on a terminal
+    typer.secho("error: ", fg="red", bold=True, err=True, nl=False, color=colour)
     typer.echo(error.message, err=True)
     if error.hint:
-        typer.secho("\nhint: ", fg="cyan", err=True, nl=False)
+        typer.secho("\nhint: ", fg="cyan", err=True, nl=False, color=colour)
         typer.echo(error.hint, err=True)
 
 

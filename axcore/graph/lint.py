@@ -15,7 +15,7 @@ from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..errors import UsageError
+from ..errors import GraphError, UsageError
 from .names import STAGES_KEY
 
 if TYPE_CHECKING:
@@ -68,7 +68,8 @@ def lint_model(path_or_model: Path | ir.Model, chip: str) -> list[Finding]:
         chip: One of `chips()`.
 
     Raises:
-        UsageError: The chip has no table, or the file is not a readable ONNX model.
+        UsageError: The chip has no table.
+        GraphError: The file is not a readable ONNX model.
     """
     import onnx_ir as ir
 
@@ -147,9 +148,9 @@ def _load(path: Path) -> tuple[str, ir.Model]:
     try:
         model = ir.load(path)
     except Exception as error:  # protobuf, onnx and onnx_ir share no base class for damaged files
-        raise UsageError(f"`{path}` cannot be read as ONNX\n  {error}", hint=hint) from error
+        raise GraphError(f"`{path}` cannot be read as ONNX\n  {error}", hint=hint) from error
     if not model.graph.opset_imports:  # arbitrary bytes, none included, may parse as protobuf
-        raise UsageError(f"`{path}` is not an ONNX model\n  it imports no operator set", hint=hint)
+        raise GraphError(f"`{path}` is not an ONNX model\n  it imports no operator set", hint=hint)
     return str(path), model
 
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..errors import BundleError
 from ..files import sha256
@@ -14,6 +14,9 @@ from ..types import BuildRequest, Options
 from .workspace import MANIFEST
 
 SCHEMA = 1
+T = TypeVar("T")
+_FIELDS = {"model", "checkpoint", "options", "vision_only", "toolchain", "build", "notes", "files"}
+_HINT = "give the folder that `axcore convert` wrote, or finish it by the same command"
 
 
 @dataclass(frozen=True)
@@ -36,21 +39,22 @@ class Bundle:
             BundleError: `folder` is no bundle, an unfinished one, or of a later axcore.
         """
         path = folder / MANIFEST
-        hint = "give the folder that `axcore convert` wrote, or finish it by the same command"
         try:
             manifest = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise BundleError(
-                f"{folder} holds no finished bundle: no {MANIFEST}", hint=hint
+                f"{folder} holds no finished bundle: no {MANIFEST}", hint=_HINT
             ) from None
         except (OSError, ValueError) as error:
-            raise BundleError(f"{path} cannot be read: {error}", hint=hint) from error
+            raise BundleError(f"{path} cannot be read: {error}", hint=_HINT) from error
         schema = manifest.get("schema") if isinstance(manifest, dict) else None
         if schema != SCHEMA:
             raise BundleError(
                 f"{path} has schema {schema}; this axcore reads {SCHEMA}",
                 hint="convert again, or use the axcore that wrote it",
             )
+        if missing := sorted(_FIELDS - manifest.keys()):
+            raise BundleError(f"{path} lacks {', '.join(missing)}", hint=_HINT)
         return cls(folder, manifest)
 
     @property
@@ -66,16 +70,24 @@ class Bundle:
     @property
     def build_request(self) -> BuildRequest:
         """What a toolchain is told of this bundle."""
-        from pydantic import TypeAdapter
-
-        return TypeAdapter(BuildRequest).validate_python(self.manifest["build"])
+        return self._read("build", BuildRequest)
 
     @property
     def options(self) -> Options:
         """What the user chose."""
-        from pydantic import TypeAdapter
+        return self._read("options", Options)
 
-        return TypeAdapter(Options).validate_python(self.manifest["options"])
+    def _read(self, field: str, kind: type[T]) -> T:
+        from pydantic import TypeAdapter, ValidationError
+
+        try:
+            return TypeAdapter(kind).validate_python(self.manifest[field])
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(map(str, (field, *first["loc"])))
+            raise BundleError(
+                f"{self.folder / MANIFEST}: {where}: {first['msg']}", hint=_HINT
+            ) from error
 
     def check_files(self, names: set[str] | None = None) -> None:
         """Compare size and content of files (all, unless `names` are given) with the manifest.

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from ..checkpoint import Checkpoint, canonical_key, check_layout, read_config
 from ..errors import CheckpointError, UsageError
+from ..language.embedding import FORMATS
 from ..types import GraphDType, Job, ModelCard, Options, Profile, Shape
 
 if TYPE_CHECKING:
@@ -112,6 +113,11 @@ def _check_options(request: Request) -> None:
             f"precision {options.dtype} is not offered",
             hint=f"choose --dtype from {', '.join(get_args(GraphDType))}",
         )
+    if unknown := sorted(set(options.embedding_formats) - FORMATS.keys()):
+        raise UsageError(
+            f"there is no embedding format `{unknown[0]}`",
+            hint=f"choose --embedding-format from {', '.join(FORMATS)}",
+        )
 
 
 def _locate(request: Request, registry: Registry) -> tuple[Entry, Path | None]:
@@ -123,7 +129,9 @@ def _locate(request: Request, registry: Registry) -> tuple[Entry, Path | None]:
                 f"{folder} is a checkpoint folder already",
                 hint="name the model by its id to use --checkpoint or --weights",
             )
-        return registry.recognise(read_config(folder), folder / "config.json"), folder
+        config = read_config(folder)
+        _architectures(config, folder)
+        return registry.recognise(config, folder / "config.json"), folder
     entry = registry.find(request.model)
     named = Path(request.checkpoint).expanduser() if request.checkpoint else None
     if named is not None and named.is_dir():
@@ -170,7 +178,7 @@ def _disk_key(card: ModelCard) -> Callable[[str], bool]:
 
 
 def _check_architecture(card: ModelCard, checkpoint: Checkpoint) -> None:
-    found: Sequence[str] = checkpoint.config.get("architectures") or ()
+    found = _architectures(checkpoint.config, checkpoint.folder)
     if not set(found) & set(card.architectures):
         raise CheckpointError(
             f"{checkpoint.folder / 'config.json'} describes {', '.join(found) or 'no architecture'}"
@@ -179,11 +187,22 @@ def _check_architecture(card: ModelCard, checkpoint: Checkpoint) -> None:
         )
 
 
+def _architectures(config: Mapping[str, Any], folder: Path) -> list[str]:
+    """Return what a config says of its architecture, which must be a list of names."""
+    found = config.get("architectures") or []
+    if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+        raise CheckpointError(
+            f"`architectures` is {found!r}, not a list of names\n  file: {folder / 'config.json'}",
+            hint="fetch config.json again",
+        )
+    return found
+
+
 def _expected(card: ModelCard, checkpoint: Checkpoint) -> Mapping[str, Shape]:
     assert card.tensors is not None
     try:
         return card.tensors(checkpoint.config)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(
             f"{checkpoint.folder / 'config.json'} does not describe a `{card.id}`"
             f"\n  {type(error).__name__}: {error}",

@@ -250,8 +250,9 @@ class Workspace:
 
 
 def _check_folder(out: Path, model: str) -> None:
-    if out.exists() and not out.is_dir():
-        raise BundleError(f"{out} is a file, not a folder", hint="choose a folder with -o")
+    existing = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise BundleError(f"{existing} is a file, not a folder", hint="choose a folder with -o")
     if not out.exists() or not any(out.iterdir()):
         return
     if not (out / STATE).is_dir() and not (out / MANIFEST).is_file():

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from axcore.errors import UsageError
+from axcore.errors import GraphError, UsageError
 from axcore.graph.lint import FORMS, chips, lint_model, parse_restriction
 
 if TYPE_CHECKING:
@@ -283,7 +283,7 @@ def test_an_unreadable_file_is_refused(tmp_path: Path, content: bytes | None) ->
     path = tmp_path / "model.onnx"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(UsageError, match=r"model\.onnx` ") as refusal:
+    with pytest.raises(GraphError, match=r"model\.onnx` ") as refusal:
         lint_model(path, "AX650")
     assert refusal.value.hint
 

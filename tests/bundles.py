@@ -1,0 +1,246 @@
+"""A tiny checkpoint and the bundle made of it, shared because tracing takes most of the time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import resource
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import axcore
+from axcore import Options, Registry
+from axcore.calibration import embedded_pictures
+from axcore.checkpoint.fabricate import fabricate
+from axcore.checkpoint.shards import INDEX
+from axcore.cli import main
+from axcore.pipeline.bundle import Bundle
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MODEL = "qwen2.5-vl-3b"
+STEM = "Qwen2.5-VL-3B-Instruct_vision"
+PICTURES = embedded_pictures()[0].parent
+EMBEDDING = "model.embed_tokens.weight"
+FORMATS = ("npy", "f32bin")
+OPTIONS = {field.name for field in fields(Options)}
+SHARD_BYTES = 250_000  # makes four shards, the last of which holds text weights alone
+TEXT_SHARD = "model-00004-of-00004.safetensors"
+
+Axcore = Callable[..., "Outcome"]
+"""Runs the command line in this process: arguments to exit code and what was printed."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command left: exit code, standard output and standard error."""
+
+    code: int
+    out: str
+    err: str
+
+
+@dataclass
+class Recorder:
+    """A `Progress` that keeps what it is told."""
+
+    said: list[str] = field(default_factory=list)
+    warned: list[str] = field(default_factory=list)
+
+    def say(self, message: str) -> None:
+        self.said.append(message)
+
+    def warn(self, message: str) -> None:
+        self.warned.append(message)
+
+    @contextmanager
+    def task(self, label: str, total: float, unit: str = "") -> Iterator[Recorder]:
+        yield self
+
+    def advance(self, amount: float = 1) -> None:
+        """Count nothing."""
+
+    def redone(self) -> set[str]:
+        """Return the steps that did their work."""
+        return {line.partition(":")[0] for line in self.said if ": done in " in line}
+
+
+# Fixtures ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Fabricated checkpoints of these tests go into a folder of their own."""
+    folder = tmp_path_factory.getbasetemp() / "cache"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AXCORE_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny checkpoint in four shards. Tests do not change it."""
+    return _checkpoint(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture(scope="session")
+def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of `checkpoint` and `PICTURES`. Tests do not change it."""
+    return _converted(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture
+def own_checkpoint(checkpoint: Path, tmp_path: Path) -> Path:
+    """A copy of `checkpoint` to change."""
+    return Path(shutil.copytree(checkpoint, tmp_path / "checkpoint"))
+
+
+@pytest.fixture
+def bundle(converted: Path, tmp_path: Path) -> Path:
+    """A copy of `converted` to change."""
+    return Path(shutil.copytree(converted, tmp_path / "bundle"))
+
+
+@pytest.fixture(name="axcore")
+def axcore_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Outcome]:
+    """Run the command line in this process."""
+
+    def run(*arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["axcore", *map(str, arguments)])
+        capsys.readouterr()
+        code = 0
+        try:
+            main()
+        except SystemExit as exit_:
+            code = int(exit_.code or 0)
+        return Outcome(code, *capsys.readouterr())
+
+    return run
+
+
+@cache  # once for all folders that import the fixtures
+def _checkpoint(base: Path) -> Path:
+    card = Registry().find(MODEL).card
+    return fabricate(card, "tiny", base / "checkpoint", shard_bytes=SHARD_BYTES)
+
+
+@cache
+def _converted(base: Path) -> Path:
+    return convert(_checkpoint(base), base / "converted").folder
+
+
+# Converting --------------------------------------------------------------------------------------
+
+
+def convert(
+    checkpoint: Path, out: Path, progress: Recorder | None = None, **changes: Any
+) -> Bundle:
+    """Convert as `converted` was, but for `changes`: arguments of `axcore.convert` or options."""
+    named = {name for name in changes if name in Options.__dataclass_fields__}
+    options = Options(
+        **{"embedding_formats": FORMATS, **{name: changes.pop(name) for name in named}}
+    )
+    arguments = {"checkpoint": str(checkpoint), "images": [PICTURES], **changes}
+    model = arguments.pop("model", MODEL)
+    return axcore.convert(model, out, options=options, progress=progress, **arguments)
+
+
+def command_line(checkpoint: Path, out: Path) -> list[str]:
+    """Return the arguments that mean the same as `convert` without changes."""
+    return [
+        *("convert", MODEL, "--checkpoint", str(checkpoint), "--images", str(PICTURES)),
+        *("--embedding-format", ",".join(FORMATS), "-o", str(out)),
+    ]
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Return the sha256 of every file that is not the pipeline's own state, by relative name."""
+    paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in paths
+        if path.relative_to(folder).parts[0] != ".axcore"
+    }
+
+
+@contextmanager
+def largest_file(nbytes: int) -> Iterator[None]:
+    """Let this process write no file beyond `nbytes`: a disk that is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (nbytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+# Changing a checkpoint ---------------------------------------------------------------------------
+
+
+def shard_of(checkpoint: Path, key: str) -> Path:
+    """Return the shard that holds `key`."""
+    index = json.loads((checkpoint / INDEX).read_text())
+    return checkpoint / str(index["weight_map"][key])
+
+
+def change_tensors(shard: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
+    """Rewrite a shard with its tensors changed in place."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(shard)
+    change(tensors)
+    save_file(tensors, shard)
+
+
+def raised(key: str) -> Callable[[dict[str, Tensor]], None]:
+    """Return a change that adds much to every other row of one tensor."""
+
+    def change(tensors: dict[str, Tensor]) -> None:
+        tensors[key][::2] += 5
+
+    return change
+
+
+def map_tensors(checkpoint: Path, change: Callable[[str, Tensor], tuple[str, Tensor]]) -> None:
+    """Rewrite every shard and the index with each name and tensor changed."""
+    from safetensors.torch import load_file, save_file
+
+    weight_map = {}
+    for shard in sorted(checkpoint.glob("*.safetensors")):
+        tensors = dict(change(*item) for item in load_file(shard).items())
+        save_file(tensors, shard)
+        weight_map.update(dict.fromkeys(tensors, shard.name))
+    (checkpoint / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
+def change_header(shard: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Rewrite a shard's header, leaving the data as they are."""
+    raw = shard.read_bytes()
+    end = 8 + int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8:end])
+    change(header)
+    text = json.dumps(header).encode()
+    shard.write_bytes(len(text).to_bytes(8, "little") + text + raw[end:])
+
+
+def change_json(path: Path, **changes: Any) -> None:
+    """Lay `changes` over a JSON file; None leaves a field out."""
+    content: Mapping[str, Any] = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({k: v for k, v in content.items() if v is not None}))
+
+
+def environment() -> dict[str, str]:
+    """Return the environment of a command in a process of its own: as it would be for a user."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}

@@ -1,0 +1,393 @@
+"""What the commands print, and where."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from axcore import Options, Registry, plan
+
+from ..bundles import (
+    FORMATS,
+    MODEL,
+    PICTURES,
+    STEM,
+    Axcore,
+    Outcome,
+    command_line,
+    contents,
+    environment,
+)
+
+HEAVY = {"torch", "transformers", "onnx", "onnxruntime"}
+
+
+def data_of(outcome: Outcome, code: int = 0) -> Any:
+    """Return what was printed as JSON; there must be nothing else on standard output."""
+    assert outcome.code == code, outcome.err
+    return json.loads(outcome.out)
+
+
+@pytest.fixture
+def foreign(tmp_path: Path) -> Path:
+    """A graph of somebody else: a Neg, which the chip lacks, and a Resize in a mode it lacks."""
+    nodes = [
+        helper.make_node("Neg", ["image"], ["negative"], name="turn"),
+        helper.make_node(
+            "Resize", ["negative", "", "scales"], ["resized"], name="grow", mode="cubic"
+        ),
+    ]
+    scales = helper.make_tensor("scales", TensorProto.FLOAT, [4], [1.0, 1.0, 2.0, 2.0])
+    graph = helper.make_graph(
+        nodes,
+        "foreign",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3, 8, 8])],
+        [helper.make_tensor_value_info("resized", TensorProto.FLOAT, [1, 3, 16, 16])],
+        [scales],
+    )
+    opset = [helper.make_opsetid("", 17)]
+    path = tmp_path / "foreign.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=8), path)
+    return path
+
+
+@pytest.fixture
+def broken_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An installed distribution whose plugin does not import."""
+    site = tmp_path / "site"
+    info = site / "axcore_plugins_broken-1.2.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: axcore-plugins-broken\nVersion: 1.2\n"
+    )
+    (info / "entry_points.txt").write_text("[axcore]\nbroken = axcore_plugins_broken\n")
+    (site / "axcore_plugins_broken.py").write_text("import a_module_that_is_not_there\n")
+    monkeypatch.syspath_prepend(site)
+    return "a_module_that_is_not_there"
+
+
+def weight_bytes(bundle: Path) -> int:
+    """Return the bytes of weights beside a graph.
+
+    Tables of positions lie there too; they do not grow with depth, and a plan leaves them out.
+    """
+    graph = onnx.load(bundle / f"{STEM}.onnx", load_external_data=False).graph
+    weights = [value for value in graph.initializer if not value.name.startswith("constant_")]
+    return sum(int(e.value) for w in weights for e in w.external_data if e.key == "length")
+
+
+# Import-lightness --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["convert", "--help"], ["list-models"], ["show", MODEL], ["plugins", "list"]],
+    ids=" ".join,
+)
+def test_questions_load_nothing_heavy(arguments: list[str]) -> None:
+    """Each in a process of its own. Oracle: `sys.modules`."""
+    code = (
+        "import sys; from axcore.cli import main\n"
+        f"sys.argv = {['axcore', *arguments]!r}\n"
+        "try: main()\n"
+        f"finally: print('loaded', sorted({HEAVY} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment(), check=True
+    )
+    assert done.stdout.splitlines()[-1] == "loaded []"
+
+
+# Models ------------------------------------------------------------------------------------------
+
+
+def test_list_models(axcore: Axcore) -> None:
+    """Text and JSON name the same models. Oracle: the registry."""
+    known = [entry.card.id for entry in Registry().entries]
+    text = axcore("list-models")
+    heading, *rows = text.out.splitlines()
+    assert heading.split() == ["MODEL", "FAMILY", "REPOSITORY", "TASKS", "PARAMETERS", "LICENCE"]
+    assert [row.split()[0] for row in rows] == known
+    assert [entry["id"] for entry in data_of(axcore("list-models", "--json"))] == known
+    assert {MODEL, "qwen2.5-vl-7b"} <= set(known)
+
+
+def test_show(axcore: Axcore) -> None:
+    """By alias, in text and JSON. Oracle: the card."""
+    text = axcore("show", "qwen25vl-3b").out
+    for fact in ("Qwen/Qwen2.5-VL-3B-Instruct", "task image", "448x448 px", "task video", "1023"):
+        assert fact in text
+    data = data_of(axcore("show", "qwen25vl-3b", "--json"))
+    assert data["id"] == MODEL
+    assert data["profiles"]["video"]["prefill_len"] == 512
+
+
+# Plan --------------------------------------------------------------------------------------------
+
+
+def test_a_plan_is_a_dry_run(axcore: Axcore, checkpoint: Path, tmp_path: Path) -> None:
+    """`plan --json`, `convert --dry-run --json` and `axcore.plan` agree; nothing is written.
+
+    Oracle: each other, and the folder.
+    """
+    convert = command_line(checkpoint, tmp_path / "out")
+    planned = data_of(axcore("plan", *convert[1:], "--json"))
+    assert planned == data_of(axcore(*convert, "--dry-run", "--json"))
+    options = Options(embedding_formats=FORMATS)
+    made = plan(MODEL, checkpoint=str(checkpoint), images=[PICTURES], options=options)
+    assert planned["files"] == [{"name": file.name, "bytes": file.bytes} for file in made.files]
+    assert planned["peak_bytes"] == made.peak_bytes > 0
+    assert planned["seconds"] == made.seconds > 0
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_plan_foretells_the_bundle(
+    axcore: Axcore, checkpoint: Path, converted: Path, tmp_path: Path
+) -> None:
+    """Names, sizes, configurations. Oracle: the bundle made by the same request.
+
+    Single samples and copied files are not planned by name.
+    """
+    command = command_line(checkpoint, tmp_path / "out")
+    planned = data_of(axcore("plan", *command[1:], "--json"))
+    sizes = {file["name"]: file["bytes"] for file in planned["files"]}
+    copied = {"axcore.json", "config.json", "generation_config.json", "preprocessor_config.json"}
+    samples = {name for name in contents(converted) if name.startswith("calib_")}
+    assert set(sizes) == set(contents(converted)) - copied - samples
+    exact = [name for name in sizes if name.endswith((".bin", ".json", ".sh"))]
+    for name in exact:
+        assert sizes[name] == (converted / name).stat().st_size, name
+    assert sizes[f"{STEM}.onnx.data"] == pytest.approx(weight_bytes(converted), rel=0.01)
+    assert planned["disk_bytes"] == sum(sizes.values())
+    for name, text in planned["prepared_files"].items():
+        assert (converted / name).read_text() == text
+
+
+def test_a_plan_for_people(axcore: Axcore, checkpoint: Path, tmp_path: Path) -> None:
+    """Shapes, files, need and the exact commands. Oracle: the same plan as data."""
+    arguments = command_line(checkpoint, tmp_path / "out")[1:]
+    text, planned = axcore("plan", *arguments).out, data_of(axcore("plan", *arguments, "--json"))
+    assert "hidden_states [1, 3, 1024, 392] → hidden_states_out [256, 64]" in text
+    assert "256 rows per picture, prompts of up to 320 tokens, 1024 positions" in text
+    for file in planned["files"]:
+        assert file["name"] in text
+    for line in planned["prepared_files"]["build.sh"].splitlines():
+        assert line in text
+
+
+# Convert, verify, lint, build --------------------------------------------------------------------
+
+
+def test_convert_prints_its_manifest_and_nothing_else(
+    axcore: Axcore, bundle: Path, checkpoint: Path
+) -> None:
+    """Data on stdout, messages on stderr. Oracle: the manifest."""
+    outcome = axcore(*command_line(checkpoint, bundle), "--prefill-len", "384", "--json")
+    manifest = json.loads((bundle / "axcore.json").read_text())
+    assert data_of(outcome) == {"bundle": str(bundle), **manifest}
+    for line in ("export-vision: kept", "toolchain: done in"):
+        assert line in outcome.err
+
+
+def test_convert_sums_up_and_says_what_comes_next(
+    axcore: Axcore, bundle: Path, checkpoint: Path
+) -> None:
+    """One line on stdout. Oracle: the number of files; the notes of the manifest."""
+    outcome = axcore(*command_line(checkpoint, bundle))
+    (line,) = outcome.out.splitlines()
+    files = len(json.loads((bundle / "axcore.json").read_text())["files"])
+    assert line.startswith(f"{bundle}: {files} files, ")
+    assert f"next: axcore build {bundle} --toolchain pulsar2" in outcome.err
+    assert "has no tokenizer" in outcome.err
+
+
+def test_a_fabricated_model_by_module(tmp_path: Path, converted: Path) -> None:
+    """`python -m axcore` in a process of its own, from nothing, into the default folder.
+
+    Oracle: the shared bundle, whose checkpoint has the same weights in other shards.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", "axcore", "convert", MODEL, "--weights", "random-tiny", "--json"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment(),
+    )
+    assert done.returncode == 0, done.stderr
+    manifest = json.loads(done.stdout)
+    assert manifest["bundle"] == f"{MODEL}-bundle"
+    assert "no calibration pictures: give --images before building" in manifest["notes"]
+    made = contents(tmp_path / f"{MODEL}-bundle")
+    for name in (f"{STEM}.onnx", f"{STEM}.onnx.data", "config.json"):
+        assert made[name] == contents(converted)[name]
+    begun, ended = "trace vision (6 stages) …", "verify-vision: done in"
+    assert done.stderr.index(begun) < done.stderr.index(ended)
+
+
+def test_verify_shows_every_stage(axcore: Axcore, bundle: Path) -> None:
+    """As a table and as data. Oracle: the stages in the manifest."""
+    stages = json.loads((bundle / "axcore.json").read_text())["components"][0]["stages"]
+    text = axcore("verify", bundle)
+    assert text.code == 0
+    rows = [line.split() for line in text.out.splitlines()[1:]]
+    assert rows[0] == ["STAGE", "COSINE", "MAX", "ABS"]
+    assert [row[0] for row in rows[1:]] == stages
+    (result,) = data_of(axcore("verify", bundle, "--json"))
+    assert [stage["stage"] for stage in result["stages"]] == stages
+
+
+def test_lint_has_nothing_to_say_of_our_graphs(axcore: Axcore, converted: Path) -> None:
+    """A bundle and its file alone. Oracle: the promise of the chip's operator table."""
+    for target in (converted, converted / f"{STEM}.onnx"):
+        outcome = axcore("lint", target)
+        assert (outcome.code, outcome.out) == (0, "")
+        assert "0 findings" in outcome.err
+        assert data_of(axcore("lint", target, "--json")) == []
+
+
+def test_lint_of_a_foreign_graph(axcore: Axcore, foreign: Path) -> None:
+    """Exits with 1 and names node, operator, constraint, remedy. Oracle: the graph's making."""
+    outcome = axcore("lint", foreign)
+    assert outcome.code == 1
+    assert f"{foreign}: turn (Neg)" in outcome.out.replace("error: ", "")
+    assert "grow (Resize)" in outcome.out
+    assert "cubic" in outcome.out
+    findings = data_of(axcore("lint", foreign, "--json"), code=1)
+    assert [(finding["node"], finding["op"]) for finding in findings] == [
+        ("turn", "Neg"),
+        ("grow", "Resize"),
+    ]
+    assert all(finding["constraint"] and finding["remedy"] for finding in findings)
+
+
+def test_build_without_the_tool_says_what_to_do(axcore: Axcore, converted: Path) -> None:
+    """Named with what would help. Oracle: the tool is in no folder of PATH."""
+    outcome = axcore("build", converted, "--pulsar2", "no-such-pulsar2")
+    assert (outcome.code, outcome.out) == (1, "")
+    assert "no-such-pulsar2" in outcome.err
+    assert "hint: " in outcome.err
+
+
+def test_build_runs_the_tool_and_lists_what_it_made(
+    axcore: Axcore, bundle: Path, tmp_path: Path
+) -> None:
+    """A stand-in for Pulsar2 checks arguments and files. Oracle: the documented names."""
+    tool = tmp_path / "pulsar2"
+    standin = Path(__file__).parents[1] / "toolchains/standin_pulsar2.py"
+    tool.write_text(f"#!{sys.executable}\n{standin.read_text()}")
+    tool.chmod(0o755)
+    tool.with_name("settings.json").write_text('{"generation": "llm_build"}')
+    made = data_of(axcore("build", bundle, "--pulsar2", tool, "--json"))["files"]
+    assert str(bundle / f"{STEM}.axmodel") in made
+    assert len([name for name in made if "_together" in name or "_post" in name]) == 2 + 1
+    assert axcore("build", bundle, "--pulsar2", tool).out.splitlines() == made
+
+
+# Plugins and doctor ------------------------------------------------------------------------------
+
+
+def test_plugins_in_use(axcore: Axcore) -> None:
+    """Name, version, hooks; as data too. Oracle: what the family implements."""
+    text = axcore("plugins", "list").out
+    assert "qwen25vl  axcore-plugins-qwen25vl" in text.replace("_", "-")
+    (entry,) = [p for p in data_of(axcore("plugins", "list", "--json")) if p["name"] == "qwen25vl"]
+    assert entry["status"] == "ok"
+    assert {"model_cards", "export_vision", "patch_attention"} <= set(entry["hooks"])
+
+
+def test_a_broken_plugin_is_named_and_harms_nobody(axcore: Axcore, broken_plugin: str) -> None:
+    """Listed with its error, warned of, and a failure for `doctor`. Oracle: the missing module."""
+    listed = {entry["name"]: entry for entry in data_of(axcore("plugins", "list", "--json"))}
+    assert listed["broken"]["status"] == "set aside"
+    assert listed["broken"]["version"] == "1.2"
+    assert broken_plugin in listed["broken"]["error"]
+    assert listed["qwen25vl"]["status"] == "ok"
+    models = axcore("list-models")
+    assert models.code == 0
+    assert MODEL in models.out
+    assert broken_plugin in models.err
+    doctor = axcore("doctor")
+    assert doctor.code == 1
+    assert "plugin broken" in doctor.out
+    assert "AXCORE_DISABLE_PLUGINS=broken" in doctor.err
+
+
+def test_a_broken_plugin_can_be_left_out(
+    axcore: Axcore, broken_plugin: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``AXCORE_DISABLE_PLUGINS``. Oracle: nobody speaks of it."""
+    monkeypatch.setenv("AXCORE_DISABLE_PLUGINS", "broken")
+    outcome = axcore("list-models")
+    assert broken_plugin not in outcome.err
+    assert "broken" not in axcore("plugins", "list").out
+
+
+def test_doctor_looks_at_everything(axcore: Axcore) -> None:
+    """Packages, plugins, toolchain, machine. Oracle: what is installed here."""
+    checks = {check["name"]: check for check in data_of(axcore("doctor", "--json"))}
+    for name in ("python", "torch", "onnx", "plugin qwen25vl", "toolchain pulsar2", "memory"):
+        assert checks[name]["detail"], name
+    assert checks["torch"]["status"] == "ok"
+    text = axcore("doctor")
+    assert text.code == 0
+    assert all(name in text.out for name in checks)
+
+
+# How it looks ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("no_color", ["1", ""])
+def test_colour_on_a_terminal_unless_refused(no_color: str) -> None:
+    """``NO_COLOR`` as https://no-color.org has it: set and not empty. Oracle: escape codes."""
+    leader, follower = pty.openpty()
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "axcore", "show", "nothing-like-it"],
+            stderr=follower,
+            stdout=subprocess.DEVNULL,
+            check=False,
+            env={**environment(), "NO_COLOR": no_color, "TERM": "xterm"},
+        )
+        text = os.read(leader, 10_000)
+    finally:
+        os.close(leader)
+        os.close(follower)
+    assert done.returncode == 1
+    assert b"error: " in text
+    assert (b"\x1b[" in text) is (no_color == "")
+
+
+def test_no_colour_in_a_file(axcore: Axcore) -> None:
+    """What is not a terminal gets plain text. Oracle: escape codes."""
+    assert "\x1b" not in axcore("show", "nothing-like-it").err
+
+
+def test_expected_failures_show_a_traceback_when_asked(
+    axcore: Axcore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``AXCORE_TRACEBACK``. Oracle: the exception itself comes through."""
+    from axcore import PluginNotFound
+
+    monkeypatch.setenv("AXCORE_TRACEBACK", "1")
+    with pytest.raises(PluginNotFound, match="nothing-like-it"):
+        axcore("show", "nothing-like-it")
+
+
+def test_version_and_help(axcore: Axcore) -> None:
+    """Every command is listed. Oracle: the README's table, written out by hand."""
+    from axcore import __version__
+
+    assert axcore("--version").out == f"axcore {__version__}\n"
+    text = axcore("--help").out
+    for name in ("list-models", "show", "plan", "convert", "build", "verify", "lint", "doctor"):
+        assert name in text

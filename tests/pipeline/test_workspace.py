@@ -1,0 +1,357 @@
+"""Steps in an output folder: done once, published together, and safe from crashes."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from axcore.errors import BundleError
+from axcore.pipeline.workspace import MANIFEST, STATE, Workspace
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+# A conversion in small: two steps of two files each, then the manifest. What a step writes follows
+# from `value` alone. `AT` names the phase at which the process ends itself without warning.
+RUN = """
+import json, os, signal, sys
+from pathlib import Path
+from axcore.pipeline import workspace as module
+from axcore.pipeline.workspace import Workspace
+
+out, value, at, how = Path(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4]
+phase = 0
+
+def reach():
+    # One more phase is reached; at the chosen one the process ends on the spot.
+    global phase
+    phase += 1
+    if str(phase) == at:
+        os.kill(os.getpid(), signal.SIGKILL) if how == "kill" else os._exit(70)
+
+replace = Path.replace
+def stepwise(self, target):
+    reach()
+    result = replace(self, target)
+    reach()
+    return result
+Path.replace = stepwise
+
+def make(name):
+    def work(folder):
+        reach()
+        (folder / f"{name}.onnx").write_bytes((name + value).encode() * 1000)
+        reach()
+        (folder / "deep").mkdir()
+        (folder / "deep" / f"{name}.tar").write_text(value)
+        reach()
+        return {"length": len(value)}
+    return work
+
+workspace = Workspace(out, "toy")
+with workspace.locked():
+    for name in ("first", "second"):
+        workspace.run(name, {"value": value}, make(name))
+        reach()
+    files = {
+        name: {"size": stamp.size, "sha256": stamp.sha256}
+        for step in workspace.steps
+        for name, stamp in step.files.items()
+    }
+    metrics = [step.metrics for step in workspace.steps]
+    text = json.dumps({"model": {"id": "toy"}, "files": files, "metrics": metrics}, sort_keys=True)
+    workspace.publish(text)
+print(phase, *(step.name for step in workspace.steps if step.reused))
+"""
+PHASES = 34  # `test_every_phase_is_visited` counts them
+PUBLISHING = 20  # after this many the folder begins to change
+
+
+def run(
+    out: Path, value: str = "v", at: int = 0, how: str = "exit"
+) -> subprocess.CompletedProcess[str]:
+    """Run the small conversion in a process of its own."""
+    command = [sys.executable, "-c", RUN, str(out), value, str(at), how]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def content(out: Path) -> dict[str, bytes]:
+    """Return every published file, state apart."""
+    paths = (path for path in out.rglob("*") if path.is_file())
+    return {
+        str(path.relative_to(out)): path.read_bytes()
+        for path in paths
+        if STATE not in path.relative_to(out).parts
+    }
+
+
+class Maker:
+    """Counts how often each step does its work."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.made: list[str] = []
+
+    def convert(self, steps: Mapping[str, Mapping[str, str]], inputs: str = "i") -> list[str]:
+        """Run steps (name to files) and publish; return what was kept for its owner."""
+        workspace = Workspace(self.out, "toy")
+        with workspace.locked():
+            for name, files in steps.items():
+                workspace.run(name, {"files": files, "inputs": inputs}, self._work(name, files))
+            listed = {
+                name: {"size": stamp.size, "sha256": stamp.sha256}
+                for step in workspace.steps
+                for name, stamp in step.files.items()
+            }
+            return workspace.publish(json.dumps({"model": {"id": "toy"}, "files": listed}))
+
+    def _work(self, step: str, files: Mapping[str, str]):  # type: ignore[no-untyped-def]
+        def work(folder: Path) -> None:
+            self.made.append(step)
+            for name, text in files.items():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (folder / name).write_text(text)
+
+        return work
+
+
+@pytest.fixture
+def maker(tmp_path: Path) -> Maker:
+    return Maker(tmp_path / "out")
+
+
+# What is done once -------------------------------------------------------------------------------
+
+
+def test_equal_inputs_are_not_worked_on_again(maker: Maker) -> None:
+    """The second run keeps all, bytes and times alike. Oracle: calls counted, files compared."""
+    steps = {"a": {"a.txt": "1"}, "b": {"sub/b.txt": "2"}}
+    maker.convert(steps)
+    before, times = content(maker.out), (maker.out / "a.txt").stat().st_mtime_ns
+    maker.convert(steps)
+    assert maker.made == ["a", "b"]
+    assert content(maker.out) == before
+    assert (maker.out / "a.txt").stat().st_mtime_ns == times
+
+
+def test_only_what_changed_is_redone(maker: Maker) -> None:
+    """A step whose inputs change is redone, the other kept. Oracle: calls counted."""
+    maker.convert({"a": {"a.txt": "1"}, "b": {"b.txt": "2"}})
+    maker.convert({"a": {"a.txt": "1"}, "b": {"b.txt": "3"}})
+    assert maker.made == ["a", "b", "b"]
+    assert (maker.out / "b.txt").read_text() == "3"
+
+
+def test_files_of_no_step_disappear(maker: Maker) -> None:
+    """Renamed files and dropped steps leave nothing behind. Oracle: the names wanted."""
+    maker.convert({"a": {"old.txt": "1", "deep/x.txt": "1"}, "gone": {"gone.txt": "1"}})
+    maker.convert({"a": {"new.txt": "1"}})
+    assert set(content(maker.out)) == {"new.txt", MANIFEST}
+    assert not (maker.out / "deep").exists()
+
+
+@pytest.mark.parametrize("damage", ["changed", "cut", "missing"])
+def test_a_damaged_file_is_made_again(maker: Maker, damage: str) -> None:
+    """Whatever happened to a published file, the step is redone. Oracle: the bytes before."""
+    steps = {"a": {"a.txt": "right"}, "b": {"b.txt": "2"}}
+    maker.convert(steps)
+    before, path = content(maker.out), maker.out / "a.txt"
+    path.unlink() if damage == "missing" else path.write_text("wrong" if damage[1] == "h" else "r")
+    maker.convert(steps)
+    assert maker.made == ["a", "b", "a"]
+    kept = {"a.txt.orig"} if damage != "missing" else set()
+    after = content(maker.out)
+    assert {name: after[name] for name in after.keys() - kept} == before
+
+
+def test_a_file_changed_by_hand_is_kept_aside(maker: Maker) -> None:
+    """Somebody's work is renamed, not lost, and reported. Oracle: the text written by hand."""
+    maker.convert({"a": {"build.sh": "ours"}})
+    (maker.out / "build.sh").write_text("theirs")
+    assert maker.convert({"a": {"build.sh": "ours, newer"}}) == ["build.sh"]
+    assert (maker.out / "build.sh").read_text() == "ours, newer"
+    assert (maker.out / "build.sh.orig").read_text() == "theirs"
+
+
+def test_files_that_are_not_ours_stay(maker: Maker) -> None:
+    """What somebody put into the folder is never touched. Oracle: their file."""
+    maker.convert({"a": {"a.txt": "1"}})
+    (maker.out / "notes.md").write_text("mine")
+    maker.convert({"b": {"b.txt": "1"}})
+    assert content(maker.out).keys() == {"b.txt", "notes.md", MANIFEST}
+
+
+def test_a_file_in_the_way_is_kept_aside(maker: Maker) -> None:
+    """A new name of ours that somebody used already. Oracle: their text."""
+    maker.convert({"a": {"a.txt": "1"}})
+    (maker.out / "build.sh").write_text("mine")
+    assert maker.convert({"a": {"build.sh": "2"}}) == ["build.sh"]
+    assert (maker.out / "build.sh.orig").read_text() == "mine"
+
+
+def test_a_manifest_cannot_lead_out_of_the_folder(maker: Maker, tmp_path: Path) -> None:
+    """A name that climbs out is not removed as obsolete. Oracle: the file outside."""
+    maker.convert({"a": {"a.txt": "1"}})
+    outside = tmp_path / "precious"
+    outside.write_text("x")
+    path = maker.out / MANIFEST
+    listed = {name: {"size": 1, "sha256": ""} for name in ("../precious", str(outside))}
+    path.write_text(json.dumps({"model": {"id": "toy"}, "files": listed}))
+    maker.convert({"a": {"a.txt": "2"}})
+    assert outside.read_text() == "x"
+
+
+# Folders that are refused ------------------------------------------------------------------------
+
+
+def test_refused_folders(tmp_path: Path) -> None:
+    """A file, somebody else's folder, another model's bundle: said, and left as it is.
+
+    Oracle: the folder's content before.
+    """
+    file, foreign, other = tmp_path / "file", tmp_path / "foreign", tmp_path / "other"
+    file.write_text("x")
+    foreign.mkdir()
+    (foreign / "thesis.tex").write_text("x")
+    Maker(other).convert({"a": {"a.txt": "1"}})
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for folder, model, message in (
+        (file, "toy", "is a file, not a folder"),
+        (foreign, "toy", "holds something else: thesis.tex"),
+        (other, "another", "holds a bundle of `toy`, not of `another`"),
+    ):
+        with (
+            pytest.raises(BundleError, match=message) as caught,
+            Workspace(folder, model).locked(),
+        ):
+            raise AssertionError
+        assert caught.value.hint
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+def test_an_empty_or_missing_folder_is_taken(tmp_path: Path) -> None:
+    """Both are filled, parents included. Oracle: the file made."""
+    (tmp_path / "empty").mkdir()
+    for folder in (tmp_path / "empty", tmp_path / "a" / "b"):
+        Maker(folder).convert({"a": {"a.txt": "1"}})
+        assert (folder / "a.txt").read_text() == "1"
+
+
+def test_two_processes_at_once(tmp_path: Path) -> None:
+    """The second is told who holds the folder, and gets it when that one is gone.
+
+    Oracle: the process id of the first.
+    """
+    code = (
+        "import sys, pathlib; from axcore.pipeline.workspace import Workspace\n"
+        "with Workspace(pathlib.Path(sys.argv[1]), 'toy').locked():\n"
+        "    print('locked', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "locked\n"
+        with (
+            pytest.raises(BundleError, match=f"process id: {holder.pid}$"),
+            Workspace(tmp_path, "toy").locked(),
+        ):
+            raise AssertionError
+        holder.kill()
+    with Workspace(tmp_path, "toy").locked():
+        pass
+
+
+# Crashes -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What a run leaves that nothing interrupts."""
+    out = tmp_path_factory.mktemp("undisturbed") / "out"
+    assert run(out).returncode == 0
+    return content(out)
+
+
+def test_every_phase_is_visited(tmp_path: Path) -> None:
+    """The crash tests stop at every phase there is. Oracle: a run that counts them."""
+    assert run(tmp_path).stdout == f"{PHASES}\n"
+
+
+@pytest.mark.parametrize("phase", range(1, PHASES + 1))
+def test_a_crash_anywhere_is_repaired_by_the_same_command(
+    tmp_path: Path, undisturbed: dict[str, bytes], phase: int
+) -> None:
+    """A first run that dies, then the same again. Oracle: the bytes of an undisturbed run."""
+    how = "kill" if phase % 3 == 0 else "exit"
+    died = run(tmp_path, at=phase, how=how)
+    assert died.returncode == (-signal.SIGKILL if how == "kill" else 70)
+    assert run(tmp_path).returncode == 0
+    assert content(tmp_path) == undisturbed
+
+
+@pytest.mark.parametrize("phase", [2, 5, 11, *range(18, PHASES + 1, 2)])
+def test_a_crash_over_an_earlier_bundle(
+    tmp_path: Path, undisturbed: dict[str, bytes], phase: int
+) -> None:
+    """The earlier bundle stays whole until publishing, and either bundle can be had afterwards.
+
+    Oracle: the bytes of undisturbed runs.
+    """
+    run(tmp_path, value="old")
+    old = content(tmp_path)
+    run(tmp_path, at=phase)
+    if phase <= PUBLISHING:
+        assert content(tmp_path) == old
+    assert run(tmp_path, value="old").returncode == 0
+    assert content(tmp_path) == old
+    assert run(tmp_path).returncode == 0
+    assert content(tmp_path) == undisturbed
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+from axcore.errors import BudgetError
+from axcore.pipeline.workspace import Workspace
+
+# A stand-in for a full disk: no file may grow beyond 64 kB.
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
+workspace = Workspace(Path(sys.argv[1]), "toy")
+try:
+    with workspace.locked():
+        workspace.run("first", {"value": "big"}, lambda f: (f / "x").write_bytes(b"x" * (1 << 20)))
+except BudgetError as error:
+    print(error.message, error.hint, sep="\\n")
+"""
+
+
+def test_a_full_disk_leaves_the_earlier_bundle(tmp_path: Path) -> None:
+    """The error says what could not be written; nothing good is lost. Oracle: the bytes before."""
+    run(tmp_path)
+    before = content(tmp_path)
+    command = [sys.executable, "-c", FULL, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("cannot write")
+    assert "make room" in done.stdout
+    assert content(tmp_path) == before
+    assert run(tmp_path).returncode == 0
+    assert content(tmp_path) == before
+
+
+def test_a_finished_step_outlives_a_crash(tmp_path: Path) -> None:
+    """The second run does not repeat what the first one finished. Oracle: the phase of the crash.
+
+    A step has three phases of work, two around each of two renames, and one behind it.
+    """
+    run(tmp_path, at=9)
+    assert run(tmp_path).stdout.split()[1:] == ["first"]
