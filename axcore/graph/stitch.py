@@ -123,7 +123,10 @@ class _Part:
             if source == "state":
                 replacement = self.state[int(name)]
             else:
-                replacement = self._weight(stage, name, value, origins[name], load, dtype)
+                origin = origins[name]
+                if name in kind.orders:
+                    origin = origin.transpose(*kind.orders[name])
+                replacement = self._weight(stage, name, value, origin, load, dtype)
             ir.convenience.replace_all_uses_with(value, replacement)
         for value in list(copy.initializers.values()):
             ir.convenience.replace_all_uses_with(value, self._constant(value))

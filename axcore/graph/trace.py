@@ -22,7 +22,7 @@ from .older import Older
 from .passes import DefaultAttributesPass, SplitToSlicesPass
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from ..types import Shape, Stage
 
@@ -41,10 +41,12 @@ class KindGraph:
         model: Inputs ``state.<i>`` and ``weight.<parameter>``, those that are used; outputs
             ``out.<i>``.
         outputs: What the stage hands on.
+        orders: Parameter to the order of axes in which the graph takes it, where that differs.
     """
 
     model: ir.Model
     outputs: tuple[Spec, ...]
+    orders: Mapping[str, tuple[int, ...]]
 
 
 def typed(module: nn.Module, dtype: torch.dtype) -> nn.Module:
@@ -142,7 +144,29 @@ def _finish(model: ir.Model, stage: Stage, opset: int) -> KindGraph:
     onnx.checker.check_model(slimmed, full_check=True)
     result = ir.from_proto(slimmed)
     _lift_constants(result)
-    return KindGraph(result, tuple(_spec(value, stage) for value in result.graph.outputs))
+    orders = _absorb_transposes(result.graph)
+    return KindGraph(result, tuple(_spec(value, stage) for value in result.graph.outputs), orders)
+
+
+def _absorb_transposes(graph: ir.Graph) -> dict[str, tuple[int, ...]]:
+    """Take a weight in the order in which it is used, so that none is turned at run time.
+
+    Optimisers do this to constants; here weights are inputs.
+    """
+    orders = {}
+    for value in graph.inputs:
+        users = [use.node for use in value.uses()]
+        kinds = {(node.op_type, tuple(node.attributes.get_ints("perm", ()))) for node in users}
+        if not str(value.name).startswith("weight.") or len(kinds) != 1:
+            continue
+        ((operator, order),) = kinds
+        if operator == "Transpose" and order and value.shape is not None:
+            value.shape = ir.Shape([value.shape[axis] for axis in order])
+            orders[str(value.name).removeprefix("weight.")] = order
+            for node in users:
+                ir.convenience.replace_all_uses_with(node.outputs[0], value)
+                graph.remove(node, safe=True)
+    return orders
 
 
 def _lift_constants(model: ir.Model) -> None:

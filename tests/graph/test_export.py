@@ -346,3 +346,42 @@ def _port(value: onnx.ValueInfoProto) -> Port:
     tensor = value.type.tensor_type
     dtype = str(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
     return Port(value.name, tuple(dim.dim_value for dim in tensor.shape.dim), dtype)
+
+
+class _Batched(nn.Module):
+    """Two projections of a state with a batch axis, which exporters write as turned products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.Linear(6, 10, device="meta")
+        self.tied = nn.Parameter(torch.empty(10, 10, device="meta"))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Use one weight both as it is and turned."""
+        wide: Tensor = self.up(x)
+        return wide @ self.tied + wide @ self.tied.T
+
+
+def test_no_weight_is_turned_at_run_time(tmp_path: Path) -> None:
+    """A weight that is only used turned is bound turned; one used both ways is left alone.
+
+    Oracle: the products written out in torch, and the operators of the graph.
+    """
+    stored = {"up.weight": torch.randn(10, 6), "up.bias": torch.randn(10)}
+    stored["tied"] = torch.randn(10, 10)
+    component = Component(
+        "batched", "batched", (Stage("s", _Batched()),), (Port("x", (1, 4, 6)),),
+        (Port("y", (1, 4, 10)),),
+    )  # fmt: skip
+    with Silent().task("", 0) as task:
+        tracer = Tracer(lambda stage: stage, torch.float32, 17)
+        load = lambda weight: weight.resolve(stored.__getitem__)  # noqa: E731
+        (model,) = stitch(component, tracer, load, torch.float32, (), task)
+    turned = [node.inputs[0].name for node in model.graph if node.op_type == "Transpose"]
+    assert turned == ["s.tied"]
+    save(model, tmp_path / "batched.onnx", Silent())
+    x = torch.randn(1, 4, 6)
+    wide = x @ stored["up.weight"].T + stored["up.bias"]
+    expected = wide @ stored["tied"] + wide @ stored["tied"].T
+    made = run([tmp_path / "batched.onnx"], {"x": x.numpy()})["y"]
+    assert np.abs(made - expected.numpy()).max() < 1e-5
