@@ -4,7 +4,7 @@ What is listed in ``__all__`` is the public interface. Importing it loads neithe
 transformers; those wait until a conversion needs them.
 """
 
-from .api import build, convert, lint, list_models, plan, verify
+from .api import build, convert, lint, list_models, plan, quantize, verify
 from .errors import (
     AxcoreError,
     BudgetError,
@@ -16,6 +16,7 @@ from .errors import (
     PictureError,
     PluginNotFound,
     ToolchainError,
+    UnsupportedModel,
     UnsupportedProfile,
     UsageError,
     VerificationError,
@@ -28,11 +29,13 @@ from .types import (
     Availability,
     BuildRequest,
     Calibration,
+    Choice,
     Component,
     Embedding,
     GraphFile,
     Job,
     LlmBuildArgs,
+    LlmCheckpoint,
     ModelCard,
     Options,
     Port,
@@ -56,6 +59,7 @@ __all__ = [
     "BundleError",
     "Calibration",
     "CheckpointError",
+    "Choice",
     "Component",
     "ContractError",
     "DownloadError",
@@ -64,6 +68,7 @@ __all__ = [
     "GraphFile",
     "Job",
     "LlmBuildArgs",
+    "LlmCheckpoint",
     "ModelCard",
     "Options",
     "PictureError",
@@ -79,6 +84,7 @@ __all__ = [
     "Stage",
     "Toolchain",
     "ToolchainError",
+    "UnsupportedModel",
     "UnsupportedProfile",
     "UsageError",
     "VerificationError",
@@ -90,5 +96,6 @@ __all__ = [
     "lint",
     "list_models",
     "plan",
+    "quantize",
     "verify",
 ]

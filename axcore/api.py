@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .pipeline.job import Request, Source, Weights
     from .pipeline.plan import Plan
     from .plugins import Entry
+    from .quantization.gptq import Device, Quantised
 
 
 def list_models(registry: Registry | None = None) -> list[Entry]:
@@ -35,6 +36,7 @@ def plan(
     source: Source = "huggingface",
     revision: str | None = None,
     images: Sequence[Path] = (),
+    calibration_archive: str | None = None,
     options: Options | None = None,
     verify: bool = True,
     vision_only: bool = False,
@@ -52,6 +54,8 @@ def plan(
         source: "huggingface" or "modelscope".
         revision: Branch, tag or commit.
         images: Folders, archives or files with calibration pictures.
+        calibration_archive: File or URL of an archive of finished calibration samples, used as it
+            is in place of `images`.
         options: Size, precision, lengths and target.
         verify: Whether `convert` would compare with PyTorch.
         vision_only: Leave the language model's side out.
@@ -62,16 +66,17 @@ def plan(
     Raises:
         AxcoreError: One of its subclasses says what is wrong.
     """
-    from .calibration import find_pictures
+    from .calibration import find_archive, find_pictures
     from .pipeline.job import open_job
     from .pipeline.plan import check_room, make_plan
     from .pipeline.prepared import prepare
 
     request = _request(locals())
-    registry = registry or Registry()
-    job = open_job(request, registry, progress or Silent())
+    registry, progress = registry or Registry(), progress or Silent()
+    job = open_job(request, registry, progress)
+    archive = find_archive(calibration_archive, progress) if calibration_archive else None
     with job.checkpoint:
-        prepared = prepare(request, registry, job)
+        prepared = prepare(request, registry, job, archive)
         made = make_plan(prepared, find_pictures(images) if images else [])
     if out is not None:
         check_room(made, out)
@@ -87,6 +92,7 @@ def convert(
     source: Source = "huggingface",
     revision: str | None = None,
     images: Sequence[Path] = (),
+    calibration_archive: str | None = None,
     options: Options | None = None,
     verify: bool = True,
     vision_only: bool = False,
@@ -174,6 +180,52 @@ def build(
     opened.check_files(set(opened.files) - set(known[name].prepare(request)))
     with Workspace(opened.folder, request.model).locked(), explained_full_disk(opened.folder):
         return known[name].build(opened.folder, request, progress or Silent(), command)
+
+
+def quantize(
+    model: str,
+    out: Path | None = None,
+    *,
+    bits: int = 4,
+    group_size: int = 128,
+    device: Device = "cpu",
+    text: Path | None = None,
+    python: Path | None = None,
+    checkpoint: str | None = None,
+    weights: Weights | None = None,
+    source: Source = "huggingface",
+    revision: str | None = None,
+    progress: Progress | None = None,
+    registry: Registry | None = None,
+) -> Quantised:
+    """Write a checkpoint anew with its language model quantised by GPTQ; `convert` takes it.
+
+    Args:
+        model: Id, alias or checkpoint folder.
+        out: The new folder; None names it after the model, in the working folder.
+        bits: Of one weight: 4 or 8.
+        group_size: Consecutive inputs that share a scale; -1 for all.
+        device: Where gptqmodel computes, "cpu" or "cuda".
+        text: File or folder to calibrate with (see `axcore.quantization.text`); None takes a small
+            text that comes with axcore.
+        python: A Python that has gptqmodel; None takes the running one.
+        checkpoint, weights, source, revision: See `plan`.
+        progress: Where to report.
+        registry: The plugins; None finds the installed ones.
+
+    Returns:
+        Sizes, and how the model answers before and after.
+
+    Raises:
+        AxcoreError: One of its subclasses says what is wrong; no half-written folder is left.
+    """
+    from .pipeline.job import Request
+    from .quantization.gptq import Settings
+    from .quantization.gptq import quantize as run
+
+    request = Request(model, checkpoint, weights, source, revision)
+    settings = Settings(bits, group_size, device, text, python)
+    return run(request, settings, out, registry or Registry(), progress or Silent())
 
 
 def lint(target: Path, *, chip: str | None = None) -> list[Finding]:

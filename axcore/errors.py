@@ -24,6 +24,10 @@ class PluginNotFound(AxcoreError):
     """No installed plugin knows the model."""
 
 
+class UnsupportedModel(AxcoreError):
+    """A family knows the model and cannot convert it."""
+
+
 class ContractError(AxcoreError):
     """A plugin returned something that its hook's specification rules out."""
 

@@ -43,6 +43,14 @@ class Stamp:
         return stat.st_mtime_ns == self.mtime_ns or sha256(path) == self.sha256
 
 
+def cache_folder(name: str) -> Path:
+    """Return the folder for what can be made or fetched again; ``AXCORE_CACHE`` moves it."""
+    from platformdirs import user_cache_path
+
+    root = os.environ.get("AXCORE_CACHE")
+    return (Path(root) if root else user_cache_path("axcore")) / name
+
+
 def sha256(path: Path) -> str:
     """Return the hexadecimal sha256 of a file, read in chunks."""
     digest = hashlib.sha256()

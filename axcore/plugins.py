@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 from . import defaults, hookspecs
-from .errors import AxcoreError, ContractError, PluginNotFound
+from .errors import AxcoreError, ContractError, PluginNotFound, UnsupportedModel
 from .types import ModelCard
 
 if TYPE_CHECKING:
@@ -85,9 +85,14 @@ class Registry:
         for entry in sorted(_enabled(entries), key=lambda entry: entry.name):
             self._load(entry)
 
-    @cached_property
+    @property
     def entries(self) -> list[Entry]:
-        """Every model of every family; a family whose cards are unfit is set aside."""
+        """Every model that can be converted."""
+        return [entry for entry in self._known if not entry.card.unsupported]
+
+    @cached_property
+    def _known(self) -> list[Entry]:
+        """Every card of every family; a family whose cards are unfit is set aside."""
         found: list[Entry] = []
         _ = self.toolchains  # a plugin set aside for those has no models either
         for name in list(self.plugins):
@@ -127,10 +132,11 @@ class Registry:
 
         Raises:
             PluginNotFound: None has it; the message lists what comes close and what is installed.
+            UnsupportedModel: A family knows it, and cannot convert it.
         """
-        for entry in self.entries:
+        for entry in self._known:
             if model.lower() in _labels(entry.card):
-                return entry
+                return _supported(entry)
         labels = [label for entry in self.entries for label in _labels(entry.card)]
         close = difflib.get_close_matches(model.lower(), labels, n=1, cutoff=0.5)
         raise PluginNotFound(
@@ -142,13 +148,19 @@ class Registry:
     def recognise(self, config: Mapping[str, Any], where: object) -> Entry:
         """Return the model that a ``config.json`` describes.
 
-        Among models of one architecture the one whose published config agrees in most fields.
+        Among the models that recognise it, the one whose published config agrees in most fields.
 
         Raises:
-            PluginNotFound: No family has the architecture.
+            PluginNotFound: No family recognises it.
+            UnsupportedModel: A family does, and cannot convert it.
         """
         architecture = next(iter(config.get("architectures") or ()), None)
-        fitting = [entry for entry in self.entries if architecture in entry.card.architectures]
+        fitting = [
+            entry
+            for entry in self._known
+            if architecture in entry.card.architectures
+            and (entry.card.recognises is None or entry.card.recognises(config))
+        ]
         if not fitting:
             kind = config.get("model_type", "?")
             raise PluginNotFound(
@@ -157,7 +169,7 @@ class Registry:
                 hint="install the family's plugin, or write one: a package with an entry point in"
                 f" the group `{GROUP}` (docs/plugins.md shows a whole one)",
             )
-        return max(fitting, key=lambda entry: _agreement(entry.card.config, config))
+        return _supported(max(fitting, key=lambda entry: _agreement(entry.card.config, config)))
 
     def call(self, family: str, hook: str, **arguments: Any) -> Any:
         """Call `hook` as `family` implements it, with the default behind it.
@@ -261,6 +273,16 @@ def _check_cards(family: str, cards: Sequence[ModelCard], taken: Mapping[str, st
         for label in sorted(_labels(card) & owners.keys()):
             raise ContractError(f"the model name `{label}` belongs to plugin `{owners[label]}`")
         owners |= dict.fromkeys(_labels(card), family)
+
+
+def _supported(entry: Entry) -> Entry:
+    if entry.card.unsupported:
+        raise UnsupportedModel(
+            f"`{entry.card.id}` ({entry.card.repo}) cannot be converted\n"
+            f"  known to: plugin `{entry.family}`",
+            hint=entry.card.unsupported,
+        )
+    return entry
 
 
 def _agreement(published: Mapping[str, Any], config: Mapping[str, Any]) -> int:

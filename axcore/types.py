@@ -57,6 +57,20 @@ class Profile:
 
 
 @dataclass(frozen=True)
+class Choice:
+    """An option that only some families have; on the command line ``--<name> VALUE``.
+
+    Attributes:
+        values: What may be chosen, the default first. Of a switch: ``("no", "yes")``; on the
+            command line ``--<name>`` alone then means yes.
+        about: What each value does and costs, for people.
+    """
+
+    values: tuple[str, ...]
+    about: str = ""
+
+
+@dataclass(frozen=True)
 class ModelCard:
     """What a family says about one model, without reading anything.
 
@@ -77,6 +91,18 @@ class ModelCard:
             consumed by a vision stage.
         tensors: Names and shapes of all tensors (canonical keys) for a config. Checked against a
             checkpoint's headers, and used to fabricate one.
+        spare: Canonical prefixes of tensors that a conversion may leave unused, be it that some
+            form of the model does without them or that a checkpoint holds more than `tensors`
+            lists.
+        choices: Options of this model alone, by name; read with `Job.choice`.
+        recognises: Tells from a config whether it is of this model, where several models share
+            an architecture but not a layout. None takes every config of `architectures`.
+        unsupported: Why the model cannot be converted, and what could be instead. Such a card is
+            not listed; it lets a checkpoint be recognised and refused by name.
+        text_model: Fields laid over the language model's part of the config to make it that of a
+            plain text model (``architectures``, ``model_type`` and what differs), for tools that
+            take a language model alone; None takes a field out. Needless where that part says so
+            itself.
         files: Further small JSON files of the published checkpoint (name to content), such as
             ``preprocessor_config.json``, written when one is fabricated.
     """
@@ -93,6 +119,11 @@ class ModelCard:
     prefixes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     text_prefixes: tuple[str, ...] = ("model.", "lm_head.")
     tensors: Callable[[Mapping[str, Any]], Mapping[str, Shape]] | None = None
+    spare: tuple[str, ...] = ()
+    choices: Mapping[str, Choice] = field(default_factory=dict)
+    recognises: Callable[[Mapping[str, Any]], bool] | None = None
+    unsupported: str = ""
+    text_model: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
@@ -116,7 +147,8 @@ class Options:
         split: Number of files per component, "auto" to stay below 2 GB each, or None for one.
         chip, npu_mode: Target, in the toolchain's spelling.
         prefill_len, kv_cache_len, last_kv_cache_len: See `Profile`.
-        embedding_formats: Files besides the raw bfloat16 table: "npy", "f32bin".
+        embedding_formats: Files besides the raw bfloat16 table: "npy", "f32bin", "pth".
+        choices: Options that only some models have, by name (see `ModelCard.choices`).
     """
 
     task: str | None = None
@@ -131,6 +163,7 @@ class Options:
     kv_cache_len: int | None = None
     last_kv_cache_len: tuple[int, ...] | None = None
     embedding_formats: tuple[str, ...] = ()
+    choices: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -158,6 +191,10 @@ class Job:
         """The checkpoint's ``config.json``."""
         return self.checkpoint.config
 
+    def choice(self, name: str) -> str:
+        """Return the value of an option of this model: the user's, or the card's default."""
+        return self.options.choices.get(name, self.card.choices[name].values[0])
+
     @property
     def text_config(self) -> Mapping[str, Any]:
         """The language model's part of the config: nested in some layouts, flat in others."""
@@ -182,11 +219,12 @@ class Weight:
     >>> Weight("patch_embed.proj.weight").reshape(1280, 1176)
     >>> Weight("attn.qkv.weight").slice(0, 1024, 2048)
     >>> Weight.concat([Weight("q.weight"), Weight("k.weight")], axis=0)
+    >>> Weight("positions").project(0, ((0.5, 0.5, 0.0), (0.0, 0.5, 0.5)))
     """
 
     source: str | tuple[Weight, ...]
     axis: int = 0
-    steps: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    steps: tuple[tuple[str, tuple[Any, ...]], ...] = ()
 
     @classmethod
     def concat(cls, parts: Sequence[Weight], axis: int) -> Weight:
@@ -204,6 +242,13 @@ class Weight:
     def slice(self, axis: int, start: int, stop: int) -> Weight:
         """Take ``start:stop`` of `axis`."""
         return self._then("slice", (axis, start, stop))
+
+    def project(self, axis: int, matrix: Sequence[Sequence[float]]) -> Weight:
+        """Multiply `axis` by `matrix`, ``[new length, old length]``, in float32.
+
+        Whatever is linear: picking and repeating entries (exact), interpolation, a scale.
+        """
+        return self._then("project", (axis, tuple(map(tuple, matrix))))
 
     def keys(self) -> Iterator[str]:
         """Yield the canonical checkpoint keys that are read."""
@@ -226,13 +271,23 @@ class Weight:
                 value = value.reshape(numbers)
             elif step == "transpose":
                 value = value.permute(numbers)
+            elif step == "project":
+                value = _projected(value, *numbers)
             else:
                 axis, start, stop = numbers
                 value = value.narrow(axis, start, stop - start)
         return value
 
-    def _then(self, step: str, numbers: tuple[int, ...]) -> Weight:
+    def _then(self, step: str, numbers: tuple[Any, ...]) -> Weight:
         return replace(self, steps=(*self.steps, (step, numbers)))
+
+
+def _projected(value: Tensor, axis: int, matrix: Sequence[Sequence[float]]) -> Tensor:
+    import torch
+
+    factors = torch.tensor(matrix, dtype=torch.float32, device=value.device)
+    product: Tensor = torch.tensordot(factors, value.float(), dims=([1], [axis]))
+    return product.movedim(0, axis)
 
 
 @dataclass(frozen=True)
@@ -291,6 +346,8 @@ class Calibration:
             `std` divides.
         tensor_format: The channel order in which the target hands a picture to the graph.
         src_dtype, src_layout: What the board feeds, in Pulsar2's spelling; None leaves the default.
+        src_normalised: The board feeds values that are normalised already, so the target applies
+            `mean` and `std` to samples alone.
         size: Samples the target uses at most; -1 for all.
         minimum: With fewer samples the result is not to be trusted.
     """
@@ -301,6 +358,7 @@ class Calibration:
     tensor_format: ChannelOrder = "AutoColorSpace"
     src_dtype: str | None = None
     src_layout: str | None = None
+    src_normalised: bool = False
     size: int = 32
     minimum: int = 4
 
@@ -358,13 +416,35 @@ class Component:
 
 @dataclass(frozen=True)
 class Embedding:
-    """The token embedding: canonical key, shape ``[vocabulary, hidden]``, and the factor that the
-    model multiplies looked-up rows by (1.0 for most).
+    """The token embedding.
+
+    Attributes:
+        key: Canonical key.
+        shape: ``[vocabulary, hidden]``.
+        scale: What the model multiplies looked-up rows by, and who runs it still has to; 1 for
+            most.
+        factor: What the rows are multiplied by while they are written; 1 copies them.
     """
 
     key: str
     shape: Shape
     scale: float = 1.0
+    factor: float = 1.0
+
+
+@dataclass(frozen=True)
+class LlmCheckpoint:
+    """A checkpoint of the language model alone, to be written for a builder.
+
+    Attributes:
+        config: Its ``config.json``.
+        tensors: Name in the new checkpoint to canonical key and factor. A tensor with factor 1
+            is copied; another is multiplied in float32 and stored so, as the product would not
+            fit the original precision.
+    """
+
+    config: Mapping[str, Any]
+    tensors: Mapping[str, tuple[str, float]]
 
 
 @dataclass(frozen=True)
@@ -378,6 +458,8 @@ class LlmBuildArgs:
         parallel: Worker processes.
         check_level: 0 none, 1 cosine of each layer, 2 generate.
         environment: Variables the builder must see.
+        checkpoint: Written into the bundle for the builder to read; None lets it read the
+            original.
         notes: What the user must know before trusting the build, a line each.
     """
 
@@ -390,6 +472,7 @@ class LlmBuildArgs:
     parallel: int = 32
     check_level: int = 0
     environment: Mapping[str, str] = field(default_factory=dict)
+    checkpoint: LlmCheckpoint | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -441,7 +524,7 @@ class BuildRequest:
 
     Attributes:
         model: Id of the model.
-        checkpoint: Absolute folder of the checkpoint.
+        checkpoint: Folder the language model's builder reads: absolute, or below the bundle.
         chip, npu_mode: Target.
         task: Name of the profile.
         graphs: The vision side.

@@ -1,14 +1,18 @@
 """Pictures in, calibration samples and archives out. Knows no model."""
 
-from .pictures import Picture, check_pictures, embedded_pictures, find_pictures
+from .archive import Archive, find_archive
+from .pictures import Picture, check_pictures, embedded_pictures, find_pictures, warn_of_few
 from .samples import CalibrationSet, picture_samples, store_samples
 
 __all__ = [
+    "Archive",
     "CalibrationSet",
     "Picture",
     "check_pictures",
     "embedded_pictures",
+    "find_archive",
     "find_pictures",
     "picture_samples",
     "store_samples",
+    "warn_of_few",
 ]

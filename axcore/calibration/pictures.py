@@ -266,9 +266,14 @@ def check_pictures(pictures: Sequence[Picture], minimum: int, progress: Progress
             + "\n  ".join(bad[:LISTED] + more),
             hint="leave them out: varied photographs of what the device will see serve best",
         )
-    if len(pictures) < minimum:
+    warn_of_few(len(pictures), minimum, "pictures", progress)
+
+
+def warn_of_few(count: int, minimum: int, what: str, progress: Progress) -> None:
+    """Say so when `count` pictures or samples are fewer than a calibration needs."""
+    if count < minimum:
         progress.warn(
-            f"{len(pictures)} pictures to calibrate with are too few to trust the result: "
+            f"{count} {what} to calibrate with are too few to trust the result: "
             f"give at least {minimum}"
         )
 

@@ -5,11 +5,13 @@ from .fabricate import fabricate
 from .headers import TensorInfo
 from .hub import fetch
 from .keys import canonical_key, disk_key
+from .quantised import as_stored
 from .reader import Checkpoint, read_config
 
 __all__ = [
     "Checkpoint",
     "TensorInfo",
+    "as_stored",
     "canonical_key",
     "check_layout",
     "disk_key",

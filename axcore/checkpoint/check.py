@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..errors import CheckpointError
+from .quantised import PACKED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -17,8 +18,12 @@ HEAD = "lm_head.weight"
 SHOWN = 3
 
 
-def check_layout(checkpoint: Checkpoint, expected: Mapping[str, Shape]) -> None:
-    """Check that a checkpoint holds exactly the expected tensors, in float dtypes.
+def check_layout(
+    checkpoint: Checkpoint, expected: Mapping[str, Shape], spare: Sequence[str] = ()
+) -> None:
+    """Check that a checkpoint holds exactly the expected tensors, in fitting dtypes.
+
+    Packed tensors of a quantised language model (see `as_stored`) are int32, all others float.
 
     The output head (a key ending in ``lm_head.weight``) may be absent or present whatever the
     config says of tying: published checkpoints contradict their own flag in both directions.
@@ -27,25 +32,30 @@ def check_layout(checkpoint: Checkpoint, expected: Mapping[str, Shape]) -> None:
     Args:
         checkpoint: Opened with the same choice of keys as `expected` (see `Checkpoint.open`).
         expected: Canonical key to shape.
+        spare: Canonical prefixes of further tensors that may be there.
 
     Raises:
-        CheckpointError: Tensors are missing, unused, of another shape or not float; one error
+        CheckpointError: Tensors are missing, unused, of another shape or dtype; one error
             counts all and shows the first of each.
     """
     found = checkpoint.tensors
     common = [key for key in expected if key in found]
     findings = {
         "missing": [key for key in expected if key not in found and not _is_head(key)],
-        "unused": [key for key in found if key not in expected and not _is_head(key)],
+        "unused": [
+            key
+            for key in found
+            if key not in expected and not _is_head(key) and not key.startswith(tuple(spare))
+        ],
         "of another shape": [
             f"{key} is {list(found[key].shape)} instead of {list(expected[key])}"
             for key in common
             if found[key].shape != tuple(expected[key])
         ],
-        "of no float dtype": [
+        "of an unfit dtype": [
             f"{key} is {found[key].dtype}"
             for key in common
-            if found[key].dtype not in WEIGHT_DTYPES
+            if found[key].dtype not in (("int32",) if key.endswith(PACKED) else WEIGHT_DTYPES)
         ],
     }
     if any(findings.values()):
@@ -65,5 +75,6 @@ def _refuse(checkpoint: Checkpoint, findings: Mapping[str, Sequence[str]]) -> No
     fact = f"the tensors are not those that `config.json` promises: {counts}"
     raise CheckpointError(
         "\n".join([fact, *lines, f"  in: {checkpoint.folder}"]),
-        hint="use config and weights of one original checkpoint; a quantised copy does not convert",
+        hint="use config and weights of one checkpoint; where it is quantised, only the language "
+        "model may be so, by GPTQ",
     )

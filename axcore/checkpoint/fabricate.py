@@ -7,14 +7,13 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import BudgetError, CheckpointError, ContractError
-from ..progress import Progress, Silent, Task
+from ..progress import Progress, Silent
 from .keys import disk_key
-from .shards import INDEX
+from .writer import SHARD_BYTES, Entry, total_bytes, write_json, write_shards
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,18 +24,9 @@ if TYPE_CHECKING:
 
 MARKER = "fabricated.json"
 FORMAT = 1  # raised when the same card, size and seed come to mean other bytes
-SHARD_BYTES = 5_000_000_000
 SPREAD = 0.02  # the initializer_range of nearly every published config
 # Prime, so that rows of a matrix, cut from the pool one after the other, all differ.
 POOL_VALUES = 4_194_301
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """One shard to be written: file name, and disk key with canonical key and shape of each."""
-
-    name: str
-    tensors: Mapping[str, tuple[str, Shape]]
 
 
 def fabricate(
@@ -77,15 +67,19 @@ def fabricate(
     from filelock import FileLock
 
     config = _merge(card.config, card.tiny) if size == "tiny" else dict(card.config)
-    plans = _shards(card, config, shard_bytes)
+    entries = _entries(card, config, seed)
     settings = {"config.json": config, **card.files}
-    marker = _marker(card, size, seed, plans, settings)
+    marker = _marker(card, size, seed, entries, shard_bytes, settings)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f".{folder.name}.lock")):
         if not _holds(folder, marker):
             partial = folder.with_name(f".{folder.name}.partial")
-            _write(partial, plans, settings, seed, progress or Silent(), f"fabricate {card.id}")
-            _write_json(partial / MARKER, marker)
+            label = f"fabricate {card.id}"
+            _make_room(partial, total_bytes(entries), label)
+            for name, content in settings.items():
+                write_json(partial / name, content)
+            write_shards(partial, entries, progress or Silent(), label, shard_bytes)
+            write_json(partial / MARKER, marker)
             if folder.exists():
                 shutil.rmtree(folder)
             partial.rename(folder)
@@ -106,46 +100,38 @@ def _merge(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, A
     return merged
 
 
-def _shards(card: ModelCard, config: Mapping[str, Any], shard_bytes: int) -> list[_Plan]:
-    """Distribute the tensors over files in their order."""
+def _entries(card: ModelCard, config: Mapping[str, Any], seed: int) -> list[Entry]:
     if card.tensors is None:
         raise ContractError(
             f"the card of `{card.id}` does not list its tensors, so none can be fabricated",
             hint="use a real checkpoint, or give the card `tensors`",
         )
-    groups: list[dict[str, tuple[str, Shape]]] = [{}]
-    filled = 0
-    for key, shape in card.tensors(config).items():
-        if filled and filled + _nbytes(shape) > shard_bytes:
-            groups.append({})
-            filled = 0
-        groups[-1][disk_key(key, card.prefixes)] = (key, tuple(shape))
-        filled += _nbytes(shape)
-    count = len(groups)
-    names = [f"model-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)]
-    if count == 1:
-        names = ["model.safetensors"]
-    return [_Plan(name, group) for name, group in zip(names, groups, strict=True)]
-
-
-def _nbytes(shape: Shape) -> int:
-    return 2 * math.prod(shape)
-
-
-def _total_bytes(plans: list[_Plan]) -> int:
-    return sum(_nbytes(shape) for plan in plans for _, shape in plan.tensors.values())
+    return [
+        Entry(
+            disk_key(key, card.prefixes),
+            "bfloat16",
+            tuple(shape),
+            functools.partial(_values, key, tuple(shape), seed),
+        )
+        for key, shape in card.tensors(config).items()
+    ]
 
 
 def _marker(
-    card: ModelCard, size: str, seed: int, plans: list[_Plan], settings: Mapping[str, Any]
+    card: ModelCard,
+    size: str,
+    seed: int,
+    entries: Sequence[Entry],
+    shard_bytes: int,
+    settings: Mapping[str, Any],
 ) -> dict[str, Any]:
-    layout = json.dumps([settings, [[plan.name, plan.tensors] for plan in plans]], sort_keys=True)
+    layout = [settings, shard_bytes, [[entry.name, entry.shape] for entry in entries]]
     return {
         "card": card.id,
         "size": size,
         "seed": seed,
         "format": FORMAT,
-        "layout_sha256": hashlib.sha256(layout.encode()).hexdigest(),
+        "layout_sha256": hashlib.sha256(json.dumps(layout, sort_keys=True).encode()).hexdigest(),
     }
 
 
@@ -168,16 +154,9 @@ def _holds(folder: Path, marker: Mapping[str, Any]) -> bool:
         return False
 
 
-def _write(
-    folder: Path,
-    plans: list[_Plan],
-    settings: Mapping[str, Any],
-    seed: int,
-    progress: Progress,
-    label: str,
-) -> None:
+def _make_room(folder: Path, total: int, label: str) -> None:
+    """Make an empty folder on a disk that can hold what comes."""
     shutil.rmtree(folder, ignore_errors=True)  # left by a run that was killed
-    total = _total_bytes(plans)
     if total > (free := shutil.disk_usage(folder.parent).free):
         raise BudgetError(
             f"{label}: {total / 1e9:.1f} GB to write, {free / 1e9:.1f} GB free\n"
@@ -185,40 +164,6 @@ def _write(
             hint="free some space, or choose a folder on another disk",
         )
     folder.mkdir()
-    for name, content in settings.items():
-        _write_json(folder / name, content)
-    with progress.task(label, total, "B") as task:
-        for plan in plans:
-            _write_shard(folder / plan.name, plan.tensors, seed, task)
-    if len(plans) > 1:
-        weight_map = {key: plan.name for plan in plans for key in plan.tensors}
-        _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
-
-
-def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _write_shard(
-    path: Path, tensors: Mapping[str, tuple[str, Shape]], seed: int, task: Task
-) -> None:
-    with path.open("wb") as file:
-        file.write(_header(tensors))
-        for key, shape in tensors.values():
-            for part in _values(key, shape, seed):
-                file.write(part)
-                task.advance(len(part))
-
-
-def _header(tensors: Mapping[str, tuple[str, Shape]]) -> bytes:
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for key, (_, shape) in tensors.items():
-        begin, end = end, end + _nbytes(shape)
-        header[key] = {"dtype": "BF16", "shape": shape, "data_offsets": [begin, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # data begins at a multiple of 8 bytes
-    return len(text).to_bytes(8, "little") + text
 
 
 # Values ------------------------------------------------------------------------------------------
@@ -233,7 +178,7 @@ def _values(key: str, shape: Shape, seed: int) -> Iterator[memoryview]:
         return
     pool = _pool()
     position = 2 * (int.from_bytes(identity[:8], "little") % POOL_VALUES)
-    left = _nbytes(shape)
+    left = 2 * math.prod(shape)
     while left:
         part = pool[position : position + left]
         yield part

@@ -8,8 +8,11 @@ import sys
 from ..errors import AxcoreError, UsageError
 from .app import app
 from .console import fail
+from .quantize import quantize_app
 
 __all__ = ["app", "main"]
+
+app.add_typer(quantize_app, name="quantize", help="Make the language model smaller.")
 
 
 def main() -> None:

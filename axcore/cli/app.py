@@ -27,6 +27,9 @@ app = typer.Typer(
 plugins_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(plugins_app, name="plugins", help="Look at the installed plugins.")
 
+# What `convert` and `plan` do not know may be an option of the model, checked by its card.
+FAMILY_OPTIONS = {"allow_extra_args": True, "ignore_unknown_options": True}
+
 Json = Annotated[bool, typer.Option("--json", help="Print data as JSON on stdout.")]
 Model = Annotated[str, typer.Argument(help="Model id, alias or checkpoint folder.")]
 BundleFolder = Annotated[Path, typer.Argument(help="Folder written by `axcore convert`.")]
@@ -70,7 +73,7 @@ def show(model: Model, as_json: Json = False) -> None:
     data = _model(entry)
     if as_json:
         return emit(data)
-    profiles = data.pop("profiles")
+    profiles, choices = data.pop("profiles"), data.pop("choices")
     for name, value in data.items():
         shown = ", ".join(value) if isinstance(value, tuple) else value
         typer.echo(f"{name:14} {shown}")
@@ -81,11 +84,14 @@ def show(model: Model, as_json: Json = False) -> None:
         typer.echo(f"  picture        {profile.height}x{profile.width} px")
         typer.echo(f"  prefill_len    {profile.prefill_len}   histories: {history}")
         typer.echo(f"  kv_cache_len   {profile.kv_cache_len}")
+    for name, choice in choices.items():
+        typer.echo(f"\noption --{name} {'|'.join(choice.values)}\n  {choice.about}")
     return None
 
 
-@app.command()
+@app.command(context_settings=FAMILY_OPTIONS)
 def convert(
+    context: typer.Context,
     model: Model,
     out: Annotated[
         Path | None,
@@ -107,6 +113,10 @@ def convert(
         typer.Option(help="Branch, tag or commit to download."),
     ] = None,
     images: Images = None,
+    calibration_archive: Annotated[
+        str | None,
+        typer.Option(help="File or URL of an archive of calibration samples, used as it is."),
+    ] = None,
     task: Annotated[
         str | None,
         typer.Option(help="Profile, e.g. image or video (see `axcore show`)."),
@@ -137,7 +147,7 @@ def convert(
     ] = None,
     embedding_format: Annotated[
         list[str] | None,
-        typer.Option(help="Further embedding files, separated by commas: npy, f32bin."),
+        typer.Option(help="Further embedding files, separated by commas: npy, f32bin, pth."),
     ] = None,
     verify: Annotated[bool, typer.Option(help="Compare the graphs with PyTorch.")] = True,
     vision_only: Annotated[
@@ -161,6 +171,7 @@ def convert(
         kv_cache_len=kv_cache_len,
         last_kv_cache_len=tuple(last_kv_cache_len) if last_kv_cache_len else None,
         embedding_formats=tuple(_listed(embedding_format)),
+        choices=_choices(context.args),
     )
     target = out or Path(f"{Path(model).name}-bundle")
     common: dict[str, Any] = {
@@ -169,6 +180,7 @@ def convert(
         "source": source,
         "revision": revision,
         "images": images or [],
+        "calibration_archive": calibration_archive,
         "options": options,
         "verify": verify,
         "vision_only": vision_only,
@@ -322,6 +334,7 @@ def _model(entry: Entry) -> dict[str, Any]:
         "architectures": card.architectures,
         "licence": card.licence,
         "parameters": card.parameters,
+        "choices": dict(card.choices),
         "profiles": dict(card.profiles),
     }
 
@@ -336,6 +349,21 @@ def _split(text: str | None) -> int | Literal["auto"] | None:
 
 def _listed(values: list[str] | None) -> list[str]:
     return [name.strip() for value in values or [] for name in value.split(",") if name.strip()]
+
+
+def _choices(arguments: list[str]) -> dict[str, str]:
+    """Read options that only some models have: ``--name VALUE``, ``--name=VALUE``, ``--name``."""
+    found: dict[str, str] = {}
+    waiting = list(arguments)
+    while waiting:
+        name, equals, value = waiting.pop(0).partition("=")
+        if not name.startswith("--"):
+            raise typer.BadParameter(f"unexpected argument {name!r}")
+        if not equals:
+            alone = not waiting or waiting[0].startswith("--")
+            value = "yes" if alone else waiting.pop(0)
+        found[name.removeprefix("--")] = value
+    return found
 
 
 def _peak_bytes() -> int:
@@ -391,7 +419,7 @@ def _plan_command() -> None:
     plan.__signature__ = signature.replace(parameters=own)  # type: ignore[attr-defined]
     plan.__annotations__ = {p.name: p.annotation for p in own}
     plan.__doc__ = "Show what `convert` would write, need and run, without reading weights."
-    app.command("plan")(plan)
+    app.command("plan", context_settings=FAMILY_OPTIONS)(plan)
 
 
 _plan_command()

@@ -38,14 +38,14 @@ def check_component(component: Component, checkpoint: Checkpoint) -> None:
 
 
 def check_consumed(
-    components: Iterable[Component], checkpoint: Checkpoint, text: Sequence[str]
+    components: Iterable[Component], checkpoint: Checkpoint, left: Sequence[str]
 ) -> None:
-    """Check that every tensor outside the language model is used by some stage.
+    """Check that every tensor is used by some stage, but for those that may be left.
 
     Args:
         components: The whole vision side.
         checkpoint: Its keys are canonical.
-        text: Prefixes of the language model's keys.
+        left: Prefixes of the keys that need no stage: the language model's, and spare ones.
 
     Raises:
         CheckpointError: Tensors that nothing uses, named.
@@ -58,7 +58,7 @@ def check_consumed(
         for key in weight.keys()
     }
     unused = sorted(
-        key for key in checkpoint.tensors if key not in used and not key.startswith(tuple(text))
+        key for key in checkpoint.tensors if key not in used and not key.startswith(tuple(left))
     )
     if unused:
         raise CheckpointError(

@@ -10,7 +10,7 @@ from ..errors import CheckpointError, UsageError
 from ..types import Embedding
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
     from typing import BinaryIO
 
@@ -38,9 +38,10 @@ FORMATS: Mapping[str, str] = {
     ALWAYS: f"{STEM}.bfloat16.bin",
     "npy": f"{STEM}.npy",
     "f32bin": f"{STEM}.float32.bin",
+    "pth": "embed_tokens.pth",
 }
 """Format to file name."""
-DTYPES: Mapping[str, str] = {ALWAYS: "bfloat16", "npy": "float32", "f32bin": "float32"}
+DTYPES: Mapping[str, str] = {name: "bfloat16" if name == ALWAYS else "float32" for name in FORMATS}
 
 SOURCE_DTYPES = ("bfloat16", "float16", "float32")
 
@@ -91,13 +92,14 @@ def write_embedding(
     ``[vocabulary, hidden]``, row-major. From a bfloat16 checkpoint it is a copy of the bytes.
     From float32 and float16 it is rounded to nearest, ties to even, as torch does it; the vendor's
     ``fp32_to_bf16`` drops the lower 16 bits instead, so its values may be one unit smaller in the
-    last place. `Embedding.scale` is not applied.
+    last place. `Embedding.factor` is applied in float32 before that; `Embedding.scale` is not.
 
     Args:
         checkpoint: Where the table is read from.
         embedding: Its key and shape ``[vocabulary, hidden]``.
         folder: Where files go; each appears under its name only when it is complete.
-        formats: Further files: "npy" (float32, with header), "f32bin" (raw float32).
+        formats: Further files: "npy" (float32, with header), "f32bin" (raw float32), "pth" (what
+            `torch.save` makes of a float32 `torch.nn.Embedding`).
         progress: Told of the bytes read.
 
     Returns:
@@ -113,11 +115,14 @@ def write_embedding(
     dtypes = {DTYPES[name] for name in wanted}
     with ExitStack() as stack:
         files = {name: stack.enter_context(_appearing(folder / FORMATS[name])) for name in wanted}
-        if "npy" in files:
-            _write_npy_header(files["npy"], info.shape)
+        for name in files.keys() & FRAMES.keys():
+            FRAMES[name](files[name], info.shape)
         task = stack.enter_context(progress.task("embedding", info.nbytes, "B"))
         for chunk in checkpoint.chunks(embedding.key):
-            forms = {dtype: _converted(chunk, info.dtype, dtype) for dtype in dtypes}
+            rows, source = chunk, info.dtype
+            if embedding.factor != 1:
+                rows, source = scaled(chunk, info.dtype, embedding.factor), "float32"
+            forms = {dtype: converted(rows, source, dtype) for dtype in dtypes}
             for name, file in files.items():
                 file.write(forms[DTYPES[name]])
             task.advance(len(chunk))
@@ -156,8 +161,40 @@ def _write_npy_header(file: BinaryIO, shape: Sequence[int]) -> None:
     np.lib.format.write_array_header_1_0(file, header)
 
 
-def _converted(chunk: memoryview, source: str, target: str) -> memoryview:
-    """Return the bytes of `chunk` in another float type; the same bytes if it is that already."""
+def _write_pth_frame(file: BinaryIO, shape: Sequence[int]) -> None:
+    """Write everything of a saved `torch.nn.Embedding` but its numbers, and go to their place."""
+    import struct
+    import zipfile
+
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        table = torch.nn.Embedding(num_embeddings=shape[0], embedding_dim=shape[1])
+    with torch.serialization.skip_data(materialize_fake_tensors=True):
+        torch.save(table, file.name)
+    with zipfile.ZipFile(file.name) as archive:
+        member = next(info for info in archive.infolist() if info.filename.endswith("/data/0"))
+    with open(file.name, "rb") as saved:  # noqa: PTH123  (a name, not a path)
+        saved.seek(member.header_offset + 26)  # behind it come the lengths of name and extra field
+        name, extra = struct.unpack("<HH", saved.read(4))
+    file.seek(member.header_offset + 30 + name + extra)
+
+
+FRAMES: Mapping[str, Callable[[BinaryIO, Sequence[int]], None]] = {
+    "npy": _write_npy_header,
+    "pth": _write_pth_frame,
+}
+"""What goes before (and around) the numbers."""
+
+
+def converted(chunk: memoryview, source: str, target: str) -> memoryview:
+    """Return the bytes of `chunk` in another float type; the same bytes if it is that already.
+
+    Args:
+        chunk: Whole little-endian values of type `source`.
+        source, target: "bfloat16", "float16" or "float32".
+    """
     if source == target:
         return chunk
     import ml_dtypes
@@ -169,6 +206,15 @@ def _converted(chunk: memoryview, source: str, target: str) -> memoryview:
     values = np.frombuffer(chunk, dtype(source))
     with np.errstate(invalid="ignore"):  # a signalling not-a-number becomes a quiet one
         return values.astype(dtype(target)).view(np.uint8).data
+
+
+def scaled(chunk: memoryview, source: str, factor: float) -> memoryview:
+    """Return the bytes of `chunk`, values of type `source`, times `factor` in float32."""
+    import numpy as np
+
+    values = np.frombuffer(converted(chunk, source, "float32"), np.float32)
+    product: np.ndarray[Any, Any] = values * np.float32(factor)
+    return product.view(np.uint8).data
 
 
 @contextmanager

@@ -13,19 +13,21 @@ from typing import TYPE_CHECKING, Any
 
 from ..calibration import (
     check_pictures,
+    find_archive,
     find_pictures,
     store_samples,
+    warn_of_few,
 )
 from .bundle import SCHEMA, Bundle, plain
 from .flow import Flow
 from .job import open_job
-from .plan import check_room, make_plan, notes
-from .prepared import Prepared, prepare
+from .plan import check_room, make_plan, notes, sample_counts
+from .prepared import LLM_FOLDER, Prepared, prepare
 from .versions import code_digest, versions
 from .workspace import Step, Workspace, digest
 
 if TYPE_CHECKING:
-    from ..calibration import Picture
+    from ..calibration import Archive, Picture
     from ..plugins import Registry
     from ..progress import Progress
     from ..types import Component, GraphFile, Job
@@ -48,13 +50,15 @@ def convert(request: Request, out: Path, registry: Registry, progress: Progress)
     job = open_job(request, registry, progress)
     with job.checkpoint:
         pictures = find_pictures(request.images) if request.images else []
+        given = request.calibration_archive
+        archive = find_archive(given, progress) if given else None
         workspace = Workspace(out, job.card.id)
         workspace.check()
-        identity = digest(_identity(request, job, registry, pictures))
+        identity = digest(_identity(request, job, registry, pictures, archive))
         if workspace.is_current(_LAST, identity):
             progress.say(f"{out} is up to date")
             return Bundle.open(out)
-        prepared = prepare(request, registry, job)
+        prepared = prepare(request, registry, job, archive)
         check_room(make_plan(prepared, pictures), out)
         if pictures:
             check_pictures(pictures, prepared.components[0].calibration.minimum, progress)
@@ -88,8 +92,10 @@ class _Conversion:
         for component, cuts in zip(self.prepared.components, self.prepared.cuts, strict=True):
             exported = self.exported[component.name] = self._export(component, cuts)
             components.append(_describe(component, exported, self._verify(component)))
-        samples = self._calibrate() if self.pictures else {}
+        samples = self._calibrate() if self.pictures else self._adopt_archive()
         self._embed()
+        if not self.prepared.request.vision_only:
+            self._rewrite_llm()
         self._copy_assets()
         build = self.prepared.build_request(samples)
         texts = self.prepared.toolchain.prepare(build)
@@ -127,6 +133,7 @@ class _Conversion:
             "config": self.job.config,
             "task": self.job.task,
             "size": [self.job.profile.height, self.job.profile.width],
+            "choices": dict(self.options.choices),
             "dtype": self.options.dtype,
             "opset": self.options.opset,
             "chip": self.options.chip,
@@ -182,11 +189,28 @@ class _Conversion:
                 "calibration": asdict(graph.calibration),
                 "ports": [asdict(port) for port in graph.inputs],
                 "size": [self.job.profile.height, self.job.profile.width],
+                "choices": dict(self.options.choices),
                 "pictures": _content(self.pictures),
             }
             make = partial(self._write_samples, index, graph)
             step = self._run(f"calibrate-{graph.stem}", inputs, make)
             counts[graph.stem] = int(step.metrics["samples"])
+        return counts
+
+    def _adopt_archive(self) -> dict[str, int]:
+        """Copy the archive that was given, if one was; return how many samples its graph has."""
+        archive = self.prepared.archive
+        if archive is None:
+            return {}
+
+        def make(folder: Path) -> None:
+            shutil.copyfile(archive.path, folder / archive.path.name)
+
+        inputs = {"archive": archive.path.name, "sha256": archive.sha256}
+        self._run("calibration-archive", inputs, make)
+        counts = sample_counts(self.prepared, 0)
+        minimum = self.prepared.components[0].calibration.minimum
+        warn_of_few(sum(counts.values()), minimum, "samples", self.progress)
         return counts
 
     def _write_samples(self, index: int, graph: GraphFile, folder: Path) -> Mapping[str, Any]:
@@ -222,6 +246,24 @@ class _Conversion:
 
         self._run("embedding", inputs, make)
 
+    def _rewrite_llm(self) -> None:
+        """Write the language model's own checkpoint where the family asks for one."""
+        from ..language.checkpoint import write_checkpoint
+
+        wanted, checkpoint = self.prepared.llm.checkpoint, self.job.checkpoint
+        if wanted is None:
+            return
+        inputs = {
+            "config": wanted.config,
+            "tensors": dict(wanted.tensors),
+            "weights": checkpoint.digest(key for key, _ in wanted.tensors.values()),
+        }
+
+        def make(folder: Path) -> None:
+            write_checkpoint(checkpoint, wanted, folder / LLM_FOLDER, self.progress)
+
+        self._run("language-model", inputs, make)
+
     def _copy_assets(self) -> None:
         folder = self.job.checkpoint.folder
         paths = sorted(path for path in folder.iterdir() if _is_asset(path))
@@ -235,7 +277,11 @@ class _Conversion:
 
 
 def _identity(
-    request: Request, job: Job, registry: Registry, pictures: Sequence[Picture]
+    request: Request,
+    job: Job,
+    registry: Registry,
+    pictures: Sequence[Picture],
+    archive: Archive | None,
 ) -> dict[str, Any]:
     """Return all that a bundle depends on and that is known without looking into weights."""
     paths = [path for path in job.checkpoint.folder.iterdir() if _is_asset(path)]
@@ -245,6 +291,7 @@ def _identity(
         "weights": job.checkpoint.signature(),
         "assets": sorted((path.name, path.read_bytes().hex()) for path in paths),
         "pictures": _content(pictures),
+        "archive": archive and archive.sha256,
         **_code(job, registry),
     }
 
@@ -288,6 +335,12 @@ def _describe(component: Component, exported: Step, verified: Step | None) -> di
     }
 
 
+def _origin(archive: Archive | None) -> dict[str, str] | None:
+    if archive is None:
+        return None
+    return {"name": archive.path.name, "source": archive.source, "sha256": archive.sha256}
+
+
 def _head(prepared: Prepared) -> dict[str, Any]:
     """Return the part of the manifest that says what was converted, by what, and how."""
     job, checkpoint = prepared.job, prepared.job.checkpoint
@@ -311,6 +364,7 @@ def _head(prepared: Prepared) -> dict[str, Any]:
         "options": asdict(job.options),
         "vision_only": prepared.request.vision_only,
         "toolchain": prepared.toolchain.name,
+        "calibration_archive": _origin(prepared.archive),
         "embedding": asdict(prepared.embedding) if prepared.embedding else None,
         "versions": versions(),
     }

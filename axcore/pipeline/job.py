@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from ..checkpoint import Checkpoint, canonical_key, check_layout, read_config
+from ..checkpoint import Checkpoint, as_stored, canonical_key, check_layout, read_config
 from ..errors import CheckpointError, UsageError
+from ..files import cache_folder
 from ..language.embedding import FORMATS
 from ..types import GraphDType, Job, ModelCard, Options, Profile, Shape
 
@@ -34,6 +34,8 @@ class Request:
         source: Where a repository is fetched from.
         revision: Branch, tag or commit of the repository.
         images: Folders, archives or files with pictures for calibration.
+        calibration_archive: File or URL of an archive of calibration samples, used as it is in
+            place of samples made from `images`.
         options: See `Options`.
         verify: Compare the exported graphs with PyTorch.
         vision_only: Leave the language model's side out.
@@ -46,6 +48,7 @@ class Request:
     source: Source = "huggingface"
     revision: str | None = None
     images: tuple[Path, ...] = ()
+    calibration_archive: str | None = None
     options: Options = field(default_factory=Options)
     verify: bool = True
     vision_only: bool = False
@@ -63,18 +66,20 @@ def open_job(request: Request, registry: Registry, progress: Progress) -> Job:
     """
     _check_options(request)
     entry, folder = _locate(request, registry)
+    _check_choices(entry.card, request.options)
     task, profile = settle_profile(entry.card, request.options)
     if folder is None:
         folder = _obtain(request, entry.card, progress)
     checkpoint = Checkpoint.open(
         folder, entry.card.prefixes, only=_vision_key(entry.card) if request.vision_only else None
     )
-    _check_architecture(entry.card, checkpoint)
+    _check_model(entry.card, checkpoint)
     if entry.card.tensors is not None:
         expected = _expected(entry.card, checkpoint)
         if request.vision_only:
             expected = {k: shape for k, shape in expected.items() if _vision_key(entry.card)(k)}
-        check_layout(checkpoint, expected)
+        stored = as_stored(checkpoint, expected, entry.card.text_prefixes)
+        check_layout(checkpoint, stored, entry.card.spare)
     return Job(entry.card, entry.family, checkpoint, task, profile, request.options)
 
 
@@ -104,6 +109,12 @@ def _check_options(request: Request) -> None:
             " names one",
             hint="leave one of them out",
         )
+    if request.calibration_archive and request.images:
+        raise UsageError(
+            f"--calibration-archive {request.calibration_archive} replaces the samples that"
+            " --images would make",
+            hint="leave one of them out",
+        )
     if options.opset not in OPSETS:
         raise UsageError(
             f"opset {options.opset} is not offered", hint=f"choose {OPSETS[0]} to {OPSETS[-1]}"
@@ -118,6 +129,21 @@ def _check_options(request: Request) -> None:
             f"there is no embedding format `{unknown[0]}`",
             hint=f"choose --embedding-format from {', '.join(FORMATS)}",
         )
+
+
+def _check_choices(card: ModelCard, options: Options) -> None:
+    for name, value in options.choices.items():
+        choice = card.choices.get(name)
+        if choice is None:
+            own = ", ".join(f"--{known}" for known in card.choices) or "none"
+            raise UsageError(
+                f"`{card.id}` has no option --{name}", hint=f"options of this model: {own}"
+            )
+        if value not in choice.values:
+            raise UsageError(
+                f"--{name} {value} is not offered",
+                hint=f"choose from {', '.join(choice.values)}: {choice.about}",
+            )
 
 
 def _locate(request: Request, registry: Registry) -> tuple[Entry, Path | None]:
@@ -161,12 +187,8 @@ def _obtain(request: Request, card: ModelCard, progress: Progress) -> Path:
 
 
 def fabricated_folder(card: ModelCard, size: str) -> Path:
-    """Return where a fabricated checkpoint is kept; ``AXCORE_CACHE`` moves it."""
-    from platformdirs import user_cache_path
-
-    root = os.environ.get("AXCORE_CACHE")
-    base = Path(root) if root else user_cache_path("axcore")
-    return base / "fabricated" / f"{card.id}-{size}"
+    """Return where a fabricated checkpoint is kept."""
+    return cache_folder("fabricated") / f"{card.id}-{size}"
 
 
 def _vision_key(card: ModelCard) -> Callable[[str], bool]:
@@ -177,13 +199,19 @@ def _disk_key(card: ModelCard) -> Callable[[str], bool]:
     return lambda key: _vision_key(card)(canonical_key(key, card.prefixes))
 
 
-def _check_architecture(card: ModelCard, checkpoint: Checkpoint) -> None:
+def _check_model(card: ModelCard, checkpoint: Checkpoint) -> None:
+    where = checkpoint.folder / "config.json"
+    hint = "name the checkpoint folder alone to let axcore recognise the model"
     found = _architectures(checkpoint.config, checkpoint.folder)
     if not set(found) & set(card.architectures):
         raise CheckpointError(
-            f"{checkpoint.folder / 'config.json'} describes {', '.join(found) or 'no architecture'}"
+            f"{where} describes {', '.join(found) or 'no architecture'}"
             f"\n  `{card.id}` is {', '.join(card.architectures)}",
-            hint="name the checkpoint folder alone to let axcore recognise the model",
+            hint=hint,
+        )
+    if card.recognises is not None and not card.recognises(checkpoint.config):
+        raise CheckpointError(
+            f"{where} describes another {', '.join(found)} than `{card.id}`", hint=hint
         )
 
 

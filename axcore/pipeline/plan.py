@@ -13,6 +13,7 @@ import psutil
 from ..errors import BudgetError
 from ..types import BuildRequest, LlmBuildArgs, Port
 from .bundle import plain
+from .prepared import LLM_FOLDER
 from .workspace import STATE
 
 if TYPE_CHECKING:
@@ -122,9 +123,15 @@ def make_plan(prepared: Prepared, pictures: Sequence[Picture]) -> Plan:
 
 
 def sample_counts(prepared: Prepared, pictures: int) -> dict[str, int]:
-    """Return how many calibration samples each graph file will have, one per group of pictures."""
+    """Return how many calibration samples each graph file will have.
+
+    There is one per group of pictures, or what an archive holds.
+    """
     from .prepared import graph_files
 
+    if prepared.archive is not None:
+        (component,) = prepared.components
+        return {component.stem: prepared.archive.samples(component.calibration.format)}
     counts: dict[str, int] = {}
     for component, cuts in zip(prepared.components, prepared.cuts, strict=True):
         groups = pictures // component.pictures_per_sample
@@ -148,7 +155,7 @@ def notes(prepared: Prepared, pictures: int) -> list[str]:
             "bfloat16: ONNX Runtime in Python cannot run the graph, so it is not verified, and"
             " vendor tools written in Python may fail on it; prefer float32"
         )
-    if not pictures:
+    if not pictures and prepared.archive is None:
         found.append("no calibration pictures: give --images before building")
     if not any((prepared.job.checkpoint.folder / name).exists() for name in TOKENIZER_FILES):
         found.append("the checkpoint has no tokenizer: it converts, but cannot be run")
@@ -198,6 +205,7 @@ def _component(component: Component) -> PlannedComponent:
 def _files(prepared: Prepared, build: BuildRequest, texts: dict[str, str]) -> list[PlannedFile]:
     from ..graph.export import part_stems
     from ..graph.split import part_bytes, stage_bytes
+    from ..language.checkpoint import checkpoint_bytes
     from ..language.embedding import ALWAYS, FORMATS
 
     itemsize = 4 if prepared.job.options.dtype == "float32" else 2
@@ -209,11 +217,16 @@ def _files(prepared: Prepared, build: BuildRequest, texts: dict[str, str]) -> li
             files.append(PlannedFile(f"{stem}.onnx.data", size))
     for graph in build.graphs:
         if graph.samples:
-            files.append(PlannedFile(graph.archive, _archive_bytes(graph.inputs) * graph.samples))
+            size = _archive_bytes(graph.inputs) * graph.samples
+            given = prepared.archive
+            files.append(PlannedFile(graph.archive, given.path.stat().st_size if given else size))
     if prepared.embedding is not None:
         count = math.prod(prepared.embedding.shape)
         for form in (ALWAYS, *prepared.job.options.embedding_formats):
             files.append(PlannedFile(FORMATS[form], count * (2 if form == ALWAYS else 4)))
+    if prepared.llm.checkpoint is not None and not prepared.request.vision_only:
+        size = checkpoint_bytes(prepared.job.checkpoint, prepared.llm.checkpoint)
+        files.append(PlannedFile(f"{LLM_FOLDER}/*.safetensors", size))
     files += [PlannedFile(name, len(text.encode())) for name, text in texts.items()]
     return files
 

@@ -10,10 +10,15 @@ from ..errors import CheckpointError, ContractError, UsageError
 from ..types import BuildRequest, Calibration, Component, Embedding, GraphFile, LlmBuildArgs, Stage
 
 if TYPE_CHECKING:
+    from ..calibration import Archive
     from ..graph.stitch import Tracer
     from ..plugins import Registry
     from ..types import Job, Toolchain
     from .job import Request
+
+
+LLM_FOLDER = "llm"
+"""Where a rewritten language-model checkpoint lies in a bundle."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,7 @@ class Prepared:
         cuts: For each component, the indices of the stages that begin a new part.
         embedding: None for a conversion of the vision side alone.
         llm: The language model's build.
+        archive: Calibration samples that exist already.
     """
 
     request: Request
@@ -39,6 +45,7 @@ class Prepared:
     cuts: tuple[tuple[int, ...], ...]
     embedding: Embedding | None
     llm: LlmBuildArgs
+    archive: Archive | None = None
 
     def tracer(self) -> Tracer:
         """Return a tracer that patches attention as the family says."""
@@ -56,19 +63,21 @@ class Prepared:
 
     def build_request(self, samples: dict[str, int]) -> BuildRequest:
         """Describe the bundle to a toolchain; `samples` counts those of each graph file."""
+        given = self.archive.path.name if self.archive else None
         graphs = [
-            replace(graph, samples=samples.get(graph.stem, 0))
+            replace(graph, samples=samples.get(graph.stem, 0), archive=given or graph.archive)
             for component, cuts in zip(self.components, self.cuts, strict=True)
             for graph in graph_files(component, cuts, self.job)
         ]
+        rewritten = self.llm.checkpoint is not None
         return BuildRequest(
             model=self.job.card.id,
-            checkpoint=str(self.job.checkpoint.folder.resolve()),
+            checkpoint=LLM_FOLDER if rewritten else str(self.job.checkpoint.folder.resolve()),
             chip=self.job.options.chip,
             npu_mode=self.job.options.npu_mode,
             task=self.job.task,
             graphs=tuple(graphs),
-            llm=self.llm,
+            llm=replace(self.llm, checkpoint=None),
             decoder_layers=int(self.job.text_config["num_hidden_layers"]),
         )
 
@@ -94,7 +103,9 @@ def graph_files(component: Component, cuts: Sequence[int], job: Job) -> list[Gra
     return files
 
 
-def prepare(request: Request, registry: Registry, job: Job) -> Prepared:
+def prepare(
+    request: Request, registry: Registry, job: Job, archive: Archive | None = None
+) -> Prepared:
     """Ask the family for its components, cuts, embedding and build arguments, and check them.
 
     Raises:
@@ -102,6 +113,7 @@ def prepare(request: Request, registry: Registry, job: Job) -> Prepared:
         CheckpointError: The checkpoint lacks something, or holds more than is used.
         BudgetError: The prompt budget cannot hold one prompt's pictures.
         UnsupportedProfile: The picture size does not fit.
+        UsageError: There is no such toolchain, or `archive` cannot serve the graphs.
     """
     from ..graph.contract import check_component, check_consumed
     from ..language.build_args import check_prompt_budget
@@ -119,13 +131,15 @@ def prepare(request: Request, registry: Registry, job: Job) -> Prepared:
         for component in components:
             check_component(component, job.checkpoint)
         _check_width(components[-1], job)
-    check_consumed(components, job.checkpoint, job.card.text_prefixes)
+    check_consumed(components, job.checkpoint, (*job.card.text_prefixes, *job.card.spare))
     check_prompt_budget(job.profile, components[-1].rows)
     cuts = []
     for component in components:
         chosen = call("split_graph", component=component)
         with registry.blame(job.family, "split_graph"):
             cuts.append(_checked_cuts(chosen, component))
+    if archive is not None:
+        _check_archive(archive, components, cuts)
     embedding = None if request.vision_only else call("embed_extract")
     if embedding is not None:
         with registry.blame(job.family, "embed_extract"):
@@ -133,7 +147,23 @@ def prepare(request: Request, registry: Registry, job: Job) -> Prepared:
     llm = call("llm_build_args")
     with registry.blame(job.family, "llm_build_args"):
         _check_types([llm], LlmBuildArgs)
-    return Prepared(request, registry, job, toolchain, components, tuple(cuts), embedding, llm)
+        for key, _ in llm.checkpoint.tensors.values() if llm.checkpoint else ():
+            job.checkpoint.info(key)
+    return Prepared(
+        request, registry, job, toolchain, components, tuple(cuts), embedding, llm, archive
+    )
+
+
+def _check_archive(
+    archive: Archive, components: Sequence[Component], cuts: Sequence[tuple[int, ...]]
+) -> None:
+    files = len(components) + sum(map(len, cuts))
+    if files > 1:
+        raise UsageError(
+            f"`{archive.source}` holds samples of one graph, this conversion makes {files} files",
+            hint="give pictures by --images, from which samples for all of them are made",
+        )
+    archive.samples(components[0].calibration.format)
 
 
 def _check_types(values: Sequence[object], expected: type) -> None:

@@ -43,7 +43,7 @@ def test_the_head_may_be_there_or_not(
         ({"c": torch.zeros(1)}, ["1 unused", "unused: c.weight"]),
         ({"a": torch.zeros(3, 2)}, ["1 of another shape", "a.weight is [3, 2] instead of [2, 3]"]),
         ({"lm_head": torch.zeros(5, 4)}, ["lm_head.weight is [5, 4] instead of [5, 3]"]),
-        ({"b": torch.zeros(4, dtype=torch.int8)}, ["1 of no float dtype", "b.weight is int8"]),
+        ({"b": torch.zeros(4, dtype=torch.int8)}, ["1 of an unfit dtype", "b.weight is int8"]),
         ({"a": None, "c": torch.zeros(1)}, ["1 missing, 1 unused"]),
     ],
 )
@@ -56,6 +56,14 @@ def test_a_difference_is_named_with_both_sides(
     for text in evidence:
         assert text in caught.value.message
     assert caught.value.hint
+
+
+def test_spare_tensors_may_be_there_or_not(tmp_path: Path) -> None:
+    """Under a spare prefix anything unexpected is accepted, elsewhere not. Oracle: the prefixes."""
+    checkpoint = opened(tmp_path, **{"mtp.c": torch.zeros(1), "mtpc": torch.zeros(1)})
+    with pytest.raises(CheckpointError, match=r"1 unused\n  unused: mtpc.weight"):
+        check_layout(checkpoint, EXPECTED, spare=["mtp."])
+    check_layout(checkpoint, EXPECTED, spare=["mtp.", "mtpc."])
 
 
 def test_many_differences_stay_one_short_message(tmp_path: Path) -> None:

@@ -104,6 +104,16 @@ def test_float32_files_hold_the_values_of_the_checkpoint(
     np.testing.assert_array_equal(np.fromfile(tmp_path / F32, "<f4").reshape(300, 64), expected)
 
 
+def test_the_pth_file_is_a_saved_embedding_module(tmp_path: Path) -> None:
+    """Oracle: `torch.load` of the file, which the program reading it calls."""
+    table = torch.randn(70, 24).bfloat16()
+    write(checkpoint_of(tmp_path / "in", {KEY: table}), tmp_path, "pth")
+    loaded = torch.load(tmp_path / "embed_tokens.pth", weights_only=False)
+    assert type(loaded) is torch.nn.Embedding
+    assert loaded.weight.dtype == torch.float32
+    assert torch.equal(loaded.weight.detach(), table.float())
+
+
 def test_a_failure_leaves_the_earlier_files_and_nothing_else(tmp_path: Path) -> None:
     """Oracle: the folder's contents before and after."""
     checkpoint = checkpoint_of(tmp_path / "in", {KEY: torch.ones(4, 4)})
@@ -139,11 +149,23 @@ def test_a_tensor_that_is_no_table_is_refused(
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_rows_are_multiplied_while_they_are_written(tmp_path: Path, dtype: torch.dtype) -> None:
+    """In float32, over several chunks, rounded once. Oracle: torch."""
+    table = torch.randn(70_000, 64).to(dtype)
+    checkpoint = checkpoint_of(tmp_path / "in", {KEY: table})
+    embedding = Embedding(KEY, (70_000, 64), scale=3.0, factor=12.5)
+    write_embedding(checkpoint, embedding, tmp_path, ["f32bin"], Silent())
+    product = table.float() * 12.5
+    assert (tmp_path / F32).read_bytes() == bits(product)
+    assert (tmp_path / BIN).read_bytes() == bits(product.bfloat16())
+
+
 def test_an_unknown_format_is_refused(tmp_path: Path) -> None:
     """Oracle: the words of the message."""
     checkpoint = checkpoint_of(tmp_path / "in", {KEY: torch.ones(4, 4)})
-    with pytest.raises(UsageError, match="`pth`") as caught:
-        write(checkpoint, tmp_path, "pth")
+    with pytest.raises(UsageError, match="`gguf`") as caught:
+        write(checkpoint, tmp_path, "gguf")
     assert "npy" in caught.value.hint
 
 

@@ -101,6 +101,17 @@ def test_the_published_values_give_the_published_configuration(graph: GraphFile,
     assert text.startswith('{\n  "model_type": "ONNX",\n  "npu_mode"')
 
 
+@pytest.mark.parametrize("normalised", [False, True])
+def test_what_the_host_normalises_the_target_does_not(graph: GraphFile, normalised: bool) -> None:
+    """Mean and deviation stay with the samples. Oracle: what the documentation says undoes them."""
+    calibration = replace(graph.calibration, src_normalised=normalised)
+    config = json.loads(config_for(replace(graph, calibration=calibration), REQUEST).to_json())
+    (samples,), (processor,) = config["quant"]["input_configs"], config["input_processors"]
+    assert samples["calibration_mean"] == PUBLISHED["quant"]["input_configs"][0]["calibration_mean"]
+    expected = {"mean": [0.0] * 3, "std": [1.0] * 3} if normalised else {}
+    assert {name: processor[name] for name in processor.keys() & {"mean", "std"}} == expected
+
+
 def test_prepare_writes_a_configuration_per_graph_and_the_script(
     two_graphs: BuildRequest,
 ) -> None:
@@ -124,6 +135,7 @@ graphs = st.builds(
         tensor_format=st.sampled_from(["AutoColorSpace", "RGB", "BGR"]),
         src_dtype=st.sampled_from([None, "U8", "FP32"]),
         src_layout=st.sampled_from([None, "NCHW", "NHWC"]),
+        src_normalised=st.booleans(),
         size=st.just(-1) | st.integers(1, 64),
     ),
     archive=names.map(lambda name: f"{name}.tar"),
@@ -163,6 +175,16 @@ def test_build_options_lie_over_the_defaults(graph: GraphFile) -> None:
     assert written["compiler"] == {"npu_perf": False, "check": 3}
     written["quant"]["layer_configs"] = PUBLISHED["quant"]["layer_configs"]  # type: ignore[index]
     assert written["quant"] == PUBLISHED["quant"]
+
+
+def test_none_takes_a_published_setting_out(graph: GraphFile) -> None:
+    """The tool's own default then holds. Oracle: the published fields but one."""
+    options = {"pulsar2": {"quant": {"layer_configs": None}}}
+    config = config_for(replace(graph, build_options=options), REQUEST)
+    written = json.loads(config.to_json())["quant"]
+    quant = PUBLISHED["quant"]
+    assert isinstance(quant, dict)
+    assert written == {name: value for name, value in quant.items() if name != "layer_configs"}
 
 
 def test_a_wrong_build_option_names_graph_field_and_value(graph: GraphFile) -> None:

@@ -36,7 +36,8 @@ def config_for(graph: GraphFile, request: BuildRequest) -> BuildConfig:
     """Return the configuration that builds `graph`.
 
     The published settings come first, then the graph's calibration, then its own
-    ``build_options["pulsar2"]``: mappings are merged, anything else replaces what was there.
+    ``build_options["pulsar2"]``: mappings are merged, None takes a setting out, anything else
+    replaces what was there.
 
     Raises:
         ContractError: The options do not fit the schema, or the samples cannot serve the inputs.
@@ -97,13 +98,16 @@ def _samples_used(wanted: int, available: int) -> int:
 
 def _input_processor(graph: GraphFile, tensor: str) -> dict[str, Any]:
     how = graph.calibration
-    processor = {"tensor_name": tensor, "tensor_format": how.tensor_format}
+    processor: dict[str, Any] = {"tensor_name": tensor, "tensor_format": how.tensor_format}
     if how.format == "Image":
         processor["tensor_layout"] = "NCHW"
     if how.src_dtype is not None:
         processor["src_dtype"] = how.src_dtype
     if how.src_layout is not None:
         processor["src_layout"] = how.src_layout
+    if how.src_normalised:  # left out, the values for samples would be compiled in
+        processor["mean"] = [0.0] * len(how.mean or ())
+        processor["std"] = [1.0] * len(how.std or ())
     return processor
 
 
@@ -112,7 +116,7 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in over.items():
         nested = isinstance(value, Mapping) and isinstance(result.get(name), Mapping)
         result[name] = _merged(result[name], value) if nested else value
-    return result
+    return {name: value for name, value in result.items() if value is not None}
 
 
 def _explained(error: ValidationError) -> str:

@@ -1,25 +1,22 @@
-"""Finding Pulsar2, asking it what it is, and running it as a child that never outlives us."""
+"""Finding Pulsar2, asking it what it is, and running it."""
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import shutil
-import signal
 import subprocess
-import threading
 from collections import deque
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...errors import ToolchainError
+from ...process import child, ending, short_of_memory
 from .commands import GENERATIONS, Generation
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from ...progress import Progress
 
@@ -28,7 +25,6 @@ _REMEDY = (
     '--pulsar2 "docker run --rm -v FOLDER:FOLDER -w FOLDER IMAGE pulsar2"'
 )
 _TAIL_LINES = 20
-_GRACE_S = 10  # a container needs a moment to stop what runs inside it
 
 
 def find_tool(command: str | None) -> list[str]:
@@ -134,95 +130,27 @@ def run_logged(
     last: deque[str] = deque(maxlen=_TAIL_LINES)
     with (
         log.open("w", encoding="utf-8", buffering=1) as file,
-        _child(words, folder, environment) as child,
+        child(words, folder, environment) as tool,
     ):
-        for line in child.stdout or ():
+        for line in tool.stdout or ():
             file.write(line)
             if text := line.rstrip():
                 last.append(text)
                 progress.say(text)
-        code = child.wait()
+        code = tool.wait()
     if code:
         raise _failure(step, words, code, log, last)
-
-
-@contextmanager
-def _child(
-    words: Sequence[str], folder: Path, environment: Mapping[str, str]
-) -> Iterator[subprocess.Popen[str]]:
-    """Start a process group of its own, and leave nothing of it behind on any way out."""
-    with (
-        _signals_raise(),
-        subprocess.Popen(
-            words,
-            cwd=folder,
-            # The tool is a Python program, which would hold its lines back from a pipe.
-            env={**os.environ, "PYTHONUNBUFFERED": "1", **environment},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-        ) as child,
-    ):
-        try:
-            yield child
-        except BaseException:
-            _stop(child)
-            raise
-
-
-@contextmanager
-def _signals_raise() -> Iterator[None]:
-    """Turn signals that would end us at once into `SystemExit`, so that the child is stopped too.
-
-    Signals that somebody handles or ignores (``nohup``) stay as they are.
-    """
-    ours: list[signal.Signals] = []
-    if threading.current_thread() is threading.main_thread():
-        ending = (signal.SIGTERM, signal.SIGHUP)
-        ours = [number for number in ending if signal.getsignal(number) is signal.SIG_DFL]
-    for number in ours:
-        signal.signal(number, _leave)
-    try:
-        yield
-    finally:
-        for number in ours:
-            signal.signal(number, signal.SIG_DFL)
-
-
-def _leave(number: int, _frame: object) -> None:
-    raise SystemExit(128 + number)
-
-
-def _stop(child: subprocess.Popen[str]) -> None:
-    _signal_group(child, signal.SIGTERM)
-    try:
-        child.wait(_GRACE_S)
-    except subprocess.TimeoutExpired:
-        pass
-    finally:
-        _signal_group(child, signal.SIGKILL)
-
-
-def _signal_group(child: subprocess.Popen[str], number: signal.Signals) -> None:
-    try:
-        os.killpg(child.pid, number)
-    except ProcessLookupError:
-        return  # nobody is left
 
 
 def _failure(
     step: str, words: Sequence[str], code: int, log: Path, last: Iterable[str]
 ) -> ToolchainError:
-    ending = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
     lines = "".join(f"\n    {line}" for line in last) or " none"
     hint = "correct the cause and run the same command again: finished steps are kept"
-    if code in (-signal.SIGKILL, 128 + signal.SIGKILL):
+    if short_of_memory(code):
         hint = f"it was probably killed for want of memory; {hint}"
     return ToolchainError(
-        f"build step `{step}` failed: Pulsar2 {ending}\n"
+        f"build step `{step}` failed: Pulsar2 {ending(code)}\n"
         f"  command: {shlex.join(words)}\n"
         f"  log: {log}\n"
         f"  last lines:{lines}",

@@ -1,0 +1,132 @@
+"""A calibration archive that exists already: found or fetched, and used as it is."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tarfile
+import urllib.request
+import zipfile
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+from urllib.error import HTTPError
+from urllib.parse import unquote, urlsplit
+
+from ..errors import DownloadError, PictureError
+from ..files import cache_folder, sha256
+
+if TYPE_CHECKING:
+    from ..progress import Progress
+    from ..types import CalibrationFormat
+
+SUFFIXES = (".tar", ".tar.gz", ".zip")
+TIMEOUT_S = 30
+_CHUNK_BYTES = 1 << 20
+_PICTURES = (".jpg", ".jpeg", ".png")
+_SAMPLES: Mapping[CalibrationFormat, tuple[str, ...]] = {
+    "Image": _PICTURES,
+    "Numpy": (".npy",),
+    "NumpyObject": (".npy",),
+}
+_HINT = "give a TAR or ZIP archive of what the graph is calibrated with, or pictures by --images"
+
+
+@dataclass(frozen=True)
+class Archive:
+    """An archive of calibration samples.
+
+    Attributes:
+        path: Where it lies.
+        source: What the user gave: a file or a URL.
+        sha256: Of its content, hexadecimal.
+        members: Names of the files in it.
+    """
+
+    path: Path
+    source: str
+    sha256: str
+    members: tuple[str, ...]
+
+    def samples(self, form: CalibrationFormat) -> int:
+        """Return how many samples of a format it holds, told by their names.
+
+        Raises:
+            PictureError: There is none.
+        """
+        count = sum(name.lower().endswith(_SAMPLES[form]) for name in self.members)
+        if not count:
+            raise PictureError(
+                f"`{self.source}` holds no {' or '.join(_SAMPLES[form])} file, which calibration"
+                f" of format {form} takes\n  found: {', '.join(self.members[:3]) or 'nothing'}",
+                hint=_HINT,
+            )
+        return count
+
+
+def find_archive(source: str, progress: Progress) -> Archive:
+    """Find an archive, fetching it where `source` is a URL.
+
+    What was fetched once is kept in axcore's cache. Nothing is unpacked.
+
+    Raises:
+        PictureError: There is no such file, or it is no archive.
+        DownloadError: It cannot be fetched.
+    """
+    remote = source.startswith(("http://", "https://"))
+    name = PurePosixPath(unquote(urlsplit(source).path)).name if remote else Path(source).name
+    if not name.endswith(SUFFIXES):
+        raise PictureError(
+            f"`{source}` does not end in {', '.join(SUFFIXES)}: the toolchain reads no other",
+            hint=_HINT,
+        )
+    path = _fetched(source, name, progress) if remote else Path(source).expanduser()
+    try:
+        return Archive(path, source, sha256(path), tuple(_members(path)))
+    except (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile, zlib.error) as error:
+        raise PictureError(f"`{source}` cannot be read\n  {error}", hint=_HINT) from error
+
+
+def _members(path: Path) -> list[str]:
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path) as archive:
+            return [info.filename for info in archive.infolist() if not info.is_dir()]
+    with tarfile.open(path) as archive:
+        return [member.name for member in archive if member.isreg()]
+
+
+def _fetched(url: str, name: str, progress: Progress) -> Path:
+    """Return the archive in the cache; it appears there whole or not at all."""
+    target = cache_folder("archives") / hashlib.sha256(url.encode()).hexdigest()[:16] / name
+    if target.is_file():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{name}.{os.getpid()}.partial")
+    try:
+        _download(url, partial, progress)
+        partial.replace(target)
+    except (OSError, HTTPException, ValueError) as error:
+        if isinstance(error, HTTPError):
+            error.close()  # it is the answer as well, and holds the connection
+        raise DownloadError(
+            f"`{url}` cannot be fetched: {error}",
+            hint="check the address and the network, or fetch it elsewhere and give the file:"
+            f" --calibration-archive {name}",
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return target
+
+
+def _download(url: str, target: Path, progress: Progress) -> None:
+    with urllib.request.urlopen(url, timeout=TIMEOUT_S) as response:  # noqa: S310  (http alone)
+        promised = int(response.headers.get("Content-Length") or 0)
+        with target.open("wb") as file, progress.task(f"fetch {url}", promised, "B") as task:
+            while chunk := response.read(_CHUNK_BYTES):
+                file.write(chunk)
+                task.advance(len(chunk))
+    if promised and (received := target.stat().st_size) != promised:
+        raise OSError(f"{received} of {promised} bytes came")

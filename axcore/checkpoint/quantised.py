@@ -1,0 +1,96 @@
+"""Language models quantised by GPTQ: the tensors that stand for a projection's weight."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..errors import CheckpointError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ..types import Shape
+    from .reader import Checkpoint
+
+PACKED = (".qweight", ".qzeros", ".g_idx")  # int32; what else is stored is float
+_WORD_BITS = 32
+_HINT = "use the original checkpoint, or a language model quantised by GPTQ"
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How projections are quantised: bits of a weight, and inputs that share a scale."""
+
+    bits: int
+    group_size: int
+
+    def tensors(self, stem: str, weight: Shape) -> dict[str, Shape]:
+        """Return key and shape of what stands for ``<stem>.weight`` ``[out, in]``."""
+        rows, columns = weight
+        groups = math.ceil(columns / self.group_size) if self.group_size > 0 else 1
+        return {
+            f"{stem}.qweight": (self._words(columns), rows),
+            f"{stem}.qzeros": (groups, self._words(rows)),
+            f"{stem}.scales": (groups, rows),
+            f"{stem}.g_idx": (columns,),
+        }
+
+    def _words(self, count: int) -> int:
+        return math.ceil(count * self.bits / _WORD_BITS)
+
+
+def as_stored(
+    checkpoint: Checkpoint, expected: Mapping[str, Shape], text: Sequence[str]
+) -> Mapping[str, Shape]:
+    """Return `expected` with quantised projections of the language model as they are stored.
+
+    Vision side, embedding and norms are always float, and so is every projection that the
+    checkpoint holds as such.
+
+    Args:
+        checkpoint: Its config says how it is quantised, its keys which projections are.
+        expected: Canonical key to shape, of the float model.
+        text: Prefixes of the language model's keys.
+
+    Raises:
+        CheckpointError: It is quantised in another way, or does not say how.
+    """
+    stems = [
+        stem
+        for key, shape in expected.items()
+        if key.startswith(tuple(text)) and len(shape) == 2
+        for stem in [key.removesuffix(".weight")]
+        if f"{stem}.qweight" in checkpoint.tensors
+    ]
+    if not stems:
+        return expected
+    scheme = _scheme(checkpoint)
+    stored = dict(expected)
+    for stem in stems:
+        stored |= scheme.tensors(stem, stored.pop(f"{stem}.weight"))
+    return stored
+
+
+def _scheme(checkpoint: Checkpoint) -> Scheme:
+    config = checkpoint.config
+    parts = [config, config.get("text_config"), config.get("llm_config")]
+    said = [part.get("quantization_config") for part in parts if isinstance(part, Mapping)]
+    found: Mapping[str, Any] = next((part for part in said if isinstance(part, Mapping)), {})
+    method = found.get("quant_method") or found.get("method")
+    if method != "gptq":
+        raise CheckpointError(
+            f"the language model is quantised by {method or 'an unnamed method'}, not by gptq\n"
+            f"  read from: {checkpoint.folder / 'config.json'}, quantization_config",
+            hint=_HINT,
+        )
+    try:
+        return Scheme(int(found["bits"]), int(found["group_size"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"`quantization_config` lacks bits or group_size: {error!r}\n"
+            f"  file: {checkpoint.folder / 'config.json'}",
+            hint=_HINT,
+        ) from error

@@ -1,0 +1,113 @@
+"""Write safetensors shards from streams: no tensor has to be in memory as a whole."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .headers import DTYPES
+from .shards import INDEX
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ..progress import Progress
+    from ..types import Shape
+
+SHARD_BYTES = 5_000_000_000
+_SPELLINGS = {name: (spelling, width) for spelling, (name, width) in DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor to be written.
+
+    Attributes:
+        name: Its key on disk.
+        dtype: E.g. "bfloat16".
+        shape: Its shape.
+        chunks: Yields its bytes, little-endian and row-major.
+    """
+
+    name: str
+    dtype: str
+    shape: Shape
+    chunks: Callable[[], Iterable[memoryview]]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on disk."""
+        return math.prod(self.shape) * _SPELLINGS[self.dtype][1]
+
+
+def total_bytes(entries: Iterable[Entry]) -> int:
+    """Return the bytes of all tensors."""
+    return sum(entry.nbytes for entry in entries)
+
+
+def write_shards(
+    folder: Path,
+    entries: Sequence[Entry],
+    progress: Progress,
+    label: str,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Write tensors in their order into one file, or into several with an index.
+
+    Args:
+        folder: Where to; must exist.
+        entries: The tensors.
+        progress: Gets the bytes written.
+        label: Names the work.
+        shard_bytes: Most bytes of data in one file, unless a tensor alone has more.
+    """
+    groups = _groups(entries, shard_bytes)
+    count, total = len(groups), total_bytes(entries)
+    names = [f"model-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)]
+    if count == 1:
+        names = ["model.safetensors"]
+    with progress.task(label, total, "B") as task:
+        for name, group in zip(names, groups, strict=True):
+            with (folder / name).open("wb") as file:
+                file.write(_header(group))
+                for entry in group:
+                    for chunk in entry.chunks():
+                        file.write(chunk)
+                        task.advance(len(chunk))
+    if count > 1:
+        weight_map = {e.name: name for name, g in zip(names, groups, strict=True) for e in g}
+        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` the way hub repositories do."""
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _groups(entries: Sequence[Entry], shard_bytes: int) -> list[list[Entry]]:
+    groups: list[list[Entry]] = [[]]
+    filled = 0
+    for entry in entries:
+        if filled and filled + entry.nbytes > shard_bytes:
+            groups.append([])
+            filled = 0
+        groups[-1].append(entry)
+        filled += entry.nbytes
+    return groups
+
+
+def _header(entries: Iterable[Entry]) -> bytes:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for entry in entries:
+        begin, end = end, end + entry.nbytes
+        spelling = _SPELLINGS[entry.dtype][0]
+        header[entry.name] = {
+            "dtype": spelling, "shape": entry.shape, "data_offsets": [begin, end]
+        }  # fmt: skip
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # data begins at a multiple of 8 bytes
+    return len(text).to_bytes(8, "little") + text

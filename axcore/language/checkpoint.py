@@ -1,0 +1,73 @@
+"""A checkpoint of the language model alone, written tensor by tensor."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from ..checkpoint.writer import Entry, total_bytes, write_shards
+from .embedding import scaled
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from ..checkpoint import Checkpoint
+    from ..progress import Progress
+    from ..types import LlmCheckpoint
+
+# What a builder or its tokenizer reads beside config and weights.
+SETTINGS = (
+    "generation_config.json",
+    "tokenizer*.json",
+    "*.model",
+    "*.tiktoken",
+    "vocab.*",
+    "merges.txt",
+    "*tokens*.json",
+)
+
+
+def write_checkpoint(
+    source: Checkpoint,
+    wanted: LlmCheckpoint,
+    folder: Path,
+    progress: Progress,
+    settings: Sequence[str] = SETTINGS,
+) -> None:
+    """Write config, weights and tokenizer of the language model; a few chunks are in memory.
+
+    Args:
+        source: Where the tensors are read from.
+        wanted: What to write; scaled tensors become float32, others keep their bytes.
+        folder: Made; must not exist.
+        progress: Told of the bytes written.
+        settings: Patterns of further files to copy.
+    """
+    folder.mkdir(parents=True)
+    config = json.dumps(wanted.config, indent=2, ensure_ascii=False)
+    (folder / "config.json").write_text(config + "\n", encoding="utf-8")
+    for pattern in settings:
+        for path in sorted(source.folder.glob(pattern)):
+            (folder / path.name).write_bytes(path.read_bytes())
+    write_shards(folder, _entries(source, wanted), progress, "language model")
+
+
+def checkpoint_bytes(source: Checkpoint, wanted: LlmCheckpoint) -> int:
+    """Return the bytes of the tensors that `write_checkpoint` would write."""
+    return total_bytes(_entries(source, wanted))
+
+
+def _entries(source: Checkpoint, wanted: LlmCheckpoint) -> list[Entry]:
+    return [_entry(source, name, *origin) for name, origin in wanted.tensors.items()]
+
+
+def _entry(source: Checkpoint, name: str, key: str, factor: float) -> Entry:
+    info = source.info(key)
+    dtype = info.dtype if factor == 1 else "float32"
+
+    def chunks() -> Iterator[memoryview]:
+        for chunk in source.chunks(key):
+            yield chunk if factor == 1 else scaled(chunk, info.dtype, factor)
+
+    return Entry(name, dtype, info.shape, chunks)

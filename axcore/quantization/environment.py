@@ -1,0 +1,132 @@
+"""The Python that has gptqmodel, and the worker run by it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ToolchainError
+from ..process import child, ending, short_of_memory
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ..progress import Progress, Task
+
+WORKER = Path(__file__).with_name("worker.py")
+LIBRARY = "gptqmodel"
+_TAIL_LINES = 15
+_FEW_CORES = 2
+_PROBE = "import importlib.util as u, sys; sys.exit(not u.find_spec(sys.argv[1]))"
+_REMEDY = (
+    "it needs an environment of its own, as it pins other versions: `make gptq-env` makes one"
+    " below .venv-gptq, or\n"
+    "  python3 -m venv gptq && gptq/bin/pip install torch==2.13.0 numpy==2.2.6 setuptools wheel\n"
+    "  gptq/bin/pip install --no-build-isolation gptqmodel==7.6.0 numpy==2.2.6\n"
+    "then name it: --python gptq/bin/python"
+)
+
+
+def find_python(python: Path | None) -> Path:
+    """Return a Python that has gptqmodel: `python`, or the one that runs us.
+
+    Raises:
+        ToolchainError: It has none, or is no Python.
+    """
+    if python is None:
+        if importlib.util.find_spec(LIBRARY) is None:
+            raise ToolchainError(
+                f"{LIBRARY} is not installed here\n  looked in: {sys.executable}", hint=_REMEDY
+            )
+        return Path(sys.executable)
+    found = shutil.which(python)
+    if found is None:
+        raise ToolchainError(f"no program {python}", hint="name a Python with --python")
+    # Not resolved: the name of the link is what makes it the Python of its environment.
+    path = Path(found).absolute()
+    asked = subprocess.run([path, "-c", _PROBE, LIBRARY], capture_output=True, check=False)
+    if asked.returncode:
+        raise ToolchainError(f"{LIBRARY} is not installed in {path}", hint=_REMEDY)
+    return path
+
+
+@dataclass(frozen=True)
+class Worker:
+    """What `worker.py` is run with.
+
+    Attributes:
+        python: See `find_python`.
+        folder: Takes its files, temporary ones included.
+        log: Gets everything the libraries print; left there when they fail.
+        progress: Told what is done.
+    """
+
+    python: Path
+    folder: Path
+    log: Path
+    progress: Progress
+
+    def run(self, order: Mapping[str, Any], label: str, total: float, unit: str) -> dict[str, Any]:
+        """Have an order carried out by a process of its own, and return its report.
+
+        Args:
+            order: See `worker.quantise` and `worker.measure`.
+            label, total, unit: See `Progress.task`.
+
+        Raises:
+            ToolchainError: It failed (message holds the last lines).
+        """
+        report, order_file = self.folder / "report.json", self.folder / "order.json"
+        order_file.write_text(json.dumps({**order, "report": str(report)}), encoding="utf-8")
+        words = [str(self.python), str(WORKER), str(order_file)]
+        with (
+            self.log.open("w", encoding="utf-8") as file,
+            child(words, self.folder, _environment(self.folder), stderr=file) as process,
+            self.progress.task(label, total, unit) as task,
+        ):
+            for line in process.stdout or ():
+                _tell(line, self.progress, task)
+            code = process.wait()
+        if code:
+            raise _failure(words, code, self.log)
+        self.log.unlink()
+        found: dict[str, Any] = json.loads(report.read_text(encoding="utf-8"))
+        return found
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    # What it offloads goes where it is cleared away. Nothing is to be fetched.
+    environment = {"TMPDIR": str(folder), "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    if (os.cpu_count() or 1) <= _FEW_CORES:
+        environment["GPTQMODEL_CPU_WORKERS"] = str(_FEW_CORES)  # it waits for itself with fewer
+    return environment
+
+
+def _tell(line: str, progress: Progress, task: Task) -> None:
+    message = json.loads(line)
+    if isinstance(message, str):
+        progress.say(message)
+    else:
+        task.advance(message)
+
+
+def _failure(words: list[str], code: int, log: Path) -> ToolchainError:
+    with log.open(encoding="utf-8", errors="replace") as file:
+        last = deque((line.rstrip() for line in file if line.strip()), maxlen=_TAIL_LINES)
+    lines = "".join(f"\n    {line[:300]}" for line in last) or " none"
+    hint = "correct the cause and run the same command again"
+    if short_of_memory(code):
+        hint = f"it was probably killed for want of memory; {hint}"
+    return ToolchainError(
+        f"quantising failed: the worker {ending(code)}\n"
+        f"  command: {' '.join(words)}\n  log: {log}\n  last lines:{lines}",
+        hint=hint,
+    )

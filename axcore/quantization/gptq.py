@@ -1,0 +1,289 @@
+"""Quantising a language model by GPTQ: take it out, hand it to gptqmodel, put it back."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from filelock import FileLock, Timeout
+
+from ..checkpoint import Checkpoint
+from ..checkpoint.fabricate import MARKER
+from ..checkpoint.writer import write_json
+from ..errors import BudgetError, BundleError, CheckpointError, ToolchainError, UsageError
+from ..files import explained_full_disk
+from ..language.checkpoint import SETTINGS, write_checkpoint
+from ..pipeline.job import Request, open_job
+from .environment import Worker, find_python
+from .language import Language, check_group_size, language_of
+from .merge import REPORT, merge
+from .text import Text, read_text
+
+if TYPE_CHECKING:
+    from ..plugins import Registry
+    from ..progress import Progress
+    from ..types import Job, ModelCard
+
+Device = Literal["cpu", "cuda"]
+BITS = (4, 8)
+MAX_WEIGHT_ERROR = 0.5
+"""Of a matrix, relative; rounding 4 bits costs about 0.1. More means that gptqmodel and we do not
+read the packed numbers the same way, or that the text says nothing about the weights."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to quantise.
+
+    Attributes:
+        bits: Of one weight: 4 or 8.
+        group_size: Consecutive inputs that share a scale; -1 for all.
+        device: Where gptqmodel computes.
+        text: See `read_text`.
+        python: See `find_python`.
+    """
+
+    bits: int = 4
+    group_size: int = 128
+    device: Device = "cpu"
+    text: Path | None = None
+    python: Path | None = None
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """What came of it.
+
+    Attributes:
+        folder: The new checkpoint.
+        model: Id of the model.
+        bits, group_size, device: As asked for.
+        matrices: How many were quantised.
+        bytes_before, bytes_after: Of the language model's tensors.
+        perplexity_before, perplexity_after: On text held out.
+        cosine_mean, cosine_min: Between the last token's states of the two, behind the final norm.
+        worst_weight_error, worst_weight: The largest relative error of a matrix, and whose it is.
+        calibration_tokens, held_out_tokens: How much text was used.
+        seconds, peak_bytes, device_peak_bytes: What quantising took, measuring aside.
+    """
+
+    folder: Path
+    model: str
+    bits: int
+    group_size: int
+    device: str
+    matrices: int
+    bytes_before: int
+    bytes_after: int
+    perplexity_before: float
+    perplexity_after: float
+    cosine_mean: float
+    cosine_min: float
+    worst_weight_error: float
+    worst_weight: str
+    calibration_tokens: int
+    held_out_tokens: int
+    seconds: float
+    peak_bytes: int
+    device_peak_bytes: int
+
+
+def quantize(
+    request: Request, settings: Settings, out: Path | None, registry: Registry, progress: Progress
+) -> Quantised:
+    """Write `request`'s checkpoint anew with its language model quantised.
+
+    The folder appears whole or not at all; it is a Hugging Face checkpoint of the same layout,
+    which a vendor's builder and `convert` read.
+
+    Args:
+        request: Names the checkpoint.
+        settings: How to quantise.
+        out: Where to; must not exist. None names it after the model, in the working folder.
+        registry: The plugins.
+        progress: Told what is done.
+
+    Raises:
+        AxcoreError: One of its subclasses says what is wrong; nothing is left but a log.
+    """
+    _check_settings(settings)
+    text = read_text(settings.text)
+    job = open_job(request, registry, progress)
+    with job.checkpoint:
+        target = Path(out or f"{job.card.stem}-GPTQ-Int{settings.bits}").absolute()
+        _check_target(target)
+        language = language_of(job, registry)
+        check_group_size(language, settings.group_size)
+        _check_tokenizer(job)
+        python = find_python(settings.python)
+        run = _Run(job, language, settings, text, python, registry, progress)
+        run.check_room(target.parent)
+        with _scratch(target) as scratch, explained_full_disk(target.parent):
+            done = run.carry_out(scratch, target)
+            (scratch / "merged").rename(target)
+    return done
+
+
+@dataclass(frozen=True)
+class _Run:
+    job: Job
+    language: Language
+    settings: Settings
+    text: Text
+    python: Path
+    registry: Registry
+    progress: Progress
+
+    def carry_out(self, scratch: Path, target: Path) -> Quantised:
+        """Leave the new checkpoint in ``merged`` below `scratch`."""
+        source = self.job.checkpoint
+        write_checkpoint(source, self.language.checkpoint, scratch / "model", self.progress, ())
+        self._copy_tokenizer(scratch)
+        found = self._work(scratch, target.with_name(f"{target.name}.log"))
+        config = found.pop("quantization_config")
+        self._judge(found)
+        merged = scratch / "merged"
+        with Checkpoint.open(scratch / "quantised") as quantised:
+            merge(source, quantised, self.language, config, merged, self.progress)
+        done = Quantised(
+            folder=target,
+            model=self.job.card.id,
+            bits=self.settings.bits,
+            group_size=self.settings.group_size,
+            device=self.settings.device,
+            matrices=len(self.language.matrices),
+            bytes_before=_language_bytes(source, self.job.card),
+            bytes_after=self._checked_bytes(merged),
+            **found,
+        )
+        write_json(merged / REPORT, {**asdict(done), "folder": target.name})
+        return done
+
+    def check_room(self, folder: Path) -> None:
+        """Refuse a disk that cannot hold the language model, as gptqmodel reads and as it
+        offloads it, and the result.
+        """
+        source = self.job.checkpoint
+        whole = sum(info.nbytes for info in source.tensors.values())
+        needed = 2 * _language_bytes(source, self.job.card) + whole
+        while not folder.exists():
+            folder = folder.parent
+        if needed > (free := shutil.disk_usage(folder).free):
+            raise BudgetError(
+                f"quantising takes {needed / 1e9:.1f} GB of disk, {free / 1e9:.1f} GB are free\n"
+                f"  in: {folder}",
+                hint="make room, or choose a folder on another disk with -o",
+            )
+
+    def _work(self, scratch: Path, log: Path) -> dict[str, Any]:
+        """Have the language model quantised and measured; return all figures."""
+        common = {
+            "model": str(scratch / "model"),
+            "text_folder": str(scratch / "tokenizer"),
+            "out": str(scratch / "quantised"),
+            "bits": self.settings.bits,
+            "group_size": self.settings.group_size,
+            "device": self.settings.device,
+        }
+        worker = Worker(self.python, scratch, log, self.progress)
+        layers = int(self.job.text_config["num_hidden_layers"])
+        self.progress.say(f"what gptqmodel prints goes to {log}")
+        order = {**common, "task": "quantise", "calibration": self.text.calibration}
+        made = worker.run(order, "quantise", layers, "layers")
+        order = {**common, "task": "measure", "held_out": self.text.held_out}
+        return {**made, **worker.run(order, "measure", 2, "models")}
+
+    def _copy_tokenizer(self, scratch: Path) -> None:
+        """Copy the tokenizer's data, never its code, to a place of its own (see the worker)."""
+        folder = scratch / "tokenizer"
+        folder.mkdir()
+        shutil.copyfile(scratch / "model/config.json", folder / "config.json")
+        for pattern in SETTINGS:
+            for path in self.job.checkpoint.folder.glob(pattern):
+                if path.suffix != ".py":
+                    shutil.copyfile(path, folder / path.name)
+
+    def _judge(self, found: dict[str, Any]) -> None:
+        if not found["worst_weight_error"] <= MAX_WEIGHT_ERROR:
+            raise ToolchainError(
+                f"`{found['worst_weight']}` came back with a relative error of"
+                f" {found['worst_weight_error']:.3f}; at most {MAX_WEIGHT_ERROR} can be right",
+                hint="use gptqmodel 7.6.0, or other text",
+            )
+        widest = max(shape[1] for shape in self.language.matrices.values())
+        if found["calibration_tokens"] < widest:
+            self.progress.warn(
+                f"{found['calibration_tokens']} tokens cannot tell apart the {widest} inputs of"
+                " the widest layer: give more text with --text for a model you mean to use"
+            )
+
+    def _checked_bytes(self, merged: Path) -> int:
+        """Read the result as `convert` will, and return the bytes of its language model."""
+        card = self.job.card
+        request = Request(card.id, str(merged))
+        with open_job(request, self.registry, self.progress).checkpoint as written:
+            return _language_bytes(written, card)
+
+
+def _language_bytes(checkpoint: Checkpoint, card: ModelCard) -> int:
+    infos = checkpoint.tensors.items()
+    return sum(info.nbytes for key, info in infos if key.startswith(card.text_prefixes))
+
+
+def _check_target(target: Path) -> None:
+    if target.exists():
+        raise BundleError(
+            f"{target} exists already", hint="choose another folder with -o, or remove it"
+        )
+
+
+def _check_tokenizer(job: Job) -> None:
+    folder = job.checkpoint.folder
+    known = ("tokenizer.json", "tokenizer_config.json", MARKER)  # nothing made up has a tokenizer
+    if not any((folder / name).is_file() for name in known):
+        raise CheckpointError(
+            f"the checkpoint has no tokenizer: neither `tokenizer.json` nor"
+            f" `tokenizer_config.json`\n  in: {folder}",
+            hint="fetch the tokenizer's files into that folder",
+        )
+
+
+def _check_settings(settings: Settings) -> None:
+    offered = {"bits": BITS, "device": get_args(Device)}
+    for name, values in offered.items():
+        if (value := getattr(settings, name)) not in values:
+            raise UsageError(
+                f"--{name} {value} is not offered",
+                hint=f"choose from {', '.join(map(str, values))}",
+            )
+
+
+@contextmanager
+def _scratch(target: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `target` that is gone afterwards, held by one process.
+
+    Raises:
+        BundleError: Another process is at work there.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(target.with_name(f".{target.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise BundleError(
+            f"another axcore process is writing {target}",
+            hint="wait for it to end, or choose another folder with -o",
+        ) from error
+    scratch = target.with_name(f".{target.name}.partial")
+    try:
+        shutil.rmtree(scratch, ignore_errors=True)  # left by a run that was killed
+        scratch.mkdir()
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+        lock.release()
+        Path(lock.lock_file).unlink(missing_ok=True)

@@ -1,0 +1,103 @@
+"""A quantised language model put back into the checkpoint it was taken from."""
+
+from __future__ import annotations
+
+import shutil
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from ..checkpoint.quantised import Scheme
+from ..checkpoint.shards import INDEX, PICKLE_SUFFIXES, SUFFIX
+from ..checkpoint.writer import Entry, write_json, write_shards
+from ..errors import ToolchainError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from ..checkpoint import Checkpoint, TensorInfo
+    from ..progress import Progress
+    from .language import Language
+
+WEIGHT = ".weight"
+REPORT = "quantize_report.json"
+_CONFIG = "config.json"
+_NOT_COPIED = (_CONFIG, INDEX, REPORT, "fabricated.json", "quantize_config.json")
+_NESTED = ("text_config", "llm_config")
+
+
+def merge(
+    source: Checkpoint,
+    quantised: Checkpoint,
+    language: Language,
+    quantization_config: Mapping[str, Any],
+    folder: Path,
+    progress: Progress,
+) -> None:
+    """Write `source` with the matrices of its language model packed; a few chunks are in memory.
+
+    Every other tensor and every file beside the weights is copied as it is, `quantization_config`
+    stands in ``config.json``, for the whole and in the language model's own part.
+
+    Args:
+        source: The float checkpoint.
+        quantised: The language model alone, as gptqmodel wrote it.
+        language: What was quantised.
+        quantization_config: As gptqmodel wrote it.
+        folder: Made; must not exist.
+        progress: Told of the bytes written.
+
+    Raises:
+        ToolchainError: `quantised` lacks a packed matrix, or holds one of another shape.
+    """
+    folder.mkdir()
+    entries = list(_entries(source, quantised, language, _scheme(quantization_config)))
+    write_shards(folder, entries, progress, "merge")
+    for path in sorted(source.folder.iterdir()):
+        if _is_setting(path):
+            shutil.copyfile(path, folder / path.name)
+    write_json(folder / _CONFIG, _marked(source.config, quantization_config))
+    write_json(folder / "quantize_config.json", quantization_config)
+
+
+def _scheme(config: Mapping[str, Any]) -> Scheme:
+    return Scheme(config["bits"], config["group_size"])
+
+
+def _entries(
+    source: Checkpoint, quantised: Checkpoint, language: Language, scheme: Scheme
+) -> Iterator[Entry]:
+    for key, info in source.tensors.items():
+        name = language.keys.get(key)
+        if name not in language.matrices:
+            yield _copy(source, info, info.disk_key)
+            continue
+        assert name is not None
+        stem, disk_stem = name.removesuffix(WEIGHT), info.disk_key.removesuffix(WEIGHT)
+        for packed, shape in scheme.tensors(stem, info.shape).items():
+            found = quantised.tensors.get(packed)
+            if found is None or found.shape != shape:
+                raise ToolchainError(
+                    f"gptqmodel wrote no `{packed}` of shape {list(shape)}\n"
+                    f"  it wrote: {list(found.shape) if found else 'none'}",
+                    hint="use gptqmodel 7.6.0",
+                )
+            yield _copy(quantised, found, disk_stem + packed.removeprefix(stem))
+
+
+def _copy(checkpoint: Checkpoint, info: TensorInfo, name: str) -> Entry:
+    return Entry(name, info.dtype, info.shape, partial(checkpoint.chunks, info.key))
+
+
+def _is_setting(path: Path) -> bool:
+    weights = path.suffix in (SUFFIX, *PICKLE_SUFFIXES)
+    hidden = path.name.startswith(".")
+    return path.is_file() and not weights and not hidden and path.name not in _NOT_COPIED
+
+
+def _marked(config: Mapping[str, Any], quantization_config: Mapping[str, Any]) -> dict[str, Any]:
+    marked = {**config, "quantization_config": quantization_config}
+    for name in _NESTED:
+        if isinstance(part := config.get(name), dict):
+            marked[name] = {**part, "quantization_config": quantization_config}
+    return marked

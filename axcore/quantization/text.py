@@ -1,0 +1,88 @@
+"""Text for calibration, and text held out to judge the result by."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import UsageError
+
+DEFAULT = Path(__file__).parent.parent / "data" / "calibration_text"
+SUFFIXES = (".txt", ".md", ".jsonl")
+HELD_OUT_EVERY = 6
+MIN_DOCUMENTS = HELD_OUT_EVERY
+MIN_CHARACTERS = 5000
+"""About a thousand tokens: less cannot tell the inputs of a layer apart."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """Documents to calibrate with, and others of the same kind to judge the result by."""
+
+    calibration: tuple[str, ...]
+    held_out: tuple[str, ...]
+
+
+def read_text(source: Path | None) -> Text:
+    """Read documents and hold every sixth out.
+
+    Args:
+        source: A file, or a folder whose ``*.txt``, ``*.md`` and ``*.jsonl`` are read in the
+            order of their names. A line of JSONL is a document, its field ``text``; elsewhere a
+            document ends at an empty line. None takes a small text that comes with axcore.
+
+    Raises:
+        UsageError: It cannot be read, or there is too little of it.
+    """
+    place = source or DEFAULT
+    documents = [document for path in _files(place) for document in _documents(path)]
+    characters = sum(map(len, documents))
+    if len(documents) < MIN_DOCUMENTS or characters < MIN_CHARACTERS:
+        raise UsageError(
+            f"too little text: {characters} characters in {len(documents)} documents\n"
+            f"  read from: {place}\n"
+            f"  needed: {MIN_CHARACTERS} characters in {MIN_DOCUMENTS} documents, at the least",
+            hint="give more with --text; 100,000 characters and more are worth it",
+        )
+    held_out = documents[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY]
+    rest = [text for i, text in enumerate(documents, 1) if i % HELD_OUT_EVERY]
+    return Text(tuple(rest), tuple(held_out))
+
+
+def _files(place: Path) -> list[Path]:
+    if place.is_dir():
+        found = sorted(path for path in place.iterdir() if path.suffix in SUFFIXES)
+        if found:
+            return found
+        raise UsageError(
+            f"no text in {place}", hint=f"name a file, or a folder with {', '.join(SUFFIXES)}"
+        )
+    if not place.is_file():
+        raise UsageError(f"no such text: {place}", hint="name a file or a folder with --text")
+    return [place]
+
+
+def _documents(path: Path) -> list[str]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read {path}: {error}", hint="give UTF-8 text") from error
+    if path.suffix == ".jsonl":
+        found = [_of_line(path, i, line) for i, line in enumerate(text.split("\n"), 1) if line]
+    else:
+        found = "\n".join(line.rstrip() for line in text.splitlines()).split("\n\n")
+    return [document.strip("\n") for document in found if document.strip()]
+
+
+def _of_line(path: Path, number: int, line: str) -> str:
+    try:
+        document = json.loads(line)["text"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        document = None
+    if not isinstance(document, str):
+        raise UsageError(
+            f"{path}, line {number}, is no JSON object with a `text`\n  it is: {line[:60]}",
+            hint='write one object a line: {"text": "..."}',
+        )
+    return document

@@ -1,0 +1,54 @@
+"""MiniCPM-V: SigLIP towers before small language models.
+
+MiniCPM-V-4 and MiniCPM-V-2 have a resampler that makes 64 tokens of every picture; MiniCPM-V-4.6
+merges patches instead. Each model is a module of its own.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from axcore import Component, Embedding, Job, LlmBuildArgs, ModelCard, hookimpl
+
+from . import v2, v4, v46, versions
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+MODULES: dict[str, ModuleType] = {
+    card.id: module for module in (v4, v2, v46) for card in module.cards()
+}
+"""Model id to the module that describes it."""
+
+
+@hookimpl
+def model_cards() -> list[ModelCard]:
+    """Register the supported models, and those that are known and refused."""
+    modules = dict.fromkeys(MODULES.values())
+    return [*(card for module in modules for card in module.cards()), *versions.unsupported()]
+
+
+@hookimpl
+def export_vision(job: Job) -> list[Component]:
+    """Describe the vision side at the profile's picture size."""
+    components: list[Component] = MODULES[job.card.id].export_vision(job)
+    return components
+
+
+@hookimpl
+def split_graph(component: Component) -> list[int] | None:
+    """Keep the resampler whole, as it is small and of one stage; the default cuts the towers."""
+    return [] if len(component.stages) == 1 else None
+
+
+@hookimpl
+def embed_extract(job: Job) -> Embedding | None:
+    """Name the embedding where the model scales it; the default finds the others."""
+    return v2.embed_extract(job) if MODULES[job.card.id] is v2 else None
+
+
+@hookimpl
+def llm_build_args(job: Job) -> LlmBuildArgs:
+    """Return the lengths of the profile and what the user must know."""
+    args: LlmBuildArgs = MODULES[job.card.id].llm_build_args(job)
+    return args

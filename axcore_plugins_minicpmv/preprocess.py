@@ -1,0 +1,113 @@
+"""Pictures as the towers take them: which sizes fit, and how a picture is brought to one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from axcore import Choice, UnsupportedProfile
+
+from .slicing import slicing
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy as np
+    from PIL.Image import Image
+
+    Array = np.ndarray[Any, np.dtype[np.float32]]
+
+PATCH_PX = 14
+SIDE = 70  # patches along a side that the stored tables have positions for
+GRAY = (128, 128, 128)  # what "pad" fills with: nearly 0 once normalised
+
+FIT = Choice(
+    ("stretch", "pad", "slice"),
+    "how a picture meets the static size (the published processor picks a size of the picture's"
+    " own proportions instead). stretch: one run and 64 tokens, all is seen, proportions change."
+    " pad: one run and 64 tokens, proportions stay, gray bars take their share of the patches."
+    " slice: the picture and up to 9 cells of it, cut as published and each stretched: full"
+    " detail, for up to 10 runs and 640 tokens a picture",
+)
+
+
+def samples(
+    picture: Image, height: int, width: int, fit: str, multiple: int = PATCH_PX
+) -> Iterator[Array]:
+    """Yield what the graph is run on for one picture.
+
+    Args:
+        picture: RGB.
+        height, width: The static size in px.
+        fit: A value of `FIT`; "slice" yields a sample for every piece, in the order of
+            `slicing.Slicing.sizes`.
+        multiple: The sides of a piece are multiples of this, in px, before it meets the size.
+
+    Yields:
+        float32 ``[1, 3, height, width]``, RGB in -1..1.
+    """
+    if fit == "pad":
+        yield normalised(_padded(picture, height, width))
+        return
+    cut = slicing(*picture.size, multiple=multiple).cut(picture)
+    for piece in cut if fit == "slice" else [picture]:
+        yield normalised(_stretched(piece, height, width))
+
+
+def normalised(picture: Image) -> Array:
+    """Return float32 ``[1, 3, H, W]``: scaled to 0..1, less 0.5, divided by 0.5."""
+    import numpy as np
+
+    pixels = np.asarray(picture, np.float32).transpose(2, 0, 1)[None]
+    return np.ascontiguousarray((pixels / 255 - 0.5) / 0.5)
+
+
+def strip(pixels: Array) -> Array:
+    """Lay the patches side by side: ``[1, 3, H, W]`` to ``[1, 3, 14, 14 * N]``, row by row.
+
+    Source: MiniCPM-V-4, ``MiniCPMVImageProcessor.reshape_by_patch``.
+    """
+    import numpy as np
+
+    _, channels, height, width = pixels.shape
+    grid = (channels, height // PATCH_PX, PATCH_PX, width // PATCH_PX, PATCH_PX)
+    patches = pixels.reshape(grid).transpose(0, 2, 1, 3, 4)
+    return np.ascontiguousarray(patches.reshape(1, channels, PATCH_PX, -1))
+
+
+def check_size(height: int, width: int, multiple: int = PATCH_PX) -> None:
+    """Refuse a picture size that is not made of whole cells, or has patches without positions.
+
+    Args:
+        height, width: In px.
+        multiple: Side of a cell in px: a patch, or the square that becomes a token.
+
+    Raises:
+        UnsupportedProfile: The message says why, the hint names the nearest size that fits.
+    """
+    longest = SIDE * PATCH_PX // multiple * multiple
+    if all(side % multiple == 0 and 0 < side <= longest for side in (height, width)):
+        return
+    nearest = [min(max(round(side / multiple), 1) * multiple, longest) for side in (height, width)]
+    raise UnsupportedProfile(
+        f"a picture of {height}x{width} px (height x width) does not fit: both sides must be"
+        f" multiples of {multiple} px, up to {longest} px (a grid of {SIDE}x{SIDE} patches)",
+        hint=f"nearest that fits: {nearest[0]}x{nearest[1]}",
+    )
+
+
+def _stretched(picture: Image, height: int, width: int) -> Image:
+    from PIL.Image import Resampling
+
+    return picture.resize((width, height), Resampling.BICUBIC)
+
+
+def _padded(picture: Image, height: int, width: int) -> Image:
+    from PIL import Image as PillowImage
+
+    scale = min(width / picture.width, height / picture.height)
+    inner_height = max(1, round(picture.height * scale))
+    inner_width = max(1, round(picture.width * scale))
+    canvas = PillowImage.new("RGB", (width, height), GRAY)
+    corner = (width - inner_width) // 2, (height - inner_height) // 2
+    canvas.paste(_stretched(picture, inner_height, inner_width), corner)
+    return canvas

@@ -1,0 +1,139 @@
+"""The resampler: a fixed number of learned queries attends the patches once.
+
+Source: MiniCPM-V-4 and MiniCPM-V-2, ``Resampler``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from axcore import Calibration, Component, Port, Stage, Weight
+
+from .siglip import attend
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+HEAD_DIM = 128
+EPS = 1e-6  # upstream's constant, not in config.json
+THETA = 10_000.0  # likewise, the base of the position frequencies
+
+
+class Resampler(nn.Module):
+    """Patches to tokens: ``[1, N, vision]`` to ``[1, queries, width]``.
+
+    Args:
+        width: Of the language model.
+        vision_width: Of the patches.
+        queries: Tokens made.
+        grid: Rows and columns of patches, N = rows * columns.
+        placed_queries: Whether the checkpoint stores positions that are added to the queries.
+    """
+
+    positions: Tensor
+
+    def __init__(
+        self,
+        width: int,
+        vision_width: int,
+        queries: int,
+        grid: tuple[int, int],
+        *,
+        placed_queries: bool,
+    ) -> None:
+        super().__init__()
+        self.heads = width // HEAD_DIM
+        self.query = _parameter(queries, width)
+        self.pos_embed = _parameter(queries, width) if placed_queries else None
+        self.kv_proj = nn.Linear(vision_width, width, bias=False, device="meta")
+        self.ln_q = nn.LayerNorm(width, eps=EPS, device="meta")
+        self.ln_kv = nn.LayerNorm(width, eps=EPS, device="meta")
+        self.q_proj = nn.Linear(width, width, device="meta")
+        self.k_proj = nn.Linear(width, width, device="meta")
+        self.v_proj = nn.Linear(width, width, device="meta")
+        self.out_proj = nn.Linear(width, width, device="meta")
+        self.ln_post = nn.LayerNorm(width, eps=EPS, device="meta")
+        self.proj = _parameter(width, width)
+        self.register_buffer("positions", sincos(*grid, width), persistent=False)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Attend the patches: keys know where they are, values do not."""
+        values = self.ln_kv(self.kv_proj(patches))
+        queries = self.ln_q(self.query)[None]
+        if self.pos_embed is not None:
+            queries = queries + self.pos_embed
+        keys = self.k_proj(values + self.positions)
+        seen = attend(self.q_proj(queries), keys, self.v_proj(values), self.heads)
+        # Stored as it is used: `proj` is not transposed.
+        tokens: Tensor = self.ln_post(self.out_proj(seen)) @ self.proj
+        return tokens
+
+
+def sincos(rows: int, columns: int, width: int) -> Tensor:
+    """Return the positions of a grid of patches, row by row.
+
+    Returns:
+        float32 ``[rows * columns, width]``: sine and cosine of the column in the first half, of
+        the row in the second.
+    """
+    quarter = width // 4
+    frequencies = 1 / THETA ** (torch.arange(quarter) / quarter)
+    down, across = (torch.arange(n)[:, None] * frequencies for n in (rows, columns))
+    angles = torch.stack(
+        [across.expand(rows, columns, quarter), down[:, None].expand(rows, columns, quarter)], -2
+    )
+    return torch.cat([angles.sin(), angles.cos()], -1).reshape(rows * columns, width)
+
+
+def component(
+    width: int,
+    queries: int,
+    grid: tuple[int, int],
+    patches: Port,
+    *,
+    placed_queries: bool,
+    calibration: Calibration,
+    build_options: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Component:
+    """Return the resampler behind a tower; see `Resampler`.
+
+    Args:
+        width: Of the language model.
+        queries: Tokens made.
+        grid: Rows and columns of patches.
+        patches: The tower's output, ``[1, N, vision]``.
+        placed_queries: Whether positions of the queries are stored.
+        calibration: How samples, the features of the tower, are stored.
+        build_options: See `axcore.Component`.
+    """
+    module = Resampler(width, patches.shape[-1], queries, grid, placed_queries=placed_queries)
+    return Component(
+        "resampler",
+        "resampler",
+        (Stage("resampler", module, keys(module)),),
+        inputs=(patches,),
+        outputs=(Port("vision_embedding_out", (1, queries, width)),),
+        calibration=calibration,
+        build_options=build_options or {},
+    )
+
+
+def keys(module: Resampler) -> dict[str, str | Weight]:
+    """Return where the parameters come from: the checkpoint packs those of the three inputs."""
+    found: dict[str, str | Weight] = {
+        name: f"resampler.{name}" for name, _ in module.named_parameters()
+    }
+    width = len(module.proj)
+    for kind in ("weight", "bias"):
+        packed = Weight(f"resampler.attn.in_proj_{kind}")
+        for index, part in enumerate("qkv"):
+            found[f"{part}_proj.{kind}"] = packed.slice(0, index * width, (index + 1) * width)
+        found[f"out_proj.{kind}"] = f"resampler.attn.out_proj.{kind}"
+    return found
+
+
+def _parameter(*shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.empty(shape, device="meta"))

@@ -1,0 +1,346 @@
+"""MiniCPM-V-4.6: a SigLIP tower that merges 2 x 2 patches on its way, before a hybrid Qwen3.5.
+
+The native layout of transformers; keys on disk carry the prefixes used here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from axcore import (
+    Calibration,
+    Choice,
+    Component,
+    LlmBuildArgs,
+    ModelCard,
+    Port,
+    Profile,
+)
+
+from . import preprocess, slicing
+from .layouts import affine, linear
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from PIL.Image import Image
+
+    from axcore import Job, Sample, Shape
+
+    from .layouts import Tensors
+
+PREFILL_LEN = 128
+HISTORIES = tuple(range(PREFILL_LEN, 1153, PREFILL_LEN))
+
+DOWNSAMPLE = Choice(
+    ("16x", "4x"),
+    "how many patches a token stands for. 16x: a merger inside the tower; 64 tokens at 448x448 px,"
+    " sides are multiples of 56 px. 4x: without it; finer detail in 256 tokens, for about twice"
+    " the computation, sides are multiples of 28 px",
+)
+
+_VISION: Mapping[str, Any] = {
+    "model_type": "minicpmv4_6_vision",
+    "hidden_act": "gelu_pytorch_tanh",
+    "hidden_size": 1152,
+    "image_size": 980,
+    "insert_layer_id": 6,
+    "intermediate_size": 4304,
+    "layer_norm_eps": 1e-06,
+    "num_attention_heads": 16,
+    "num_channels": 3,
+    "num_hidden_layers": 27,
+    "patch_size": 14,
+    "window_kernel_size": [2, 2],
+}
+
+_TEXT: Mapping[str, Any] = {
+    "model_type": "qwen3_5_text",
+    "attention_bias": False,
+    "attn_output_gate": True,
+    "bos_token_id": 248045,
+    "eos_token_id": 248044,
+    "full_attention_interval": 4,
+    "head_dim": 256,
+    "hidden_act": "silu",
+    "hidden_size": 1024,
+    "intermediate_size": 3584,
+    "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 128,
+    "linear_num_key_heads": 16,
+    "linear_num_value_heads": 16,
+    "linear_value_head_dim": 128,
+    "max_position_embeddings": 262144,
+    "mtp_num_hidden_layers": 1,
+    "num_attention_heads": 8,
+    "num_hidden_layers": 24,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-06,
+    "rope_parameters": {
+        "partial_rotary_factor": 0.25,
+        "rope_theta": 10000000,
+        "rope_type": "default",
+    },
+    "tie_word_embeddings": True,
+    "vocab_size": 248094,
+}
+
+_CONFIG: Mapping[str, Any] = {
+    "architectures": ["MiniCPMV4_6ForConditionalGeneration"],
+    "model_type": "minicpmv4_6",
+    "downsample_mode": "16x",
+    "drop_vision_last_layer": False,
+    "image_size": 1120,
+    "image_token_id": 248056,
+    "insert_layer_id": 6,
+    "merge_kernel_size": [2, 2],
+    "merger_times": 1,
+    "text_config": _TEXT,
+    "tie_word_embeddings": True,
+    "video_token_id": 248057,
+    "vision_config": _VISION,
+}
+
+_TINY: Mapping[str, Any] = {
+    "image_token_id": 500,
+    "insert_layer_id": 1,
+    "text_config": {
+        "bos_token_id": 502,
+        "eos_token_id": 503,
+        "head_dim": 16,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "linear_key_head_dim": 8,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 2,
+        "linear_value_head_dim": 8,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 4,
+        "num_key_value_heads": 1,
+        "vocab_size": 512,
+    },
+    "video_token_id": 501,
+    "vision_config": {
+        "hidden_size": 64,
+        "insert_layer_id": 1,
+        "intermediate_size": 96,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 4,
+    },
+}
+
+_PROFILES: Mapping[str, Profile] = {
+    "image": Profile(
+        height=448,
+        width=448,
+        prefill_len=PREFILL_LEN,
+        kv_cache_len=2047,
+        last_kv_cache_len=HISTORIES,
+        about="prompts of up to 1280 tokens in chunks of 128; one run of the graph per slice",
+    ),
+}
+
+_FILES: Mapping[str, Mapping[str, Any]] = {
+    "generation_config.json": {"bos_token_id": 248045, "eos_token_id": [248044, 248046]},
+    "preprocessor_config.json": {
+        "downsample_mode": "16x",
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_processor_type": "MiniCPMV4_6ImageProcessor",
+        "image_std": [0.5, 0.5, 0.5],
+        "max_slice_nums": 9,
+        "patch_size": 14,
+        "scale_resolution": 448,
+        "slice_mode": True,
+        "use_image_id": True,
+    },
+}
+
+CALIBRATION = Calibration(format="Numpy", src_dtype="FP32", size=64)
+
+
+def cards() -> list[ModelCard]:
+    """Return the card of the published model."""
+    return [
+        ModelCard(
+            id="minicpm-v-4.6",
+            repo="openbmb/MiniCPM-V-4.6",
+            architectures=("MiniCPMV4_6ForConditionalGeneration",),
+            profiles=_PROFILES,
+            aliases=("minicpm-v-4_6", "minicpmv4_6"),
+            licence="Apache-2.0",
+            parameters=1_300_428_016,
+            config=_CONFIG,
+            tiny=_TINY,
+            text_prefixes=("model.language_model.", "lm_head.", "mtp."),
+            tensors=tensors,
+            # The merger inside the tower serves 16x alone; multi-token prediction is not used.
+            spare=("model.vision_tower.vit_merger.", "mtp."),
+            choices={"downsample": DOWNSAMPLE, "fit": preprocess.FIT},
+            files=_FILES,
+        )
+    ]
+
+
+def export_vision(job: Job) -> list[Component]:
+    """Describe the tower and its merger as one graph that takes a strip of patches.
+
+    Raises:
+        UnsupportedProfile: The picture size does not fit; the hint names the nearest that do.
+    """
+    from . import v46_vision  # torch is only needed from here on
+
+    height, width = job.profile.height, job.profile.width
+    cell_px = _cell_px(job)
+    preprocess.check_size(height, width, cell_px)
+    patch = preprocess.PATCH_PX
+    rows, columns = height // patch, width // patch
+    early_merge = job.choice("downsample") == "16x"
+
+    def samples(pictures: Sequence[Image]) -> Iterator[Sample]:
+        for picture in pictures:
+            for pixels in preprocess.samples(picture, height, width, job.choice("fit"), cell_px):
+                yield {"pixel_values": preprocess.strip(pixels)}
+
+    size = str(height) if height == width else f"{height}x{width}"
+    return [
+        Component(
+            "vision",
+            f"minicpmv4_6_vision_{size}",
+            v46_vision.stages(job.config, rows, columns, early_merge=early_merge),
+            inputs=(Port("pixel_values", (1, 3, patch, patch * rows * columns)),),
+            outputs=(Port("image_features", (1, _tokens(job), job.text_width)),),
+            preprocess=samples,
+            calibration=CALIBRATION,
+        )
+    ]
+
+
+def llm_build_args(job: Job) -> LlmBuildArgs:
+    """Return the profile's lengths; the builder is told the type of the nested model."""
+    return LlmBuildArgs(
+        prefill_len=job.profile.prefill_len,
+        kv_cache_len=job.profile.kv_cache_len,
+        last_kv_cache_len=job.profile.last_kv_cache_len,
+        model_type=job.text_config["model_type"],
+        notes=(*_hybrid_notes(job), *_slice_notes(job)),
+    )
+
+
+def _cell_px(job: Job) -> int:
+    """Side of the square that becomes a token: four patches, or two."""
+    return preprocess.PATCH_PX * (4 if job.choice("downsample") == "16x" else 2)
+
+
+def _tokens(job: Job) -> int:
+    return job.profile.height * job.profile.width // _cell_px(job) ** 2
+
+
+def _hybrid_notes(job: Job) -> Iterator[str]:
+    full = _full_attention(job.text_config)
+    yield (
+        f"the language model is a hybrid: {full.count(False)} of its {len(full)} layers attend"
+        " linearly and keep a state instead of a cache; only the vendor's builder makes its"
+        " decoder layers"
+    )
+
+
+def _slice_notes(job: Job) -> Iterator[str]:
+    most = (slicing.MOST + 1) * _tokens(job)
+    if job.choice("fit") == "slice" and most > job.profile.max_prompt:
+        yield (
+            f"a sliced picture gives up to {most} rows, {_tokens(job)} a piece; a prompt holds"
+            f" {job.profile.max_prompt} tokens: --last-kv-cache-len makes room for more"
+        )
+
+
+def tensors(config: Mapping[str, Any]) -> dict[str, Shape]:
+    """Return the key and shape of every tensor that `config` implies."""
+    text = config["text_config"]
+    shapes = {
+        **dict(_vision(config["vision_config"], text["hidden_size"])),
+        **dict(_language(text)),
+    }
+    if not config["tie_word_embeddings"]:
+        shapes["lm_head.weight"] = (text["vocab_size"], text["hidden_size"])
+    return shapes
+
+
+def _vision(config: Mapping[str, Any], width: int) -> Tensors:
+    tower, merger = "model.vision_tower.", "model.merger.mlp.0."
+    hidden, inner = config["hidden_size"], config["intermediate_size"]
+    patch = config["patch_size"]
+    side = config["image_size"] // patch
+    yield from linear(tower + "embeddings.patch_embedding", hidden, 3, patch, patch)
+    yield tower + "embeddings.position_embedding.weight", (side**2, hidden)
+    for index in range(config["num_hidden_layers"]):
+        layer = f"{tower}encoder.layers.{index}."
+        yield from _attention(layer, hidden)
+        yield from affine(layer + "layer_norm2", hidden)
+        yield from linear(layer + "mlp.fc1", inner, hidden)
+        yield from linear(layer + "mlp.fc2", hidden, inner)
+    yield from affine(tower + "post_layernorm", hidden)
+    yield from _attention(tower + "vit_merger.", hidden)
+    yield from _merge(tower + "vit_merger.", 4 * hidden, 4 * inner, hidden)
+    yield from _merge(merger, 4 * hidden, 4 * hidden, width)
+
+
+def _attention(prefix: str, hidden: int) -> Tensors:
+    yield from affine(prefix + "layer_norm1", hidden)
+    for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
+        yield from linear(f"{prefix}self_attn.{name}", hidden, hidden)
+
+
+def _merge(prefix: str, merged: int, inner: int, width: int) -> Tensors:
+    yield from affine(prefix + "pre_norm", merged)
+    yield from linear(prefix + "linear_1", inner, merged)
+    yield from linear(prefix + "linear_2", width, inner)
+
+
+def _language(config: Mapping[str, Any]) -> Tensors:
+    hidden, inner = config["hidden_size"], config["intermediate_size"]
+    model = "model.language_model."
+    yield model + "embed_tokens.weight", (config["vocab_size"], hidden)
+    for index, full in enumerate(_full_attention(config)):
+        layer = f"{model}layers.{index}."
+        yield layer + "input_layernorm.weight", (hidden,)
+        yield layer + "post_attention_layernorm.weight", (hidden,)
+        yield from _gated_attention(layer, config) if full else _linear_attention(layer, config)
+        yield layer + "mlp.gate_proj.weight", (inner, hidden)
+        yield layer + "mlp.up_proj.weight", (inner, hidden)
+        yield layer + "mlp.down_proj.weight", (hidden, inner)
+    yield model + "norm.weight", (hidden,)
+
+
+def _full_attention(config: Mapping[str, Any]) -> list[bool]:
+    """Say of each layer whether it attends fully; the others are linear."""
+    if "layer_types" in config:
+        return [kind == "full_attention" for kind in config["layer_types"]]
+    every = config["full_attention_interval"]
+    return [(index + 1) % every == 0 for index in range(config["num_hidden_layers"])]
+
+
+def _gated_attention(layer: str, config: Mapping[str, Any]) -> Tensors:
+    hidden, width = config["hidden_size"], config["head_dim"]
+    queries, keys = width * config["num_attention_heads"], width * config["num_key_value_heads"]
+    yield layer + "self_attn.q_proj.weight", (2 * queries, hidden)  # every head's query and gate
+    yield layer + "self_attn.k_proj.weight", (keys, hidden)
+    yield layer + "self_attn.v_proj.weight", (keys, hidden)
+    yield layer + "self_attn.o_proj.weight", (hidden, queries)
+    yield layer + "self_attn.q_norm.weight", (width,)
+    yield layer + "self_attn.k_norm.weight", (width,)
+
+
+def _linear_attention(layer: str, config: Mapping[str, Any]) -> Tensors:
+    hidden, heads = config["hidden_size"], config["linear_num_value_heads"]
+    keys = config["linear_num_key_heads"] * config["linear_key_head_dim"]
+    values = heads * config["linear_value_head_dim"]
+    part = layer + "linear_attn."
+    yield part + "A_log", (heads,)
+    yield part + "dt_bias", (heads,)
+    yield part + "conv1d.weight", (2 * keys + values, 1, config["linear_conv_kernel_dim"])
+    yield part + "norm.weight", (config["linear_value_head_dim"],)
+    yield part + "in_proj_qkv.weight", (2 * keys + values, hidden)
+    yield part + "in_proj_z.weight", (values, hidden)
+    yield part + "in_proj_a.weight", (heads, hidden)
+    yield part + "in_proj_b.weight", (heads, hidden)
+    yield part + "out_proj.weight", (hidden, values)

@@ -1,0 +1,163 @@
+"""A made-up family with the three shapes in which checkpoints hold a language model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from axcore import Component, ModelCard, Port, Profile, Stage, hookimpl
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from axcore import Job, Shape
+
+HIDDEN, INNER, LAYERS, VOCABULARY = 64, 128, 2, 300
+TEXT: Mapping[str, Any] = {
+    "hidden_size": HIDDEN,
+    "intermediate_size": INNER,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "vocab_size": VOCABULARY,
+    "rms_norm_eps": 1e-6,
+    "hidden_act": "silu",
+    "max_position_embeddings": 1024,
+    "torch_dtype": "float32",
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+LONGROPE = {
+    "rope_type": "longrope",
+    "factor": 1.0,
+    "original_max_position_embeddings": 1024,
+    "short_factor": [1.5] * 8,
+    "long_factor": [1.5] * 8,
+}
+CONFIGS: Mapping[str, Mapping[str, Any]] = {
+    "flat": {
+        **TEXT,
+        "architectures": ["ToyFlat"],
+        "model_type": "toy",
+        "auto_map": {"AutoConfig": "toy.Config"},
+        "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]},
+        "vision_config": {"width": HIDDEN},
+    },
+    "prefixed": {
+        **TEXT,
+        "architectures": ["ToyPrefixed"],
+        "model_type": "toy",
+        "rope_scaling": LONGROPE,
+        "slice_config": {"most": 9},
+    },
+    "nested": {
+        "architectures": ["ToyNested"],
+        "model_type": "toy",
+        "llm_config": {**TEXT, "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"},
+    },
+}
+BODIES = {"flat": "model.", "prefixed": "llm.model.", "nested": "language_model.model."}
+HEADS = {"prefixed": "llm.lm_head.weight", "nested": "language_model.lm_head.weight"}
+TEXT_MODELS: Mapping[str, Mapping[str, Any]] = {
+    "flat": {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "rope_scaling": None},
+    "prefixed": {"architectures": ["LlamaForCausalLM"], "model_type": "llama"},
+    "nested": {},
+}
+
+
+@hookimpl
+def model_cards() -> list[ModelCard]:
+    return [
+        ModelCard(
+            id=f"toy-{name}",
+            repo=f"toys/Toy-{name}",
+            architectures=tuple(config["architectures"]),
+            profiles={"image": Profile(8, 8, prefill_len=64, kv_cache_len=127)},
+            config=config,
+            prefixes={"model.": ("model.language_model.", "model.")} if name == "flat" else {},
+            text_prefixes=(BODIES[name].removesuffix("model.") or "model.",),
+            tensors=lambda config, name=name: tensors(name),  # type: ignore[misc]
+            text_model=TEXT_MODELS[name],
+        )
+        for name, config in CONFIGS.items()
+    ]
+
+
+@hookimpl
+def export_vision(job: Job) -> list[Component]:
+    with torch.device("meta"):
+        module = nn.Linear(8, HIDDEN)
+    return [
+        Component(
+            "vision",
+            "toy_vision",
+            (Stage("projector", module, "visual."),),
+            (Port("patches", (1, 8, 8)),),
+            (Port("tokens", (1, 8, HIDDEN)),),
+        )
+    ]
+
+
+def tensors(name: str) -> dict[str, Shape]:
+    """Return the shape of every tensor."""
+    shapes = {"visual.weight": (HIDDEN, 8), "visual.bias": (HIDDEN,)}
+    shapes |= {BODIES[name] + key: shape for key, shape in _body(name)}
+    if name in HEADS:
+        shapes[HEADS[name]] = (VOCABULARY, HIDDEN)
+    return shapes
+
+
+def _body(name: str) -> Iterator[tuple[str, Shape]]:
+    yield "embed_tokens.weight", (VOCABULARY, HIDDEN)
+    yield "norm.weight", (HIDDEN,)
+    for layer in (f"layers.{index}." for index in range(LAYERS)):
+        yield layer + "input_layernorm.weight", (HIDDEN,)
+        yield layer + "post_attention_layernorm.weight", (HIDDEN,)
+        for part, rows in {"q": 64, "k": 32, "v": 32}.items():
+            yield f"{layer}self_attn.{part}_proj.weight", (rows, HIDDEN)
+            if name == "flat":
+                yield f"{layer}self_attn.{part}_proj.bias", (rows,)
+        yield layer + "self_attn.o_proj.weight", (HIDDEN, 64)
+        if name == "nested":
+            yield layer + "self_attn.q_norm.weight", (16,)
+            yield layer + "self_attn.k_norm.weight", (16,)
+        yield layer + "mlp.gate_proj.weight", (INNER, HIDDEN)
+        yield layer + "mlp.up_proj.weight", (INNER, HIDDEN)
+        yield layer + "mlp.down_proj.weight", (HIDDEN, INNER)
+
+
+def weights(name: str) -> dict[str, Tensor]:
+    """Return random tensors by their key on disk, large enough in value to show mistakes."""
+    generator = torch.Generator().manual_seed(7)
+    found = {}
+    for key, shape in tensors(name).items():
+        spread = 0.2 if len(shape) == 1 else shape[-1] ** -0.5
+        centre = 1.0 if len(shape) == 1 and key.endswith("weight") else 0.0
+        on_disk = key.replace("model.", "model.language_model.", 1) if name == "flat" else key
+        found[on_disk] = centre + spread * torch.randn(shape, generator=generator)
+    return found
+
+
+def write(name: str, folder: Path) -> Path:
+    """Write a checkpoint with a tokenizer of words."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(CONFIGS[name]))
+    (folder / "modeling_toy.py").write_text("raise SystemExit('code of a repository was run')\n")
+    (folder / "README.md").write_text("A toy.\n")
+    save_file(weights(name), folder / "model.safetensors")
+    words = {f"<{i}>": i for i in range(256)} | {"the": 256, "and": 257, "of": 258, "[UNK]": 259}
+    tokenizer = Tokenizer(models.WordLevel(words, "[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    # What a repository may say to have its own code run.
+    own_code = {"auto_map": {"AutoTokenizer": ["modeling_toy.Tokenizer", None]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(own_code))
+    return folder
