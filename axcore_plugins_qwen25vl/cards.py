@@ -117,6 +117,13 @@ _PROFILES: Mapping[str, Profile] = {
     ),
 }
 
+# Positions of text are equal in all three of their rows, so plain rotation is exact.
+_TEXT_MODEL: Mapping[str, Any] = {
+    "architectures": ["Qwen2ForCausalLM"],
+    "model_type": "qwen2",
+    "rope_scaling": None,
+}
+
 _PREFIXES: Mapping[str, tuple[str, ...]] = {
     "visual.": ("visual.", "model.visual."),
     "model.": ("model.", "model.language_model."),
@@ -172,6 +179,7 @@ def _card(size: str, licence: str, parameters: int, config: Mapping[str, Any]) -
         text_prefixes=("model.", "lm_head."),
         tensors=tensors,
         files=_FILES,
+        text_model=_TEXT_MODEL,
     )
 
 

@@ -1,0 +1,77 @@
+"""InternVL3 and InternVL3.5: InternViT-300M and a pixel shuffle before a Qwen2.5 or Qwen3 LLM."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from axcore import Component, Job, LlmBuildArgs, ModelCard, Port, hookimpl
+
+from . import layouts
+from .cards import cards
+from .variants import told_apart
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from PIL.Image import Image
+
+    from axcore import Sample
+
+_FASTER_PREFILL = {"FLOAT_MATMUL_USE_CONV_EU": "1"}  # 4951 to 883 ms, as published; AX650 alone
+_NATIVE_NOTE = (
+    "the checkpoint is in the layout of newer transformers; it is not known whether the"
+    " language-model builder reads it. If it does not, build from the layout that"
+    " InternVLChatModel checkpoints have: the vision graph is the same"
+)
+
+
+@hookimpl
+def model_cards() -> list[ModelCard]:
+    """Register the supported models, and those that are known and refused."""
+    return told_apart(cards())
+
+
+@hookimpl
+def export_vision(job: Job) -> list[Component]:
+    """Describe tower and projector for a static batch of tiles.
+
+    Raises:
+        UnsupportedProfile: The tile size does not fit; the hint names the nearest that does.
+    """
+    from . import preprocess, vision  # torch is only needed from here on
+
+    height, width = job.profile.height, job.profile.width
+    preprocess.check_size(height, width)
+    tiles = int(job.choice("tiles"))
+    tokens = height * width // preprocess.CELL_PX**2
+
+    def samples(pictures: Sequence[Image]) -> Iterator[Sample]:
+        for picture in pictures:
+            yield from preprocess.samples(picture, tiles, height, width)
+
+    return [
+        Component(
+            "vision",
+            f"internvl_vit_model_{tiles}x3x{height}x{width}",
+            vision.stages(job.config, tiles, height, width, job.text_width),
+            inputs=(Port("image", (tiles, layouts.CHANNELS, height, width)),),
+            outputs=(Port("output", (tiles, tokens, job.text_width)),),
+            preprocess=samples,
+            calibration=preprocess.ONE_TILE if tiles == 1 else preprocess.SEVERAL_TILES,
+        )
+    ]
+
+
+@hookimpl
+def llm_build_args(job: Job) -> LlmBuildArgs:
+    """Return the published arguments; the builder is told the type of the nested model."""
+    return LlmBuildArgs(
+        prefill_len=job.profile.prefill_len,
+        kv_cache_len=job.profile.kv_cache_len,
+        last_kv_cache_len=job.profile.last_kv_cache_len,
+        model_type=job.text_config["model_type"],
+        parallel=28,
+        check_level=1,
+        environment=_FASTER_PREFILL if job.options.chip == "AX650" else {},
+        notes=(_NATIVE_NOTE,) if layouts.is_native(job.config) else (),
+    )

@@ -1,0 +1,78 @@
+"""Pictures as the tower takes them: which sizes fit, and how a picture becomes samples."""
+
+from __future__ import annotations
+
+from math import ceil
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from axcore import Calibration, UnsupportedProfile
+
+from .tiling import tile
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from PIL.Image import Image
+
+    from axcore import Sample
+
+CELL_PX = 28  # 2 x 2 patches of 14 px become one token
+MEAN = (123.675, 116.28, 103.53)  # `image_mean` in units of a byte
+STD = (58.395, 57.12, 57.375)
+
+# Pulsar2 reads pictures, but not for a batch: several tiles are stored as the input itself.
+ONE_TILE = Calibration(
+    format="Image",
+    mean=MEAN,
+    std=STD,
+    tensor_format="RGB",
+    src_dtype="FP32",
+    src_layout="NCHW",
+    src_normalised=True,
+    size=-1,
+)
+SEVERAL_TILES = Calibration(format="Numpy", src_dtype="FP32", src_layout="NCHW", size=-1)
+
+
+def samples(picture: Image, tiles: int, height: int, width: int) -> Iterator[Sample]:
+    """Yield what the graph is calibrated with for one picture.
+
+    Args:
+        picture: RGB.
+        tiles: The static batch.
+        height, width: Size of a tile in px.
+
+    Yields:
+        ``image``: uint8 ``[height, width, 3]`` for one tile; for several, float32
+        ``[tiles, 3, height, width]``, RGB and normalised. A picture of fewer tiles fills the
+        batch by repeating them.
+    """
+    pieces = [np.asarray(piece.convert("RGB")) for piece in tile(picture, tiles, height, width)]
+    if tiles == 1:
+        yield {"image": pieces[0]}
+    else:
+        filled = pieces * ceil(tiles / len(pieces))
+        yield {"image": normalised(filled[:tiles])}
+
+
+def normalised(tiles: Iterable[np.ndarray[Any, Any]]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Return float32 ``[N, 3, H, W]`` for N tiles uint8 ``[H, W, 3]``."""
+    return np.concatenate([ONE_TILE.graph_input(pixels) for pixels in tiles])
+
+
+def check_size(height: int, width: int) -> None:
+    """Refuse a tile that is not made of whole cells.
+
+    Raises:
+        UnsupportedProfile: The hint names the nearest size that fits.
+    """
+    if all(side > 0 and side % CELL_PX == 0 for side in (height, width)):
+        return
+    nearest = [max(round(side / CELL_PX), 1) * CELL_PX for side in (height, width)]
+    raise UnsupportedProfile(
+        f"a tile of {height}x{width} px (height x width) does not fit: both sides must be"
+        f" multiples of {CELL_PX} px",
+        hint=f"nearest that fits: {nearest[0]}x{nearest[1]}",
+    )

@@ -1,0 +1,154 @@
+"""What the cards promise about the published checkpoints, and which configs they recognise."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from transformers import InternVLForConditionalGeneration
+
+from axcore import PluginNotFound, UnsupportedModel
+from axcore.checkpoint import canonical_key
+
+from .conftest import CARDS, MODELS, Family, native_config, small_config
+
+if TYPE_CHECKING:
+    from axcore import ModelCard, Registry
+
+WHERE = "config.json"
+TOTALS = {
+    "internvl3.5-1b": (657, 596_049_920, 155_582_464, 5_253_120),
+    "internvl3.5-2b": (657, 1_720_574_976, 311_164_928, 12_595_200),
+    "internvl3-1b": (637, 493_798_016, 135_899_904, 4_482_816),
+    "internvl3-2b": (685, 1_543_311_872, 232_971_264, 8_662_016),
+}
+VISION = 304_012_288
+"""Tensors; parameters of the language model with its embedding, of the head, of the projector."""
+
+
+def parameters(card: ModelCard, *prefixes: str) -> int:
+    assert card.tensors is not None
+    shapes = card.tensors(card.config)
+    return sum(math.prod(shape) for key, shape in shapes.items() if key.startswith(prefixes))
+
+
+@pytest.mark.parametrize("name", TOTALS)
+def test_the_tensors_add_up_to_the_published_checkpoint(name: str) -> None:
+    """Number of tensors, parameters of each part and of the whole.
+
+    Oracle: the totals of the published model pages. For InternVL3-1B by hand: Qwen2.5-0.5B has
+    494,032,768 parameters, and here 262 rows of 896 less in its table.
+    """
+    card = CARDS[name]
+    count, language, head, projector = TOTALS[name]
+    assert card.tensors is not None
+    assert len(card.tensors(card.config)) == count
+    assert parameters(card, "vision_model.") == VISION
+    assert parameters(card, "mlp1.") == projector
+    assert parameters(card, "language_model.model.") == language
+    assert parameters(card, "language_model.lm_head.") == head
+    assert card.parameters == VISION + projector + language + head
+
+
+@pytest.mark.parametrize("card", CARDS.values(), ids=CARDS)
+def test_keys_and_shapes_are_those_of_the_model_class(card: ModelCard) -> None:
+    """Names and shapes of the native layout at full size. Oracle: transformers' class.
+
+    It lives on the meta device, so its names are those in memory.
+    """
+    config = native_config(card.config)
+    with torch.device("meta"):
+        model = InternVLForConditionalGeneration(config)
+    expected = {
+        canonical_key(name, card.prefixes): tuple(value.shape)
+        for name, value in model.named_parameters()
+    }
+    assert card.tensors is not None
+    assert card.tensors(config.to_dict()) == expected
+
+
+def test_discovery_stays_light() -> None:
+    """`axcore --help` must pay neither for torch nor for numpy."""
+    code = (
+        "import sys, axcore_plugins_internvl as p; p.model_cards();"
+        "assert not {'torch', 'numpy', 'transformers', 'PIL'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("card", CARDS.values(), ids=CARDS)
+def test_every_layout_and_size_is_recognised(registry: Registry, card: ModelCard) -> None:
+    """The published config, its native form and both small ones. Oracle: whose they are."""
+    for remote in (card.config, small_config(card)):
+        native = {**native_config(remote).to_dict(), "architectures": [card.architectures[1]]}
+        for config in (remote, native):
+            assert registry.recognise(config, WHERE).card.id == card.id
+
+
+def test_what_transformers_saved_is_recognised(
+    registry: Registry, families: dict[str, Family]
+) -> None:
+    """A folder needs no name. Oracle: the model that was saved there."""
+    for name in MODELS:
+        for layout in ("native", "remote"):
+            assert families[name].job(layout, registry).card.id == name
+
+
+def changed(top: dict[str, Any], vision: dict[str, Any], text: dict[str, Any]) -> dict[str, Any]:
+    """Return the published config of InternVL3.5-1B with changes."""
+    config = CARDS["internvl3.5-1b"].config
+    parts = {
+        "vision_config": {**config["vision_config"], **vision},
+        "llm_config": {**config["llm_config"], **text},
+    }
+    return {**config, **parts, **top}
+
+
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        (changed({"flash_mode": True, "flash_relative_threshold": 0.1}, {}, {}), "Flash"),
+        (changed({"architectures": ["InternVLFlashForConditionalGeneration"]}, {}, {}), "Flash"),
+        (changed({}, {}, {"hidden_size": 2560, "num_hidden_layers": 36}), "InternVL3_5-4B"),
+        (
+            changed(
+                {},
+                {"hidden_size": 3200, "norm_type": "rms_norm", "qk_normalization": True},
+                {"hidden_size": 5120, "num_hidden_layers": 64},
+            ),
+            "InternVL3_5-38B",
+        ),
+        (changed({}, {}, {"model_type": "internlm2"}), "internvl-other"),
+        (changed({"ps_version": "v1"}, {}, {}), "internvl-other"),
+        (changed({}, {"qk_normalization": True}, {}), "internvl-other"),
+        ({"architectures": ["InternVLChatModel"]}, "internvl-other"),
+        ({"architectures": ["InternVLChatModel"], "llm_config": 3}, "internvl-other"),
+    ],
+)
+def test_another_variant_is_refused_by_name(
+    registry: Registry, config: dict[str, Any], name: str
+) -> None:
+    """The error names the variant, the hint what is supported. Oracle: the change made."""
+    with pytest.raises(UnsupportedModel, match=name) as caught:
+        registry.recognise(config, WHERE)
+    assert "OpenGVLab/InternVL3_5-1B, OpenGVLab/InternVL3_5-2B" in caught.value.hint
+
+
+def test_a_variant_is_refused_by_its_id_as_well(registry: Registry) -> None:
+    """`convert internvl3.5-1b-flash` says no; none of them is listed. Oracle: the four cards."""
+    with pytest.raises(UnsupportedModel):
+        registry.find("internvl3.5-1b-flash")
+    with pytest.raises(PluginNotFound):
+        registry.find("internvl9")
+    assert {entry.card.id for entry in registry.entries} == set(CARDS)
+
+
+@pytest.mark.parametrize("card", CARDS.values(), ids=CARDS)
+def test_a_profile_holds_its_tile(card: ModelCard) -> None:
+    """A prompt has room for the tokens of one tile. Oracle: 28 x 28 px a token."""
+    (profile,) = card.profiles.values()
+    assert profile.height * profile.width // 784 < profile.max_prompt <= profile.kv_cache_len + 1

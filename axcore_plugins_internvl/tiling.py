@@ -1,0 +1,83 @@
+"""Dynamic tiling: a picture as a grid of tiles and a thumbnail of the whole."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from axcore import Choice
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from PIL.Image import Image
+
+MOST_TILES = 12  # `max_dynamic_patch`
+
+TILES = Choice(
+    tuple(map(str, range(1, MOST_TILES + 1))),
+    "tiles of one run of the graph, and of a picture at most. 1, as on the board: the whole"
+    " picture. From 3 on a picture is cut into a grid of up to one tile less, with proportions"
+    " near its own, and the whole picture is the last tile: finer detail, for 256 tokens a tile"
+    " at 448x448 px. 2 takes two whole pictures",
+)
+THUMBNAIL = 1  # follows the cells of a picture that is cut
+
+
+def tile(picture: Image, tiles: int, height: int, width: int) -> Iterator[Image]:
+    """Cut a picture into at most `tiles` tiles of ``height x width`` px.
+
+    The picture is resized to a grid of tiles, which follow row by row; where there are several,
+    the whole picture at the size of a tile comes last and counts as one of them. So up to two
+    tiles mean one, the whole picture.
+
+    Args:
+        picture: RGB.
+        tiles: At least 1.
+        height, width: Size of a tile in px.
+
+    Yields:
+        RGB pictures of ``height x width`` px.
+
+    Source: InternVL, ``dynamic_preprocess``; transformers, ``GotOcr2ImageProcessorPil``.
+    """
+    from PIL.Image import Resampling
+
+    columns, rows = grid(*picture.size, max(tiles - THUMBNAIL, 1), height, width)
+    if columns * rows > 1:
+        canvas = picture.resize((columns * width, rows * height), Resampling.BICUBIC)
+        for index in range(columns * rows):
+            left, top = index % columns * width, index // columns * height
+            yield canvas.crop((left, top, left + width, top + height))
+    yield picture.resize((width, height), Resampling.BICUBIC)
+
+
+def grid(
+    picture_width: int, picture_height: int, most: int, height: int, width: int
+) -> tuple[int, int]:
+    """Choose the grid whose proportions are nearest to the picture's.
+
+    Between equally near ones a larger grid wins if its area is below twice the picture's.
+
+    Args:
+        picture_width, picture_height: Size of the picture in px.
+        most: Cells at most.
+        height, width: Size of a cell in px.
+
+    Returns:
+        Columns and rows.
+    """
+    ratio, area = picture_width / picture_height, picture_width * picture_height
+    best, distance = (1, 1), float("inf")
+    for columns, rows in _grids(most):
+        away = abs(ratio - (columns * width) / (rows * height))
+        roomy = 2 * area > columns * rows * width * height
+        if away < distance or (away == distance and roomy):
+            best, distance = (columns, rows), away
+    return best
+
+
+def _grids(most: int) -> list[tuple[int, int]]:
+    """List every grid of up to `most` cells, by their number; equal ones narrow before wide."""
+    sides = range(1, most + 1)
+    found = [(columns, rows) for columns in sides for rows in sides if columns * rows <= most]
+    return sorted(found, key=lambda grid: grid[0] * grid[1])

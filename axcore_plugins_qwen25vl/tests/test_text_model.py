@@ -1,0 +1,67 @@
+"""The language model alone, as quantising takes it out, is the one inside the whole."""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import EntryPoint
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import axcore_plugins_qwen25vl as plugin
+from axcore import Registry, Silent
+from axcore.language.checkpoint import write_checkpoint
+from axcore.pipeline.job import Request, open_job
+from axcore.quantization.language import language_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture(scope="module")
+def config() -> dict[str, Any]:
+    """The small config of the 3B model in the layout of the file that is published."""
+    card = plugin.model_cards()[0]
+    config = {**card.config, **card.tiny, "torch_dtype": "float32"}
+    for name in ("vision_config", "rope_scaling"):
+        config[name] = {**card.config[name], **card.tiny[name]}
+    return config
+
+
+@pytest.mark.parametrize("saved_anew", [False, True])
+def test_text_gives_the_same_logits(
+    config: dict[str, Any], tmp_path: Path, saved_anew: bool
+) -> None:
+    """Plain rotation for rotation in three rows, for the published and for the newer layout of
+    config.json. Oracle: transformers' class of the whole on the same tokens.
+    """
+    from transformers import AutoModelForCausalLM, Qwen2_5_VLConfig
+    from transformers import Qwen2_5_VLForConditionalGeneration as Whole
+
+    torch.manual_seed(3)
+    whole: Any = Whole(Qwen2_5_VLConfig(**config))
+    whole.eval()
+    with torch.no_grad():
+        for parameter in whole.model.language_model.parameters():
+            parameter.mul_(3)  # so that attention, and with it the rotation, matters
+    folder = tmp_path / "whole"
+    if saved_anew:
+        whole.save_pretrained(folder)
+    else:
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps(config))
+        tensors = {key: t.contiguous() for key, t in whole.state_dict().items() if "lm_" not in key}
+        save_file(tensors, folder / "model.safetensors")
+    registry = Registry([EntryPoint("qwen25vl", "axcore_plugins_qwen25vl", "axcore")])
+    job = open_job(Request(str(folder)), registry, Silent())
+    with job.checkpoint:
+        language = language_of(job, registry)
+        write_checkpoint(job.checkpoint, language.checkpoint, tmp_path / "text", Silent(), ())
+    text: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "text", dtype=torch.float32)
+    tokens = torch.arange(3, 103)[None]
+    with torch.inference_mode():
+        expected, found = whole(tokens).logits, text(tokens).logits
+    assert type(text).__name__ == "Qwen2ForCausalLM"
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
