@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 FAMILIES := $(patsubst %/pyproject.toml,%,$(wildcard axcore_plugins_*/pyproject.toml))
 PROJECTS := pyproject.toml $(FAMILIES:%=%/pyproject.toml)
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench gptq-env clean
 
 demo: $(INSTALLED)
 	$(BIN)/python scripts/demo.py
@@ -23,6 +23,14 @@ lint: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks
+
+# The quantisation library pins other versions than axcore runs with (docs/quantize.md).
+gptq-env:
+	$(PYTHON) -m venv .venv-gptq
+	.venv-gptq/bin/python -m pip install --disable-pip-version-check \
+		torch==2.13.0 numpy==2.2.6 setuptools wheel
+	.venv-gptq/bin/python -m pip install --disable-pip-version-check \
+		--no-build-isolation gptqmodel==7.6.0 numpy==2.2.6
 
 $(INSTALLED): $(PROJECTS) constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \

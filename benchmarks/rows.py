@@ -58,6 +58,24 @@ CASES = [
             for depth in (8, 16, 32)
         },
     ),
+    Case(
+        model="minicpm-v-4",
+        tower=("vpm.", "resampler."),
+        most_gb=1.0,
+        slack_s=15,
+        depths={
+            depth: {
+                "vision_config": {"num_hidden_layers": depth},
+                "num_hidden_layers": 1,
+                "vocab_size": 512,
+            }
+            for depth in (9, 27)
+        },
+    ),
+    Case(
+        model="minicpm-v-2", tower=("vpm.", "resampler."), most_gb=1.0, folding=("--fold-scales",)
+    ),
+    Case(model="internvl3.5-1b", tower=("vision_model.", "mlp1."), most_gb=0.9, slack_s=12),
 ]
 
 
@@ -234,6 +252,29 @@ def embedding_rows(bench: Bench) -> Iterator[Row]:
               "≤ 150 MB", extra <= 150e6)  # fmt: skip
 
 
+def folding_rows(bench: Bench) -> Iterator[Row]:
+    """Writing the language model anew, against `cp` of the checkpoint, in turns."""
+    if not bench.case.folding:
+        return
+    taken, copied, peaks = [], [], []
+    shards = [str(path) for path in sorted(Path(bench.checkpoint).glob("*.safetensors"))]
+    for _ in range(REPEATS):
+        with bench.folder() as folder:
+            folded = script("folding", bench.checkpoint, folder / "llm", *bench.case.folding)
+            taken.append(folded.json["seconds"])
+            peaks.append(folded.peak_bytes)
+        with bench.folder() as folder:
+            copied.append(run("cp", *shards, str(folder)).seconds)
+    ours, theirs = statistics.median(taken), statistics.median(copied)
+    yield Row(f"`{bench.case.folding[0]}`, {folded.json['bytes'] / 1e9:.1f} GB written, against"
+              " `cp` of the checkpoint",
+              f"{ours:.1f} s against {theirs:.1f} s: {ours / theirs:.2f}x",
+              "≤ 2x", ours <= 2 * theirs)  # fmt: skip
+    extra = statistics.median(peaks) - bare_interpreter_bytes()
+    yield Row("the same, memory over the bare interpreter", f"{extra / 1e6:.0f} MB",
+              "≤ 300 MB", extra <= 300e6)  # fmt: skip
+
+
 def startup_rows(_: Bench) -> Iterator[Row]:
     """How long the command line takes to say something."""
     for argument in ("list-models", "--help"):
@@ -247,6 +288,7 @@ PARTS: Mapping[str, Callable[[Bench], Iterator[Row]]] = {
     "growth": growth_rows,
     "runtime": runtime_rows,
     "embedding": embedding_rows,
+    "folding": folding_rows,
     "startup": startup_rows,
 }
 
