@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-CHUNK_BYTES = 8 << 20
+CHUNK_BYTES = 512 << 10  # stays in the second-level cache between reading and writing
 HASHING_THREADS = 2
 AS_ON_DISK: Prefixes = MappingProxyType({})
 
