@@ -33,6 +33,18 @@ FAMILY_OPTIONS = {"allow_extra_args": True, "ignore_unknown_options": True}
 Json = Annotated[bool, typer.Option("--json", help="Print data as JSON on stdout.")]
 Model = Annotated[str, typer.Argument(help="Model id, alias or checkpoint folder.")]
 BundleFolder = Annotated[Path, typer.Argument(help="Folder written by `axcore convert`.")]
+CheckpointName = Annotated[
+    str | None,
+    typer.Option(help="Checkpoint folder or Hugging Face id; default: the model's own."),
+]
+Weights = Annotated[
+    Literal["random-tiny", "random-full"] | None,
+    typer.Option(help="Fabricate a checkpoint: tiny, or of the real size."),
+]
+Source = Annotated[
+    Literal["huggingface", "modelscope"], typer.Option(help="Where to download from.")
+]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit to download.")]
 Images = Annotated[
     list[Path] | None,
     typer.Option("--images", help="Calibration pictures: folder, archive or file; repeatable."),
@@ -97,21 +109,10 @@ def convert(
         Path | None,
         typer.Option("-o", "--out", help="Bundle folder; default: ./MODEL-bundle."),
     ] = None,
-    checkpoint: Annotated[
-        str | None,
-        typer.Option(help="Checkpoint folder or Hugging Face id; default: the model's own."),
-    ] = None,
-    weights: Annotated[
-        Literal["random-tiny", "random-full"] | None,
-        typer.Option(help="Fabricate a checkpoint: tiny, or of the real size."),
-    ] = None,
-    source: Annotated[
-        Literal["huggingface", "modelscope"], typer.Option(help="Where to download from.")
-    ] = "huggingface",
-    revision: Annotated[
-        str | None,
-        typer.Option(help="Branch, tag or commit to download."),
-    ] = None,
+    checkpoint: CheckpointName = None,
+    weights: Weights = None,
+    source: Source = "huggingface",
+    revision: Revision = None,
     images: Images = None,
     calibration_archive: Annotated[
         str | None,

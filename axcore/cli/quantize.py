@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from .. import api
-from .app import Json, Model, _registry
+from .app import CheckpointName, Json, Model, Revision, Source, Weights, _registry
 from .console import emit, progress, size, table
 
 if TYPE_CHECKING:
@@ -42,18 +42,10 @@ def gptq(
         Path | None,
         typer.Option(help="A Python that has gptqmodel; default: the one that runs axcore."),
     ] = None,
-    checkpoint: Annotated[
-        str | None,
-        typer.Option(help="Checkpoint folder or Hugging Face id; default: the model's own."),
-    ] = None,
-    weights: Annotated[
-        Literal["random-tiny", "random-full"] | None,
-        typer.Option(help="Fabricate a checkpoint: tiny, or of the real size."),
-    ] = None,
-    source: Annotated[
-        Literal["huggingface", "modelscope"], typer.Option(help="Where to download from.")
-    ] = "huggingface",
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit to download.")] = None,
+    checkpoint: CheckpointName = None,
+    weights: Weights = None,
+    source: Source = "huggingface",
+    revision: Revision = None,
     as_json: Json = False,
 ) -> None:
     """Quantise the language model by GPTQ into a checkpoint folder that `convert` takes."""
