@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .headers import DTYPES
@@ -14,10 +16,11 @@ from .shards import INDEX
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ..progress import Progress
+    from ..progress import Progress, Task
     from ..types import Shape
 
 SHARD_BYTES = 5_000_000_000
+_WRITERS = 2  # shards at a time: one reads and computes while the other writes
 _SPELLINGS = {name: (spelling, width) for spelling, (name, width) in DTYPES.items()}
 
 
@@ -29,7 +32,7 @@ class Entry:
         name: Its key on disk.
         dtype: E.g. "bfloat16".
         shape: Its shape.
-        chunks: Yields its bytes, little-endian and row-major.
+        chunks: Yields its bytes, little-endian and row-major; called in any thread.
     """
 
     name: str
@@ -69,17 +72,22 @@ def write_shards(
     names = [f"model-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)]
     if count == 1:
         names = ["model.safetensors"]
-    with progress.task(label, total, "B") as task:
-        for name, group in zip(names, groups, strict=True):
-            with (folder / name).open("wb") as file:
-                file.write(_header(group))
-                for entry in group:
-                    for chunk in entry.chunks():
-                        file.write(chunk)
-                        task.advance(len(chunk))
+    with progress.task(label, total, "B") as task, ThreadPoolExecutor(_WRITERS) as pool:
+        paths = [folder / name for name in names]
+        for _ in pool.map(partial(_write_shard, task), paths, groups):
+            pass
     if count > 1:
         weight_map = {e.name: name for name, g in zip(names, groups, strict=True) for e in g}
         write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def _write_shard(task: Task, path: Path, entries: Iterable[Entry]) -> None:
+    with path.open("wb") as file:
+        file.write(_header(entries))
+        for entry in entries:
+            for chunk in entry.chunks():
+                file.write(chunk)
+                task.advance(len(chunk))
 
 
 def write_json(path: Path, content: Any) -> None:
