@@ -5,6 +5,7 @@ transformers; those wait until a conversion needs them.
 """
 
 from .api import build, convert, lint, list_models, plan, quantize, verify
+from .bundle import Bundle
 from .errors import (
     AxcoreError,
     BudgetError,
@@ -22,7 +23,6 @@ from .errors import (
     VerificationError,
 )
 from .hookspecs import hookimpl
-from .pipeline.bundle import Bundle
 from .plugins import Registry
 from .progress import Progress, Silent
 from .types import (
@@ -31,6 +31,7 @@ from .types import (
     Calibration,
     Choice,
     Component,
+    Decoder,
     Embedding,
     GraphFile,
     Job,
@@ -62,6 +63,7 @@ __all__ = [
     "Choice",
     "Component",
     "ContractError",
+    "Decoder",
     "DownloadError",
     "Embedding",
     "GraphError",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +13,14 @@ from .progress import Progress, Silent
 from .types import Options
 
 if TYPE_CHECKING:
+    from .bundle import Bundle
     from .graph.lint import Finding
     from .graph.verify import Verification
-    from .pipeline.bundle import Bundle
     from .pipeline.job import Request, Source, Weights
     from .pipeline.plan import Plan
     from .plugins import Entry
     from .quantization.gptq import Device, Quantised
+    from .types import Toolchain
 
 
 def list_models(registry: Registry | None = None) -> list[Entry]:
@@ -132,7 +133,7 @@ def verify(
         VerificationError: A graph differs by more than the thresholds.
         AxcoreError: Another subclass says what is wrong.
     """
-    from .pipeline.bundle import Bundle
+    from .bundle import Bundle
     from .pipeline.verify import verify_bundle
 
     return verify_bundle(Bundle.open(bundle), images, registry or Registry(), progress or Silent())
@@ -143,6 +144,8 @@ def build(
     *,
     toolchain: str | None = None,
     command: str | None = None,
+    weight_type: str | None = None,
+    hidden_state_type: str | None = None,
     progress: Progress | None = None,
     registry: Registry | None = None,
 ) -> list[Path]:
@@ -152,6 +155,10 @@ def build(
         bundle: A folder that `convert` wrote.
         toolchain: Its name; None takes the one the bundle was converted for.
         command: How the tool is called where it is not on PATH, e.g. ``docker run … pulsar2``.
+        weight_type: Precision of the language model's stored weights, e.g. "bf16" or "s8"; None
+            takes the toolchain's default.
+        hidden_state_type: Precision of its states and caches, "bf16" or "fp32"; None takes the
+            model's.
         progress: Told each line the tool prints.
         registry: The plugins; None finds the installed ones.
 
@@ -161,14 +168,33 @@ def build(
     Raises:
         ToolchainError: The tool is missing, or a step failed.
     """
+    from .bundle import Bundle
     from .files import explained_full_disk
-    from .pipeline.bundle import Bundle
+    from .pipeline.decoder import open_decoder
     from .pipeline.workspace import Workspace
 
-    opened = Bundle.open(bundle)
-    request = opened.build_request
-    name = toolchain or opened.manifest["toolchain"]
-    known = (registry or Registry()).toolchains
+    opened, known = Bundle.open(bundle), registry or Registry()
+    tool = _available(toolchain or opened.manifest["toolchain"], command, known)
+    request, reporter = opened.build_request, progress or Silent()
+    llm = request.llm
+    states = hidden_state_type or llm.hidden_state_type
+    llm = replace(llm, hidden_state_type=states, weight_type=weight_type or llm.weight_type)
+    request = replace(request, llm=llm)
+    # Configurations and scripts are there to be edited; everything else must be as written.
+    opened.check_files(set(opened.files) - set(tool.prepare(request)))
+    with Workspace(opened.folder, request.model).locked(), explained_full_disk(opened.folder):
+        return tool.build(
+            opened.folder,
+            request,
+            reporter,
+            command=command,
+            decoder=lambda: open_decoder(opened, known, reporter),
+        )
+
+
+def _available(name: str, command: str | None, registry: Registry) -> Toolchain:
+    """Return the toolchain of that name, if it can run here."""
+    known = registry.toolchains
     if name not in known:
         raise UsageError(f"no toolchain `{name}`", hint=f"installed: {', '.join(known) or 'none'}")
     found = known[name].availability(command)
@@ -176,10 +202,7 @@ def build(
         raise ToolchainError(
             f"toolchain `{name}` is not available: {found.detail}", hint=found.remedy
         )
-    # Configurations and scripts are there to be edited; everything else must be as written.
-    opened.check_files(set(opened.files) - set(known[name].prepare(request)))
-    with Workspace(opened.folder, request.model).locked(), explained_full_disk(opened.folder):
-        return known[name].build(opened.folder, request, progress or Silent(), command)
+    return known[name]
 
 
 def quantize(
@@ -238,8 +261,8 @@ def lint(target: Path, *, chip: str | None = None) -> list[Finding]:
     Raises:
         AxcoreError: The target cannot be read, or the chip is unknown.
     """
+    from .bundle import Bundle
     from .graph.lint import lint_model
-    from .pipeline.bundle import Bundle
 
     if not target.is_dir():
         return lint_model(target, chip or Options().chip)

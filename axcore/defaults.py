@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
-    from .types import Component, Embedding, Job, LlmBuildArgs, Sample, Stage, Toolchain
+    from .types import Component, Decoder, Embedding, Job, LlmBuildArgs, Sample, Stage, Toolchain
 
 
 @hookimpl(trylast=True)
@@ -53,9 +53,18 @@ def llm_build_args(job: Job) -> LlmBuildArgs:
     return default_build_args(job)
 
 
+@hookimpl(trylast=True)
+def decoder(job: Job) -> Decoder:
+    """Describe a decoder in the shape of Llama, Qwen2 or Qwen3, as config and tensors say."""
+    from .language.decoder import default_decoder
+
+    return default_decoder(job)
+
+
 @hookimpl
 def toolchains() -> list[Toolchain]:
-    """Bring Axera's Pulsar2."""
+    """Bring Axera's Pulsar2, and the embedded toolchain."""
+    from .toolchains.onnx import Onnx
     from .toolchains.pulsar2 import Pulsar2
 
-    return [Pulsar2()]
+    return [Pulsar2(), Onnx()]

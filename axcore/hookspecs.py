@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from .types import (
         Component,
+        Decoder,
         Embedding,
         Job,
         LlmBuildArgs,
@@ -115,11 +116,15 @@ def llm_build_args(job: Job) -> LlmBuildArgs | None:
 
 
 @hookspec(firstresult=True)
-def decoder(job: Job) -> Sequence[Stage] | None:
-    """Return the language model as stages: one per layer, then final norm and head.
+def decoder(job: Job) -> Decoder | None:
+    """Return the language model as stages: one per layer, and one for final norm and head.
 
-    For toolchains that build decoder layers here rather than by a vendor's builder. No toolchain
-    of this release does, so it is not called yet.
+    Called by a build whose toolchain makes the decoder layers here rather than by a vendor's
+    builder. `Decoder` says what the stages take and return. The default covers decoders of the
+    shape of Llama, Qwen2 and Qwen3, read from the config.
+
+    Raises:
+        UnsupportedModel: The layers are of a kind that is not built here.
     """
 
 
@@ -127,9 +132,21 @@ def decoder(job: Job) -> Sequence[Stage] | None:
 def prepare_prompt(job: Job, messages: Sequence[dict[str, Any]]) -> Prompt | None:
     """Turn chat messages into ids, positions and the samples each vision component is run on.
 
-    For commands that run a model. This release has none, so it is not called yet. `messages` are
-    in the form of transformers' chat templates:
-    ``{"role": ..., "content": [{"type": "image"|"text", ...}]}``.
+    Called by every command that runs a model, on a board too: import neither torch nor
+    transformers. Of the job's checkpoint only config and folder are to be used; the weights may
+    not be there.
+
+    Args:
+        job: What was converted.
+        messages: ``{"role": ..., "content": text or parts}`` in the form of transformers' chat
+            templates; a part is ``{"type": "text", "text": ...}``, ``{"type": "image", "image":
+            picture or file}`` or, where the family takes it, ``{"type": "video", "video":
+            [pictures or files], "fps": frames per second}``.
+
+    Raises:
+        CheckpointError: The tokenizer is missing or does not fit the model.
+        PictureError: A picture cannot be read.
+        UsageError: The model does not take a part of that type.
     """
 
 

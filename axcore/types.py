@@ -105,6 +105,8 @@ class ModelCard:
             itself.
         files: Further small JSON files of the published checkpoint (name to content), such as
             ``preprocessor_config.json``, written when one is fabricated.
+        tokens: Special tokens and their ids for a config: what the tokenizer of a fabricated
+            checkpoint must know. None fabricates no tokenizer.
     """
 
     id: str
@@ -125,6 +127,7 @@ class ModelCard:
     unsupported: str = ""
     text_model: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    tokens: Callable[[Mapping[str, Any]], Mapping[str, int]] | None = None
 
     @property
     def stem(self) -> str:
@@ -454,7 +457,10 @@ class LlmBuildArgs:
     Attributes:
         prefill_len, kv_cache_len, last_kv_cache_len: See `Profile`.
         model_type: Type name given to the builder; None lets it read ``config.json``.
-        hidden_state_type, weight_type: Precisions.
+        hidden_state_type: Precision of the state between layers and of the caches: "bf16" or
+            "fp32", and what else a builder knows.
+        weight_type: Precision of stored weights, e.g. "s8" or "bf16"; None takes the builder's
+            default.
         parallel: Worker processes.
         check_level: 0 none, 1 cosine of each layer, 2 generate.
         environment: Variables the builder must see.
@@ -468,7 +474,7 @@ class LlmBuildArgs:
     last_kv_cache_len: tuple[int, ...] = ()
     model_type: str | None = None
     hidden_state_type: str = "bf16"
-    weight_type: str = "s8"
+    weight_type: str | None = None
     parallel: int = 32
     check_level: int = 0
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -483,14 +489,46 @@ class Prompt:
     Attributes:
         input_ids: int64 ``[n]``, placeholders included.
         position_ids: int64 ``[1, n]``, or ``[3, n]`` (temporal, height, width).
-        vision_rows: Component name to the positions in `input_ids` its rows replace, in order.
-        pictures: Component name to the samples it is run on, in order.
+        vision_rows: Component name to the positions in `input_ids` (int64 ``[m]``) that its rows
+            replace. The rows of all runs follow one another; those beyond m are padding.
+        pictures: Component name to the samples it is run on, in order, each in the form that
+            `make_calib` yields. Components behind it receive its features.
+        stop_ids: Tokens that end an answer, beside those that the checkpoint configures.
     """
 
     input_ids: np.ndarray[Any, Any]
     position_ids: np.ndarray[Any, Any]
     vision_rows: Mapping[str, np.ndarray[Any, Any]]
     pictures: Mapping[str, Sequence[Sample]]
+    stop_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """The language model as stages, for toolchains that build its layers here.
+
+    Attributes:
+        kind: Type name that begins the names of the layer files, e.g. ``qwen3``.
+        layers: One stage per layer. ``forward(K_cache, V_cache, indices, input, mask)`` with
+            ``[1, h, D]`` twice, int64 ``[r, n]``, ``[1, n, H]`` and ``[1, n, h + n]`` returns the
+            cache rows of the n tokens, ``[1, n, D]`` twice, and the state behind the layer. All
+            floats are float32; h and n differ from call to call.
+        head: ``forward(input)`` takes ``[1, 1, H]`` through the final norm and the output head
+            and returns logits ``[1, 1, vocabulary]``.
+        width: H, hidden size.
+        cache_width: D, key/value heads times head size.
+        position_rows: r of a prefill chunk: 1, or 3 (temporal, height, width). A single token
+            always comes with r = 1.
+        checkpoint: Where the stages' weights are read from.
+    """
+
+    kind: str
+    layers: tuple[Stage, ...]
+    head: Stage
+    width: int
+    cache_width: int
+    position_rows: int
+    checkpoint: Checkpoint
 
 
 # What a toolchain is -----------------------------------------------------------------------------
@@ -507,6 +545,7 @@ class GraphFile:
         archive: Name of the calibration archive, relative to the bundle.
         samples: Number of samples in the archive; 0 where none was made.
         build_options: See `Component.build_options`.
+        component: Name of the component it belongs to.
     """
 
     stem: str
@@ -516,6 +555,7 @@ class GraphFile:
     archive: str
     samples: int
     build_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    component: str = ""
 
 
 @dataclass(frozen=True)
@@ -568,9 +608,23 @@ class Toolchain(Protocol):
         """
 
     def build(
-        self, bundle: Path, request: BuildRequest, progress: Progress, command: str | None = None
+        self,
+        bundle: Path,
+        request: BuildRequest,
+        progress: Progress,
+        *,
+        command: str | None = None,
+        decoder: Callable[[], Decoder],
     ) -> list[Path]:
         """Run the tool on `bundle` and return the files made; finished steps are not repeated.
+
+        Args:
+            bundle: Folder with graphs, configurations and calibration archives.
+            request: What to build.
+            progress: Where messages go.
+            command: How the tool is called; None for its usual name.
+            decoder: Opens the checkpoint and asks the family for the language model's stages, for
+                a toolchain that builds the layers itself.
 
         Raises:
             ToolchainError: The tool is missing or a step failed (message names the step).

@@ -19,11 +19,11 @@ import pytest
 
 import axcore
 from axcore import Options, Registry
+from axcore.bundle import Bundle
 from axcore.calibration import embedded_pictures
 from axcore.checkpoint.fabricate import fabricate
 from axcore.checkpoint.shards import INDEX
 from axcore.cli import main
-from axcore.pipeline.bundle import Bundle
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,6 +12,8 @@ from ..errors import CheckpointError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from torch import Tensor
+
     from ..types import Shape
     from .reader import Checkpoint
 
@@ -72,6 +74,50 @@ def as_stored(
     for stem in stems:
         stored |= scheme.tensors(stem, stored.pop(f"{stem}.weight"))
     return stored
+
+
+def float_shape(checkpoint: Checkpoint, key: str) -> Shape:
+    """Return the shape of what `float_tensor` reads; raises as it does."""
+    stem = key.removesuffix(".weight")
+    if key in checkpoint.tensors or f"{stem}.qweight" not in checkpoint.tensors:
+        return checkpoint.info(key).shape
+    columns, rows = (checkpoint.info(f"{stem}.{name}").shape[-1] for name in ("g_idx", "scales"))
+    return rows, columns
+
+
+def float_tensor(checkpoint: Checkpoint, key: str) -> Tensor:
+    """Read a tensor; a quantised projection is multiplied out, float16 ``[out, in]``.
+
+    Args:
+        checkpoint: Where it is read from.
+        key: Canonical key of the float model, ``<stem>.weight`` for a projection.
+
+    Raises:
+        CheckpointError: The tensor is unknown, or quantised in another way than by GPTQ.
+
+    Source: GPTQModel's ``gptq`` format; a stored zero point is one less than the real one.
+    """
+    stem = key.removesuffix(".weight")
+    if key in checkpoint.tensors or f"{stem}.qweight" not in checkpoint.tensors:
+        return checkpoint.tensor(key)
+    bits = _scheme(checkpoint).bits
+    words, zeros, scales, group = (
+        checkpoint.tensor(f"{stem}.{name}") for name in ("qweight", "qzeros", "scales", "g_idx")
+    )
+    steps = _unpacked(words, bits, axis=0) - (_unpacked(zeros, bits, axis=1) + 1)[group.long()]
+    weight: Tensor = (steps * scales[group.long()]).T
+    return weight.to(scales.dtype)
+
+
+def _unpacked(words: Tensor, bits: int, axis: int) -> Tensor:
+    """Take the fields of int32 words apart, the lowest bits first, along `axis`."""
+    import torch
+
+    shifts = torch.arange(0, _WORD_BITS, bits, dtype=torch.int32)
+    shape = (-1, 1) if axis == 0 else (-1,)
+    fields = words.unsqueeze(axis + 1) >> shifts.reshape(shape)
+    unpacked: Tensor = (fields & (2**bits - 1)).flatten(axis, axis + 1)
+    return unpacked
 
 
 def _scheme(checkpoint: Checkpoint) -> Scheme:

@@ -220,12 +220,26 @@ def build(
             "--pulsar2", "--tool", help='How the tool is called, e.g. "docker run … pulsar2".'
         ),
     ] = None,
+    weight_type: Annotated[
+        str | None,
+        typer.Option(help="Stored weights of the language model, e.g. bf16 or s8."),
+    ] = None,
+    hidden_state_type: Annotated[
+        str | None,
+        typer.Option(help="States and caches of the language model: bf16 or fp32."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Run a toolchain on a bundle."""
     with progress() as reporter:
         made = api.build(
-            bundle, toolchain=toolchain, command=pulsar2, progress=reporter, registry=_registry()
+            bundle,
+            toolchain=toolchain,
+            command=pulsar2,
+            weight_type=weight_type,
+            hidden_state_type=hidden_state_type,
+            progress=reporter,
+            registry=_registry(),
         )
     if as_json:
         return emit({"files": made})

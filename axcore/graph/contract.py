@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ..checkpoint.quantised import float_shape
 from ..errors import CheckpointError, ContractError
 
 if TYPE_CHECKING:
@@ -29,10 +30,20 @@ def check_component(component: Component, checkpoint: Checkpoint) -> None:
     for name in (component.name, component.stem):
         if not re.fullmatch(r"\w[\w.+-]*", name):
             raise ContractError(f"{where} has a name unfit for a file: {name!r}")
-    _check_unique(where, "stage", [stage.name for stage in component.stages])
     _check_unique(where, "port", [p.name for p in (*component.inputs, *component.outputs)])
+    check_stages(where, component.stages, checkpoint)
+
+
+def check_stages(where: str, stages: Sequence[Stage], checkpoint: Checkpoint) -> None:
+    """Check names, kinds, parameters and keys of stages; `where` begins the messages.
+
+    Raises:
+        ContractError: The stages contradict one another.
+        CheckpointError: A key is missing, or a tensor has another shape than its parameter.
+    """
+    _check_unique(where, "stage", [stage.name for stage in stages])
     first: dict[str, Stage] = {}
-    for stage in component.stages:
+    for stage in stages:
         _check_kind(stage, first.setdefault(stage.kind, stage))
         _check_weights(stage, checkpoint)
 
@@ -124,7 +135,9 @@ def _check_weights(stage: Stage, checkpoint: Checkpoint) -> None:
 def _resolved_shape(stage: Stage, name: str, checkpoint: Checkpoint) -> Shape:
     weight = stage.weights()[name]
     try:
-        tensor = weight.resolve(lambda key: torch.empty(checkpoint.info(key).shape, device="meta"))
+        tensor = weight.resolve(
+            lambda key: torch.empty(float_shape(checkpoint, key), device="meta")
+        )
     except RuntimeError as error:
         raise CheckpointError(
             f"{', '.join(weight.keys())} cannot be brought into the form of"

@@ -22,7 +22,7 @@ from .older import Older
 from .passes import DefaultAttributesPass, SplitToSlicesPass
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from ..types import Shape, Stage
 
@@ -54,7 +54,13 @@ def typed(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     return copy.deepcopy(module).to(dtype).eval()
 
 
-def trace(stage: Stage, state: Sequence[Spec], dtype: torch.dtype, opset: int) -> KindGraph:
+def trace(
+    stage: Stage,
+    state: Sequence[Spec],
+    dtype: torch.dtype,
+    opset: int,
+    free: Sequence[Collection[int]] = (),
+) -> KindGraph:
     """Trace a stage into the smallest graph that the operator set `opset` can express.
 
     No weight is in memory: parameters are inputs of the graph, so no optimiser sees their values
@@ -65,6 +71,9 @@ def trace(stage: Stage, state: Sequence[Spec], dtype: torch.dtype, opset: int) -
         state: What the stage receives.
         dtype: Precision of parameters and float buffers.
         opset: 16 to 20.
+        free: For each tensor of `state` the axes whose length may change from call to call, all
+            of them at least 2 in `state`; weights then stay in their own order of axes, and the
+            result's `outputs` are unknown.
 
     Raises:
         ContractError: The module cannot be traced, or the graph cannot be expressed in `opset`.
@@ -88,6 +97,7 @@ def trace(stage: Stage, state: Sequence[Spec], dtype: torch.dtype, opset: int) -
                     *(f"state.{i}" for i in range(len(examples))),
                     *(f"weight.{name}" for name in names),
                 ],
+                dynamic_shapes=_dynamic(free, len(weights)),
                 opset_version=max(opset, _EXPORTER_OPSET),
                 verbose=False,
             )
@@ -97,7 +107,19 @@ def trace(stage: Stage, state: Sequence[Spec], dtype: torch.dtype, opset: int) -
             hint="use static shapes and plain tensor operations in `forward`",
         ) from error
     assert program is not None
-    return _finish(program.model, stage, opset)
+    model = _finish(program.model, stage, opset)
+    if free:
+        return KindGraph(model, (), {})
+    orders = _absorb_transposes(model.graph)
+    return KindGraph(model, tuple(_spec(value, stage) for value in model.graph.outputs), orders)
+
+
+def _dynamic(free: Sequence[Collection[int]], weights: int) -> Any:
+    """Say what is free in the exporter's terms; it finds out itself which lengths are equal."""
+    if not free:
+        return None
+    auto = torch.export.Dim.AUTO
+    return tuple(dict.fromkeys(axes, auto) for axes in free), [None] * weights
 
 
 class _Pure(nn.Module):
@@ -120,7 +142,7 @@ class _Pure(nn.Module):
         return (out,) if isinstance(out, torch.Tensor) else tuple(out)
 
 
-def _finish(model: ir.Model, stage: Stage, opset: int) -> KindGraph:
+def _finish(model: ir.Model, stage: Stage, opset: int) -> ir.Model:
     """Name the outputs, convert to `opset`, slim, and check what the tools made of it."""
     for index, value in enumerate(model.graph.outputs):
         value.name = f"out.{index}"
@@ -142,10 +164,9 @@ def _finish(model: ir.Model, stage: Stage, opset: int) -> KindGraph:
             hint="report this with the versions that `axcore doctor` prints",
         )
     onnx.checker.check_model(slimmed, full_check=True)
-    result = ir.from_proto(slimmed)
+    result: ir.Model = ir.from_proto(slimmed)
     _lift_constants(result)
-    orders = _absorb_transposes(result.graph)
-    return KindGraph(result, tuple(_spec(value, stage) for value in result.graph.outputs), orders)
+    return result
 
 
 def _absorb_transposes(graph: ir.Graph) -> dict[str, tuple[int, ...]]:

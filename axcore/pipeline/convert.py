@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..bundle import SCHEMA, Bundle
 from ..calibration import (
     check_pictures,
     find_archive,
@@ -18,12 +19,12 @@ from ..calibration import (
     store_samples,
     warn_of_few,
 )
-from .bundle import SCHEMA, Bundle, plain
+from ..plain import plain
+from ..versions import code_digest, versions
 from .flow import Flow
 from .job import open_job
 from .plan import check_room, make_plan, notes, sample_counts
 from .prepared import LLM_FOLDER, Prepared, prepare
-from .versions import code_digest, versions
 from .workspace import Step, Workspace, digest
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ from ..language.embedding import FORMATS
 from ..types import GraphDType, Job, ModelCard, Options, Profile, Shape
 
 if TYPE_CHECKING:
+    from ..bundle import Bundle
     from ..plugins import Entry, Registry
     from ..progress import Progress
 
@@ -53,6 +54,18 @@ class Request:
     verify: bool = True
     vision_only: bool = False
     toolchain: str = "pulsar2"
+
+
+def request_of(bundle: Bundle) -> Request:
+    """Return the request that opens the checkpoint of a bundle again, its pictures aside."""
+    manifest = bundle.manifest
+    return Request(
+        model=manifest["model"]["id"],
+        checkpoint=manifest["checkpoint"]["folder"],
+        options=bundle.options,
+        vision_only=manifest["vision_only"],
+        toolchain=manifest["toolchain"],
+    )
 
 
 def open_job(request: Request, registry: Registry, progress: Progress) -> Job:

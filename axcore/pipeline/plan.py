@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from ..errors import BudgetError
+from ..plain import plain
 from ..types import BuildRequest, LlmBuildArgs, Port
-from .bundle import plain
 from .prepared import LLM_FOLDER
 from .workspace import STATE
 

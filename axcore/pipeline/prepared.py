@@ -98,8 +98,8 @@ def graph_files(component: Component, cuts: Sequence[int], job: Job) -> list[Gra
         calibration = replace(Calibration(), size=own.size) if files else own
         shared = calibration.format == "NumpyObject"
         archive = f"{component.name if shared else inputs[0].name}.tar"
-        options = component.build_options
-        files.append(GraphFile(stem, inputs, outputs, calibration, archive, 0, options))
+        options, name = component.build_options, component.name
+        files.append(GraphFile(stem, inputs, outputs, calibration, archive, 0, options, name))
     return files
 
 

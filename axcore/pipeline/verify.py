@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING
 
 from ..calibration import find_pictures
 from .flow import Flow
-from .job import Request, open_job
+from .job import open_job, request_of
 from .prepared import prepare
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from ..bundle import Bundle
     from ..graph.verify import Verification
     from ..plugins import Registry
     from ..progress import Progress
-    from .bundle import Bundle
 
 
 def verify_bundle(
@@ -30,14 +30,7 @@ def verify_bundle(
     """
     stems = [graph.stem for graph in bundle.build_request.graphs]
     bundle.check_files({f"{stem}{suffix}" for stem in stems for suffix in (".onnx", ".onnx.data")})
-    manifest = bundle.manifest
-    request = Request(
-        model=manifest["model"]["id"],
-        checkpoint=manifest["checkpoint"]["folder"],
-        options=bundle.options,
-        vision_only=manifest["vision_only"],
-        toolchain=manifest["toolchain"],
-    )
+    request = request_of(bundle)
     job = open_job(request, registry, progress)
     with job.checkpoint:
         prepared = prepare(request, registry, job)

@@ -20,11 +20,11 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from ..bundle import MANIFEST
 from ..errors import BundleError
 from ..files import Stamp, explained_full_disk, sha256, write_atomic
 
 STATE = ".axcore"
-MANIFEST = "axcore.json"
 _RECORD = "step.json"
 _KEEP_BYTES = 1 << 20  # a changed file up to this size may be somebody's work
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from ..pipeline.bundle import Bundle
+    from ..bundle import Bundle
     from ..types import Component, Job, ModelCard, Port, Stage
 
     State = tuple[Tensor, ...]

@@ -35,7 +35,7 @@ def build(
     """Build the bundle with the stand-in; `request_` unless another request is given."""
 
     def run(request: BuildRequest = request_) -> list[Path]:
-        return Pulsar2().build(bundle, request, recorder, shlex.quote(str(standin.path)))
+        return Pulsar2().build(bundle, request, recorder, command=shlex.quote(str(standin.path)))
 
     return run
 
@@ -222,7 +222,7 @@ def test_a_program_without_a_builder_is_refused(
 ) -> None:
     """Success at ``-h`` is not enough: wrappers print their help for anything. Oracle: echo."""
     with pytest.raises(ToolchainError, match="no language-model builder") as caught:
-        Pulsar2().build(bundle, request_, recorder, "echo hello")
+        Pulsar2().build(bundle, request_, recorder, command="echo hello")
     assert "hello llm_build -h" in caught.value.message
 
 
@@ -234,7 +234,7 @@ def test_a_program_that_cannot_start_is_an_expected_failure(
     path.write_bytes(b"\0not a program")
     path.chmod(0o755)
     with pytest.raises(ToolchainError, match="cannot be started"):
-        Pulsar2().build(bundle, request_, recorder, str(path))
+        Pulsar2().build(bundle, request_, recorder, command=str(path))
 
 
 def test_variables_reach_the_tool_and_enter_a_container(
@@ -262,7 +262,7 @@ from axcore.toolchains.pulsar2 import Pulsar2
 from axcore.types import BuildRequest, Calibration, GraphFile, LlmBuildArgs, Port
 signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs ignore it
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and so does nohup
-Pulsar2().build(Path(sys.argv[1]), eval(sys.argv[2]), Silent(), sys.argv[3])
+Pulsar2().build(Path(sys.argv[1]), eval(sys.argv[2]), Silent(), command=sys.argv[3])
 """
 
 

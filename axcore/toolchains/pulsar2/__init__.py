@@ -12,10 +12,11 @@ from ...errors import ToolchainError
 from ...types import Availability
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from ...progress import Progress
-    from ...types import BuildRequest
+    from ...types import BuildRequest, Decoder
 
 __all__ = ["Pulsar2"]
 
@@ -54,7 +55,13 @@ class Pulsar2:
         return {**files, "build.sh": build_script(request)}
 
     def build(
-        self, bundle: Path, request: BuildRequest, progress: Progress, command: str | None = None
+        self,
+        bundle: Path,
+        request: BuildRequest,
+        progress: Progress,
+        *,
+        command: str | None = None,
+        decoder: Callable[[], Decoder] | None = None,
     ) -> list[Path]:
         """Build every graph and the language model; return the ``.axmodel`` files.
 
@@ -68,6 +75,7 @@ class Pulsar2:
             progress: Where messages go.
             command: What starts Pulsar2, ``pulsar2`` if None. A container must see the bundle,
                 as its working folder, and the checkpoint under the paths they have here.
+            decoder: Not used: Pulsar2 reads the checkpoint itself.
 
         Raises:
             ToolchainError: The tool or a file it needs is missing, or a step failed.
@@ -75,6 +83,7 @@ class Pulsar2:
         from .build import Build
         from .tool import Tool, find_tool
 
+        del decoder
         folder = bundle.absolute()
         tool = Tool.probe(find_tool(command), folder)
         progress.say(f"Pulsar2 {', '.join(tool.version)} ({tool.generation})".replace("  ", " "))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...errors import ToolchainError
+from ..state import Finished, State
 from .commands import (
     BUILD_FOLDER,
     LLM_STEP,
@@ -16,7 +17,6 @@ from .commands import (
     llm_flags,
     output_folder,
 )
-from .state import Finished, State
 from .tool import Tool, run_logged
 
 if TYPE_CHECKING:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..errors import BundleError
-from ..files import sha256
-from ..types import BuildRequest, Options
-from .workspace import MANIFEST
+from .errors import BundleError
+from .files import sha256
+from .plain import parse
+from .types import BuildRequest, Options
 
+MANIFEST = "axcore.json"
 SCHEMA = 1
 T = TypeVar("T")
 _FIELDS = {"model", "checkpoint", "options", "vision_only", "toolchain", "build", "notes", "files"}
@@ -78,16 +79,10 @@ class Bundle:
         return self._read("options", Options)
 
     def _read(self, field: str, kind: type[T]) -> T:
-        from pydantic import TypeAdapter, ValidationError
-
         try:
-            return TypeAdapter(kind).validate_python(self.manifest[field])
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = ".".join(map(str, (field, *first["loc"])))
-            raise BundleError(
-                f"{self.folder / MANIFEST}: {where}: {first['msg']}", hint=_HINT
-            ) from error
+            return parse(kind, self.manifest[field])
+        except ValueError as error:
+            raise BundleError(f"{self.folder / MANIFEST}: {field}.{error}", hint=_HINT) from error
 
     def check_files(self, names: set[str] | None = None) -> None:
         """Compare size and content of files (all, unless `names` are given) with the manifest.
@@ -111,8 +106,3 @@ class Bundle:
                 f"{self.folder} is not as it was written\n  " + "\n  ".join(wrong[:10]),
                 hint="run the same `axcore convert` again; what is whole is kept",
             )
-
-
-def plain(value: object) -> Any:
-    """Return a dataclass instance as JSON-like data."""
-    return json.loads(json.dumps(asdict(value), default=str))  # type: ignore[call-overload]

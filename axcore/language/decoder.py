@@ -1,0 +1,304 @@
+"""The default `decoder`: layers and head of language models in the shape of Llama, Qwen2, Qwen3.
+
+Every layer sees its history as an argument and returns the rows that belong into it, so that who
+runs it keeps the cache. Parameters carry the names of transformers; whether projections have
+biases, and queries and keys a norm, is read off the checkpoint's tensors.
+
+Source: transformers, ``LlamaDecoderLayer``, ``Qwen2DecoderLayer``, ``Qwen3DecoderLayer``,
+``Qwen2_5_VLTextModel`` (rotary sections); MiniCPM, ``MiniCPMDecoderLayer`` (scales).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import UnsupportedModel
+from ..types import Decoder, Stage
+from .embedding import HEAD_KEYS, find_embedding
+from .rotary import inverse_frequencies, sections
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from ..checkpoint import Checkpoint
+    from ..types import Job
+
+_ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
+}
+_HINT = "build the language model with a toolchain that has its own builder"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The numbers of a decoder.
+
+    Attributes:
+        hidden, inner: Widths of the state and of the MLP.
+        heads, kv_heads, head_dim: Query heads, key/value heads, width of one.
+        eps: Of every RMSNorm.
+        activation: Name of the MLP's gate activation.
+        bias, out_bias, mlp_bias, norms: Whether q, k and v have biases; o; the MLP; whether q and
+            k have norms.
+        residual: Factor of what attention and MLP add to the state.
+        frequencies: float64 ``[head_dim / 2]``, radians per position.
+        attention_factor: Of cosine and sine.
+        sections: Which of the three rows of positions each frequency reads; None for one row.
+    """
+
+    hidden: int
+    inner: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    eps: float
+    activation: str
+    bias: bool
+    out_bias: bool
+    mlp_bias: bool
+    norms: bool
+    residual: float
+    frequencies: tuple[float, ...]
+    attention_factor: float
+    sections: tuple[int, ...] | None
+
+
+def default_decoder(job: Job) -> Decoder:
+    """Return the stages that config and tensors imply.
+
+    Raises:
+        UnsupportedModel: A layer holds tensors, or the config asks for something, that this form
+            has no place for.
+    """
+    config, checkpoint = job.text_config, job.checkpoint
+    embedding = find_embedding(checkpoint, job.config).key
+    head = next((key for key in HEAD_KEYS if key in _floats(checkpoint)), embedding)
+    # A lone head that serves as the embedding too stands beside the layers' module.
+    prefix = embedding.removesuffix("embed_tokens.weight").replace("lm_head.weight", "model.")
+    shape = _shape(job, prefix)
+    depth = config["num_hidden_layers"]
+    layers = tuple(
+        Stage(f"layers.{index}", Layer(shape), f"{prefix}layers.{index}.", "layer")
+        for index in range(depth)
+    )
+    for layer in layers:
+        _check_tensors(layer, checkpoint)
+    vocabulary = checkpoint.info(head).shape[0]
+    factor = config["dim_model_base"] / shape.hidden if config.get("dim_model_base") else 1.0
+    return Decoder(
+        kind=str(config.get("model_type") or job.config["model_type"]),
+        layers=layers,
+        head=Stage(
+            "post",
+            Head(shape, vocabulary, factor),
+            {"norm.weight": f"{prefix}norm.weight", "lm_head.weight": head},
+        ),
+        width=shape.hidden,
+        cache_width=shape.kv_heads * shape.head_dim,
+        position_rows=3 if shape.sections else 1,
+        checkpoint=checkpoint,
+    )
+
+
+def _shape(job: Job, prefix: str) -> Shape:
+    config, tensors = job.text_config, _floats(job.checkpoint)
+    first = f"{prefix}layers.0."
+    heads, hidden = config["num_attention_heads"], config["hidden_size"]
+    head_dim = config.get("head_dim") or hidden // heads
+    activation = config.get("hidden_act", "silu")
+    _refuse(activation not in _ACTIVATIONS, f"the activation `{activation}`")
+    _refuse(bool(config.get("use_sliding_window")), "a sliding window")
+    frequencies, factor = inverse_frequencies(config, head_dim, job.profile.kv_cache_len + 1)
+    depth_scale = config.get("scale_depth")
+    return Shape(
+        hidden=hidden,
+        inner=config["intermediate_size"],
+        heads=heads,
+        kv_heads=config.get("num_key_value_heads") or heads,
+        head_dim=head_dim,
+        eps=config["rms_norm_eps"],
+        activation=activation,
+        bias=f"{first}self_attn.q_proj.bias" in tensors,
+        out_bias=f"{first}self_attn.o_proj.bias" in tensors,
+        mlp_bias=f"{first}mlp.gate_proj.bias" in tensors,
+        norms=f"{first}self_attn.q_norm.weight" in tensors,
+        residual=depth_scale / math.sqrt(config["num_hidden_layers"]) if depth_scale else 1.0,
+        frequencies=frequencies,
+        attention_factor=factor,
+        sections=sections(config, head_dim),
+    )
+
+
+def _floats(checkpoint: Checkpoint) -> set[str]:
+    """Return the keys of a float model, where projections may be stored quantised."""
+    packed = (".qzeros", ".scales", ".g_idx")
+    return {
+        key.removesuffix(".qweight") + ".weight" if key.endswith(".qweight") else key
+        for key in checkpoint.tensors
+        if not key.endswith(packed)
+    }
+
+
+def _check_tensors(layer: Stage, checkpoint: Checkpoint) -> None:
+    """A tensor that no parameter takes would silently change the model."""
+    assert isinstance(layer.keys, str)
+    held = {key for key in _floats(checkpoint) if key.startswith(layer.keys)}
+    taken = {key for weight in layer.weights().values() for key in weight.keys()}
+    if odd := sorted(held ^ taken):
+        verb = "lacks" if odd[0] in taken else "holds"
+        _refuse(True, f"a layer that {verb} `{odd[0]}`")
+
+
+def _refuse(unfit: bool, what: str) -> None:
+    if unfit:
+        raise UnsupportedModel(
+            f"the language model has {what}; layers of this kind are not built here", hint=_HINT
+        )
+
+
+class Layer(nn.Module):
+    """One decoder layer; `Decoder` says what it takes and returns."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.residual = shape.residual
+        self.input_layernorm = RMSNorm(shape.hidden, shape.eps)
+        self.self_attn = Attention(shape)
+        self.post_attention_layernorm = RMSNorm(shape.hidden, shape.eps)
+        self.mlp = MLP(shape)
+
+    def forward(
+        self, k_cache: Tensor, v_cache: Tensor, indices: Tensor, state: Tensor, mask: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Attend to history and chunk, then transform every row."""
+        batch = state.shape[0]
+        # A matrix of rows, so that the target may take weights as they lie in the file.
+        rows = state.reshape(-1, state.shape[-1])
+        normed = self.input_layernorm(rows)
+        key, value, seen = self.self_attn(k_cache, v_cache, indices, normed, mask)
+        rows = rows + self._scaled(seen)
+        rows = rows + self._scaled(self.mlp(self.post_attention_layernorm(rows)))
+        key, value, state = (t.reshape(batch, -1, t.shape[-1]) for t in (key, value, rows))
+        return key, value, state
+
+    def _scaled(self, added: Tensor) -> Tensor:
+        return added if self.residual == 1 else added * self.residual
+
+
+class Attention(nn.Module):
+    """Grouped-query attention over a history and the chunk behind it."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.shape = shape
+        wide, narrow = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+        self.q_proj = nn.Linear(shape.hidden, wide, shape.bias, device="meta")
+        self.k_proj = nn.Linear(shape.hidden, narrow, shape.bias, device="meta")
+        self.v_proj = nn.Linear(shape.hidden, narrow, shape.bias, device="meta")
+        self.o_proj = nn.Linear(wide, shape.hidden, shape.out_bias, device="meta")
+        if shape.norms:
+            self.q_norm = RMSNorm(shape.head_dim, shape.eps)
+            self.k_norm = RMSNorm(shape.head_dim, shape.eps)
+
+    def forward(
+        self, k_cache: Tensor, v_cache: Tensor, indices: Tensor, x: Tensor, mask: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return a row of keys ``[D]``, of values ``[D]`` and of what was seen ``[H]`` each."""
+        shape, (batch, count, _) = self.shape, mask.shape
+        kv_heads, width = shape.kv_heads, shape.head_dim
+        q = self.q_proj(x).reshape(batch, count, shape.heads, width)
+        k = self.k_proj(x).reshape(batch, count, kv_heads, width)
+        if shape.norms:
+            q, k = self.q_norm(q), self.k_norm(k)
+        cos, sin = self._rotation(indices)
+        q, k, value = rotate(q, cos, sin), rotate(k, cos, sin), self.v_proj(x)
+        # Heads that share keys stand below one another: the long history is not repeated.
+        shared = (batch, count, kv_heads, shape.heads // kv_heads, width)
+        query = (q * width**-0.5).reshape(shared).permute(0, 2, 3, 1, 4)
+        query = query.reshape(batch, kv_heads, -1, width)
+        past, old, new = (self._heads(t, batch) for t in (k_cache, v_cache, value))
+        scores = torch.cat([query @ past.mT, query @ k.transpose(1, 2).mT], -1)
+        grouped = scores.reshape(batch, kv_heads, -1, count, scores.shape[-1])
+        weights = torch.softmax(grouped + mask[:, None, None], -1).reshape(scores.shape)
+        length = k_cache.shape[1]
+        seen = weights[..., :length] @ old + weights[..., length:] @ new
+        seen = seen.reshape(batch, kv_heads, -1, count, width).permute(0, 3, 1, 2, 4)
+        joined = seen.reshape(-1, shape.heads * width)
+        return k.reshape(-1, kv_heads * width), value, self.o_proj(joined)
+
+    def _heads(self, rows: Tensor, batch: int) -> Tensor:
+        """View ``[..., D]`` as ``[batch, kv_heads, rows, head_dim]``."""
+        split = rows.reshape(batch, -1, self.shape.kv_heads, self.shape.head_dim)
+        return split.transpose(1, 2)
+
+    def _rotation(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Return cosine and sine ``[n, 1, head_dim]``; the sine's first half is negated."""
+        shape = self.shape
+        frequencies = torch.tensor(shape.frequencies, dtype=torch.float32)
+        if shape.sections is None:
+            positions = indices[0][:, None]
+        else:
+            positions = indices[list(shape.sections)].T
+        angles = positions.float() * frequencies
+        cos, sin = (f(angles) * shape.attention_factor for f in (torch.cos, torch.sin))
+        return torch.cat([cos, cos], -1)[:, None], torch.cat([-sin, sin], -1)[:, None]
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn ``[n, heads, width]`` by `cos` and `sin`, whose sign stands for that of the halves."""
+    half = x.shape[-1] // 2
+    return x * cos + torch.cat([x[..., half:], x[..., :half]], -1) * sin
+
+
+class MLP(nn.Module):
+    """A gated projection up and down."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.activation = _ACTIVATIONS[shape.activation]
+        sizes: dict[str, Any] = {"bias": shape.mlp_bias, "device": "meta"}
+        self.gate_proj = nn.Linear(shape.hidden, shape.inner, **sizes)
+        self.up_proj = nn.Linear(shape.hidden, shape.inner, **sizes)
+        self.down_proj = nn.Linear(shape.inner, shape.hidden, **sizes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Transform every row: ``[n, H]`` to the same."""
+        result: Tensor = self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))
+        return result
+
+
+class RMSNorm(nn.Module):
+    """Divide by the root of the mean square of the last axis, and weigh."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width, device="meta"))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise ``[..., width]``."""
+        return self.weight * (x / torch.sqrt((x * x).mean(-1, keepdim=True) + self.eps))
+
+
+class Head(nn.Module):
+    """Final norm and output head, ``[1, 1, H]`` to ``[1, 1, vocabulary]``."""
+
+    def __init__(self, shape: Shape, vocabulary: int, factor: float) -> None:
+        super().__init__()
+        self.norm = RMSNorm(shape.hidden, shape.eps)
+        self.lm_head = nn.Linear(shape.hidden, vocabulary, bias=False, device="meta")
+        self.factor = factor
+
+    def forward(self, state: Tensor) -> Tensor:
+        """Return the logits of the next token."""
+        rows = self.norm(state.reshape(-1, state.shape[-1])) * self.factor
+        logits: Tensor = self.lm_head(rows)
+        return logits[:, None]

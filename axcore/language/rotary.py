@@ -1,0 +1,83 @@
+"""Rotary positions as a config describes them, in the old spelling and in the new."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from ..errors import UnsupportedModel
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+PLAIN = ("default", "mrope")
+_DEFAULT_THETA = 10000.0
+
+
+def inverse_frequencies(
+    config: Mapping[str, Any], head_dim: int, context: int
+) -> tuple[tuple[float, ...], float]:
+    """Return the angle per position of every pair of channels, and the factor of cosine and sine.
+
+    Args:
+        config: The language model's config: ``rope_theta`` and ``rope_scaling``, or
+            ``rope_parameters``.
+        head_dim: Width of a head.
+        context: Positions that will be used at most; what changes beyond a length is settled by
+            it once for all.
+
+    Raises:
+        UnsupportedModel: Scaling of another kind than default, linear, dynamic within the
+            trained length, or longrope.
+
+    Source: transformers, ``modeling_rope_utils``.
+    """
+    scaling = _scaling(config)
+    kind = _kind(scaling)
+    theta = scaling.get("rope_theta", config.get("rope_theta", _DEFAULT_THETA))
+    plain = [theta ** (-2 * i / head_dim) for i in range(head_dim // 2)]
+    trained = scaling.get("original_max_position_embeddings") or config["max_position_embeddings"]
+    if kind in PLAIN or (kind == "dynamic" and context <= trained):
+        return tuple(plain), 1.0
+    if kind == "linear":
+        return tuple(f / scaling["factor"] for f in plain), 1.0
+    if kind == "longrope":
+        stretch = scaling["long_factor" if context > trained else "short_factor"]
+        frequencies = (f / s for f, s in zip(plain, stretch, strict=True))
+        return tuple(frequencies), _attention_factor(config, scaling, trained)
+    raise UnsupportedModel(
+        f"the language model scales rotary positions by `{kind}` for {context} positions"
+        f" (trained with {trained}); layers of this kind are not built here",
+        hint="build the language model with a toolchain that has its own builder",
+    )
+
+
+def sections(config: Mapping[str, Any], head_dim: int) -> tuple[int, ...] | None:
+    """Say which row of positions (time, height, width) each pair of channels reads.
+
+    None where there is one row for all.
+    """
+    counts: Sequence[int] | None = _scaling(config).get("mrope_section")
+    if counts is None:
+        return None
+    if sum(counts) != head_dim // 2:
+        raise UnsupportedModel(
+            f"mrope_section {list(counts)} does not make up the {head_dim // 2} pairs of a head",
+            hint="look for an edited config.json",
+        )
+    return tuple(row for row, count in enumerate(counts) for _ in range(count))
+
+
+def _scaling(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    return config.get("rope_parameters") or config.get("rope_scaling") or {}
+
+
+def _kind(scaling: Mapping[str, Any]) -> str:
+    return str(scaling.get("rope_type") or scaling.get("type") or PLAIN[0])
+
+
+def _attention_factor(config: Mapping[str, Any], scaling: Mapping[str, Any], trained: int) -> float:
+    if scaling.get("attention_factor") is not None:
+        return float(scaling["attention_factor"])
+    factor = scaling.get("factor") or config["max_position_embeddings"] / trained
+    return math.sqrt(1 + math.log(factor) / math.log(trained)) if factor > 1 else 1.0

@@ -1,0 +1,79 @@
+"""Dataclasses as JSON-like data, and back.
+
+A board reads manifests too, where a validation library cannot be had.
+"""
+
+from __future__ import annotations
+
+import json
+import types
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, fields, is_dataclass
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+T = TypeVar("T")
+_UNIONS = (Union, types.UnionType)
+
+
+def plain(value: object) -> Any:
+    """Return a dataclass instance as JSON-like data."""
+    return json.loads(json.dumps(asdict(value), default=str))  # type: ignore[call-overload]
+
+
+def parse(kind: type[T], data: Any) -> T:
+    """Return what `plain` was given: an instance of the dataclass `kind`.
+
+    Unknown names are ignored, so that a later version may add some.
+
+    Raises:
+        ValueError: A value is missing or of another type; the message says which and where.
+    """
+    return _parse(kind, data, "")  # type: ignore[no-any-return]
+
+
+def _parse(kind: Any, data: Any, where: str) -> Any:
+    origin, arguments = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return data
+    if is_dataclass(kind):
+        return _record(kind, _typed(Mapping, data, where), where)
+    if origin in _UNIONS:
+        return _first_fitting(arguments, data, where)
+    if origin is Literal:
+        if data not in arguments:
+            raise ValueError(f"{where}: {data!r} is none of {', '.join(map(repr, arguments))}")
+        return data
+    if origin is tuple:
+        items = _typed(list, list(data) if isinstance(data, tuple) else data, where)
+        return tuple(_parse(arguments[0], v, f"{where}.{i}") for i, v in enumerate(items))
+    if origin is not None:
+        pairs = _typed(Mapping, data, where).items()
+        return {name: _parse(arguments[1], value, f"{where}.{name}") for name, value in pairs}
+    return float(data) if kind is float and type(data) is int else _typed(kind, data, where)
+
+
+def _record(kind: Any, data: Mapping[str, Any], where: str) -> Any:
+    hints, values = get_type_hints(kind), {}
+    for field in fields(kind):
+        name = f"{where}.{field.name}".lstrip(".")
+        if field.name in data:
+            values[field.name] = _parse(hints[field.name], data[field.name], name)
+        elif field.default is MISSING and field.default_factory is MISSING:
+            raise ValueError(f"{name}: missing")
+    return kind(**values)
+
+
+def _first_fitting(kinds: tuple[Any, ...], data: Any, where: str) -> Any:
+    problems = []
+    for kind in kinds:
+        try:
+            return _parse(kind, data, where)
+        except ValueError as error:
+            problems.append(str(error))
+    raise ValueError(problems[0])
+
+
+def _typed(kind: Any, data: Any, where: str) -> Any:
+    if not isinstance(data, kind) or (isinstance(data, bool) and kind is not bool):
+        raise ValueError(f"{where}: {data!r} is no {getattr(kind, '__name__', kind)}")
+    return data

@@ -1,0 +1,209 @@
+"""Building layer models: one trace for all layers and one for the head, then a file each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import onnx_ir as ir
+import torch
+
+from ...checkpoint.quantised import float_tensor
+from ...graph.export import save
+from ...graph.trace import trace
+from ...progress import Silent
+from ...versions import code_digest
+from ..state import Finished, State
+from .groups import (
+    HEAD_INPUTS,
+    HEAD_OUTPUTS,
+    KEY,
+    LAYER_INPUTS,
+    LAYER_OUTPUTS,
+    Lengths,
+    head_file,
+    head_groups,
+    layer_file,
+)
+from .precision import STATES, Precision, add_weight, cast
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ...graph.trace import KindGraph, Spec
+    from ...progress import Progress
+    from ...types import BuildRequest, Decoder, Stage
+
+OPSET = 18  # the exporter's own; nothing but ONNX Runtime reads these files
+STATE_FILE = "build/onnx.json"
+_EXAMPLE = 3, 5  # tokens and history while tracing: any two lengths that differ
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What the files of one kind share: the traced graph, its names and its groups."""
+
+    graph: KindGraph
+    inputs: Sequence[str]
+    outputs: Sequence[str]
+    groups: Sequence[Mapping[str, Any]]
+
+
+def build_layers(
+    bundle: Path, request: BuildRequest, decoder: Decoder, progress: Progress
+) -> list[Path]:
+    """Write the layer models and the head; files of an earlier build from the same are kept."""
+    with decoder.checkpoint:
+        return _Build(bundle, request, decoder, progress).run()
+
+
+class _Build:
+    def __init__(
+        self, bundle: Path, request: BuildRequest, decoder: Decoder, progress: Progress
+    ) -> None:
+        self._bundle, self._decoder, self._progress = bundle, decoder, progress
+        llm = request.llm
+        self._precision = Precision(llm.hidden_state_type, llm.weight_type or "bf16")
+        self._lengths = Lengths.of(request, decoder)
+        self._state = State.load(bundle / STATE_FILE)
+        self._key = self._identity()
+        self._kinds: dict[str, _Kind] = {}
+
+    def run(self) -> list[Path]:
+        """Write what is not there yet, and remove what an earlier build left under other names."""
+        decoder, chunk = self._decoder, self._lengths.chunk
+        stages = {
+            layer_file(decoder.kind, chunk, index): stage
+            for index, stage in enumerate(decoder.layers)
+        }
+        stages[head_file(decoder.kind)] = decoder.head
+        self._drop(set(self._state.steps) - set(stages))
+        made = []
+        with self._progress.task("layer models", len(stages), "files") as task:
+            for stem, stage in stages.items():
+                done = self._state.outputs_of(stem, self._key, self._bundle)
+                made.append((done or self._write(stem, stage))[0])
+                task.advance()
+        return made
+
+    def _identity(self) -> str:
+        """Return what every file depends on; weights enter by size, header and time."""
+        checkpoint = self._decoder.checkpoint
+        owner = type(self._decoder.layers[0].module).__module__.partition(".")[0]
+        words = [
+            repr(self._precision),
+            repr(self._lengths),
+            checkpoint.signature(),
+            json.dumps(checkpoint.config, sort_keys=True),
+        ]
+        return self._state.key(words, {}, [*map(code_digest, ("axcore", owner))], ())
+
+    def _write(self, stem: str, stage: Stage) -> list[Path]:
+        path = self._bundle / f"{stem}.onnx"
+        save(self._model(stem, stage), path, Silent())
+        files = [path, path.with_name(f"{path.name}.data")]
+        sizes = {file.name: file.stat().st_size for file in files}
+        self._state.steps[stem] = Finished(key=self._key, outputs=sizes)
+        self._state.save(self._bundle / STATE_FILE)
+        return files
+
+    def _drop(self, stale: set[str]) -> None:
+        for stem in sorted(stale):
+            for name in self._state.steps.pop(stem).outputs:
+                (self._bundle / name).unlink(missing_ok=True)
+
+    def _model(self, stem: str, stage: Stage) -> ir.Model:
+        """Return a stage as a model whose weights are read while it is saved."""
+        kind = self._kind(stage)
+        model = kind.graph.model.clone()
+        graph = model.graph
+        graph.name = stem
+        origins = stage.weights()
+        load = partial(float_tensor, self._decoder.checkpoint)
+        for value in list(graph.inputs):
+            source, _, name = str(value.name).partition(".")
+            if source == "weight":
+                graph.inputs.remove(value)
+                value.name = name
+                read = partial(origins[name].resolve, load)
+                add_weight(graph, value, read, self._precision.weights)
+        self._name_inputs(graph, kind)
+        self._name_outputs(graph, kind)
+        model.producer_name = "axcore"
+        model.metadata_props[KEY] = json.dumps(kind.groups)
+        return model
+
+    def _kind(self, stage: Stage) -> _Kind:
+        if stage.kind not in self._kinds:
+            is_head = stage is self._decoder.head
+            make = self._head if is_head else self._layer
+            self._kinds[stage.kind] = make(stage)
+        return self._kinds[stage.kind]
+
+    def _layer(self, stage: Stage) -> _Kind:
+        lengths, (count, history) = self._lengths, _EXAMPLE
+        cache = (1, history, lengths.cache_width)
+        state: list[Spec] = [
+            (cache, torch.float32),
+            (cache, torch.float32),
+            ((lengths.position_rows, count), torch.int64),
+            ((1, count, lengths.width), torch.float32),
+            ((1, count, history + count), torch.float32),
+        ]
+        graph = trace(stage, state, torch.float32, OPSET, free=((1,), (1,), (1,), (1,), (1, 2)))
+        return _Kind(graph, LAYER_INPUTS, LAYER_OUTPUTS, lengths.groups())
+
+    def _head(self, stage: Stage) -> _Kind:
+        shape = (1, 1, self._lengths.width)
+        graph = trace(stage, [(shape, torch.float32)], torch.float32, OPSET)
+        vocabulary = graph.outputs[0][0][-1]
+        return _Kind(graph, HEAD_INPUTS, HEAD_OUTPUTS, head_groups(shape[-1], vocabulary))
+
+    def _name_inputs(self, graph: ir.Graph, kind: _Kind) -> None:
+        """Give inputs the contract's names, dtypes and order; the graph computes in float32."""
+        traced = {str(value.name): value for value in graph.inputs}
+        graph.inputs.clear()
+        for index, name in enumerate(kind.inputs):
+            old = traced[f"state.{index}"]
+            port = ir.Value(name=name, shape=_free_shape(kind, "inputs", name))
+            port.type = ir.TensorType(self._port_dtype(name))
+            graph.inputs.append(port)
+            self._adapt(graph, port, old)
+
+    def _adapt(self, graph: ir.Graph, port: ir.Value, old: ir.Value) -> None:
+        assert old.dtype is not None
+        nodes = []
+        if port.dtype != old.dtype:
+            nodes.append(cast(port, old.dtype, f"{port.name}.{old.dtype.name.lower()}"))
+        new = nodes[0].outputs[0] if nodes else port
+        if port.name == "indices" and self._lengths.position_rows > 1:
+            rows = ir.val("position_rows", const_value=ir.tensor([self._lengths.position_rows, 1]))
+            graph.register_initializer(rows)
+            nodes.append(ir.node("Expand", [new, rows], name="indices/Expand"))
+            new = nodes[-1].outputs[0]
+        graph.insert_before(graph[0], nodes)
+        ir.convenience.replace_all_uses_with(old, new)
+
+    def _name_outputs(self, graph: ir.Graph, kind: _Kind) -> None:
+        for index, name in enumerate(kind.outputs):
+            old, dtype = graph.outputs[index], self._port_dtype(name)
+            if old.dtype != dtype:
+                old.name = f"{name}.float"
+                node = cast(old, dtype, name)
+                graph.append(node)
+                graph.outputs[index] = node.outputs[0]
+            graph.outputs[index].name = name
+            graph.outputs[index].shape = _free_shape(kind, "outputs", name)
+
+    def _port_dtype(self, name: str) -> ir.DataType:
+        return ir.DataType.UINT32 if name == "indices" else STATES[self._precision.states]
+
+
+def _free_shape(kind: _Kind, side: str, name: str) -> ir.Shape:
+    """Return the shape that all groups agree in; an axis in which they differ gets a name."""
+    shapes = {(g["empty"] if name in g.get("empty", ()) else g[side])[name] for g in kind.groups}
+    axes = zip(*shapes, strict=True)
+    return ir.Shape([a[0] if len(set(a)) == 1 else f"{name}.{i}" for i, a in enumerate(axes)])

@@ -1,0 +1,94 @@
+"""The shape groups of a layer model: which lengths its inputs may have together.
+
+The order is the board's: one token after a full cache, a first chunk without history, then chunks
+behind ever longer histories. Groups for one token after a shorter cache follow at the end, where
+no reader of the board's groups meets them; they spare most of the work early in an answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ...types import BuildRequest, Decoder, Shape
+
+KEY = "axcore.shape_groups"
+"""The metadata property of an ONNX file that lists its groups."""
+
+LAYER_INPUTS = ("K_cache", "V_cache", "indices", "input", "mask")
+LAYER_OUTPUTS = ("K_cache_out", "V_cache_out", "output")
+HEAD_INPUTS, HEAD_OUTPUTS = ("input",), ("output",)
+_SHORTEST_CACHE = 256
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """What sizes the groups of every layer: P, C, the histories, and the widths D and H."""
+
+    chunk: int
+    cache: int
+    histories: tuple[int, ...]
+    cache_width: int
+    width: int
+    position_rows: int
+
+    @classmethod
+    def of(cls, request: BuildRequest, decoder: Decoder) -> Lengths:
+        """Read them from a request and the model."""
+        llm = request.llm
+        return cls(
+            llm.prefill_len,
+            llm.kv_cache_len,
+            tuple(llm.last_kv_cache_len),
+            decoder.cache_width,
+            decoder.width,
+            decoder.position_rows,
+        )
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Return the groups of a layer model, each with the shapes of its inputs and outputs."""
+        shorter = [_SHORTEST_CACHE << n for n in range(self.cache.bit_length())]
+        return [
+            self._step(self.cache),
+            self._chunk(0),
+            *(self._chunk(history) for history in self.histories),
+            *(self._step(cache) for cache in shorter if cache < self.cache),
+        ]
+
+    def _step(self, cache: int) -> dict[str, Any]:
+        return self._group(cache, 1, 1)
+
+    def _chunk(self, history: int) -> dict[str, Any]:
+        group = self._group(history, self.chunk, self.position_rows)
+        if history == 0:
+            caches = LAYER_INPUTS[:2]
+            group["empty"] = {name: group["inputs"][name] for name in caches}
+            # The compiler knows no empty tensor, so the board's first group takes one row.
+            group["inputs"] |= dict.fromkeys(caches, (1, 1, self.width))
+        return group
+
+    def _group(self, history: int, count: int, rows: int) -> dict[str, Any]:
+        cached, made = (1, history, self.cache_width), (1, count, self.cache_width)
+        state: Shape = (1, count, self.width)
+        inputs = (cached, cached, (rows, count), state, (1, count, history + count))
+        return {
+            "inputs": dict(zip(LAYER_INPUTS, inputs, strict=True)),
+            "outputs": dict(zip(LAYER_OUTPUTS, (made, made, state), strict=True)),
+        }
+
+
+def layer_file(kind: str, chunk: int, layer: int) -> str:
+    """Return the name of a layer's file, without suffix."""
+    return f"{kind}_p{chunk}_l{layer}_together"
+
+
+def head_file(kind: str) -> str:
+    """Return the name of the head's file, without suffix."""
+    return f"{kind}_post"
+
+
+def head_groups(width: int, vocabulary: int) -> list[Mapping[str, Any]]:
+    """Return the one group of the head."""
+    return [{"inputs": {"input": (1, 1, width)}, "outputs": {"output": (1, 1, vocabulary)}}]
