@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .pipeline.plan import Plan
     from .plugins import Entry
     from .quantization.gptq import Device, Quantised
+    from .runtime.runner import Runner
     from .types import Toolchain
 
 
@@ -203,6 +204,31 @@ def _available(name: str, command: str | None, registry: Registry) -> Toolchain:
             f"toolchain `{name}` is not available: {found.detail}", hint=found.remedy
         )
     return known[name]
+
+
+def load(
+    bundle: Path,
+    *,
+    backend: str = "onnx",
+    progress: Progress | None = None,
+    registry: Registry | None = None,
+) -> Runner:
+    """Open a bundle whose language model was built, to ask it.
+
+    Args:
+        bundle: A folder that `convert` and `build` filled, or that of a board.
+        backend: "onnx" runs on this machine what the embedded toolchain built, "axengine" runs
+            on a board what Pulsar2 built.
+        progress: Where to report.
+        registry: The plugins; None finds the installed ones.
+
+    Raises:
+        AxcoreError: One of its subclasses says what is missing or does not fit.
+    """
+    from .runtime.runner import Runner
+
+    with (progress or Silent()).task("load", 1, "model"):
+        return Runner.open(Path(bundle), registry or Registry(), backend)
 
 
 def quantize(

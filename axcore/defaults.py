@@ -11,7 +11,17 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
-    from .types import Component, Decoder, Embedding, Job, LlmBuildArgs, Sample, Stage, Toolchain
+    from .types import (
+        Backend,
+        Component,
+        Decoder,
+        Embedding,
+        Job,
+        LlmBuildArgs,
+        Sample,
+        Stage,
+        Toolchain,
+    )
 
 
 @hookimpl(trylast=True)
@@ -68,3 +78,11 @@ def toolchains() -> list[Toolchain]:
     from .toolchains.pulsar2 import Pulsar2
 
     return [Pulsar2(), Onnx()]
+
+
+@hookimpl
+def backends() -> list[Backend]:
+    """Bring ONNX Runtime for what the embedded toolchain builds, and boards' own engine."""
+    from .runtime.backends import EngineBackend
+
+    return [EngineBackend("onnx", ".onnx"), EngineBackend("axengine", ".axmodel")]

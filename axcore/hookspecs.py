@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from .types import (
+        Backend,
         Component,
         Decoder,
         Embedding,
@@ -153,4 +154,10 @@ def prepare_prompt(job: Job, messages: Sequence[dict[str, Any]]) -> Prompt | Non
 @hookspec
 def toolchains() -> Iterable[Toolchain]:
     """Register toolchains. Called at discovery: import nothing heavy."""
+    return ()
+
+
+@hookspec
+def backends() -> Iterable[Backend]:
+    """Register what can run a bundle. Called when a model is run: import nothing heavy."""
     return ()

@@ -29,7 +29,7 @@ from .errors import AxcoreError, ContractError, PluginNotFound, UnsupportedModel
 from .types import ModelCard
 
 if TYPE_CHECKING:
-    from .types import Toolchain
+    from .types import Backend, Toolchain
 
 GROUP = hookspecs.PROJECT
 DEFAULTS = "defaults"
@@ -109,13 +109,22 @@ class Registry:
     @cached_property
     def toolchains(self) -> dict[str, Toolchain]:
         """Every toolchain, by name."""
-        found: dict[str, Toolchain] = {}
+        return self._named("toolchains", "toolchain")
+
+    @cached_property
+    def backends(self) -> dict[str, Backend]:
+        """Every backend, by name."""
+        return self._named("backends", "backend")
+
+    def _named(self, hook: str, what: str) -> dict[str, Any]:
+        """Return by name what `hook` brings; a plugin whose answer is unfit is set aside."""
+        found: dict[str, Any] = {}
         for name in [DEFAULTS, *self.plugins]:
             try:
-                for toolchain in self._only(name, "toolchains"):
-                    if toolchain.name in found:
-                        raise ContractError(f"toolchain `{toolchain.name}` exists already")
-                    found[toolchain.name] = toolchain
+                for item in self._only(name, hook):
+                    if item.name in found:
+                        raise ContractError(f"{what} `{item.name}` exists already")
+                    found[item.name] = item
             except _ANYTHING as error:
                 self._set_aside(name, error)
         return found

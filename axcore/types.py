@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
     from .checkpoint import Checkpoint
     from .progress import Progress
+    from .runtime.deployment import Deployment
+    from .runtime.language import LanguageModel
+    from .runtime.vision import VisionModel
 
 Shape = tuple[int, ...]
 Sample = Mapping[str, "np.ndarray[Any, Any]"]
@@ -107,6 +110,9 @@ class ModelCard:
             ``preprocessor_config.json``, written when one is fabricated.
         tokens: Special tokens and their ids for a config: what the tokenizer of a fabricated
             checkpoint must know. None fabricates no tokenizer.
+        axllm: Settings of Axera's ``axllm`` that only the family can know, in its own terms:
+            ``tokenizer_type``, ``vlm_type`` and what else its ``config.json`` takes. Empty where
+            it has no type for the model.
     """
 
     id: str
@@ -128,6 +134,7 @@ class ModelCard:
     text_model: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     tokens: Callable[[Mapping[str, Any]], Mapping[str, int]] | None = None
+    axllm: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def stem(self) -> str:
@@ -628,4 +635,23 @@ class Toolchain(Protocol):
 
         Raises:
             ToolchainError: The tool is missing or a step failed (message names the step).
+        """
+
+
+class Backend(Protocol):
+    """Runs a bundle: its vision side and its language model."""
+
+    @property
+    def name(self) -> str:
+        """The value of ``--backend``."""
+
+    def availability(self) -> Availability:
+        """Say whether it can run here."""
+
+    def open(self, deployment: Deployment) -> tuple[VisionModel, LanguageModel]:
+        """Open what runs the pictures and what runs the language model.
+
+        Raises:
+            BundleError: Files are missing, damaged, or of other lengths than the manifest says.
+            ToolchainError: A library that it needs does not load.
         """

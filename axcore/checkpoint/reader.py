@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import CheckpointError
 from .headers import DAMAGED, Shard, TensorInfo, read_shard
 from .keys import Prefixes, canonical_key
+from .quantised import float_shape, float_tensor
 from .shards import INDEX, read_index, sole_shard
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
     import numpy as np
     from torch import Tensor
+
+    from ..types import Shape
 
 CHUNK_BYTES = 512 << 10  # stays in the second-level cache between reading and writing
 HASHING_THREADS = 2
@@ -139,6 +142,22 @@ class Checkpoint:
         raw = torch.empty(info.nbytes, dtype=torch.uint8)
         self._read(info, 0, raw.numpy().data)
         return raw.view(getattr(torch, info.dtype)).reshape(info.shape)
+
+    def float_shape(self, key: str) -> Shape:
+        """Return the shape of what `float_tensor` reads; raises as it does."""
+        return float_shape(self, key)
+
+    def float_tensor(self, key: str) -> Tensor:
+        """Read a tensor of the float model; a quantised projection is multiplied out.
+
+        Args:
+            key: Canonical key, ``<stem>.weight`` for a projection.
+
+        Raises:
+            CheckpointError: The tensor is unknown, can no longer be read, or is quantised in
+                another way than by GPTQ.
+        """
+        return float_tensor(self, key)
 
     def signature(self) -> str:
         """Return an identity of the opened shards that costs no reading of weights.

@@ -6,6 +6,7 @@ import os
 import sys
 
 from ..errors import AxcoreError, UsageError
+from . import run  # noqa: F401 - registers its commands
 from .app import app
 from .console import fail
 from .quantize import quantize_app

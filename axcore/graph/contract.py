@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..checkpoint.quantised import float_shape
 from ..errors import CheckpointError, ContractError
 
 if TYPE_CHECKING:
@@ -136,7 +135,7 @@ def _resolved_shape(stage: Stage, name: str, checkpoint: Checkpoint) -> Shape:
     weight = stage.weights()[name]
     try:
         tensor = weight.resolve(
-            lambda key: torch.empty(float_shape(checkpoint, key), device="meta")
+            lambda key: torch.empty(checkpoint.float_shape(key), device="meta")
         )
     except RuntimeError as error:
         raise CheckpointError(

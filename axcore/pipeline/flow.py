@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..calibration import embedded_pictures, find_pictures, picture_samples
-from ..errors import ContractError, UsageError
+from ..errors import UsageError
 from ..progress import Silent
+from ..runtime.vision import feature_sources
 from .prepared import graph_files
 
 if TYPE_CHECKING:
@@ -142,29 +143,10 @@ def _features(
     import numpy as np
     import onnxruntime as ort
 
-    sources = _sources(graph, behind)
+    sources = feature_sources(graph, behind)
     session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
     for feed in feeds:
         outputs: list[Any] = session.run(list(sources.values()), dict(feed))
         yield {
             port: np.ascontiguousarray(array) for port, array in zip(sources, outputs, strict=True)
         }
-
-
-def _sources(graph: GraphFile, behind: GraphFile) -> dict[str, str]:
-    """Map each input of `behind` to the output of `graph` it receives, by name or else position."""
-    made = {port.name: port for port in graph.outputs}
-    named = any(port.name in made for port in behind.inputs)
-    sources = {}
-    for position, port in enumerate(behind.inputs):
-        in_place = graph.outputs[position] if position < len(graph.outputs) else None
-        source = made.get(port.name) if named else in_place
-        if source is None or source.shape != port.shape:
-            returned = ", ".join(f"{out.name} {list(out.shape)}" for out in graph.outputs)
-            raise ContractError(
-                f"`{behind.stem}` takes {port.name} {list(port.shape)};"
-                f" `{graph.stem}` returns {returned}",
-                hint="give it a `preprocess`, or make it take what the one before returns",
-            )
-        sources[port.name] = source.name
-    return sources

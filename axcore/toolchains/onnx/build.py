@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir as ir
 import torch
 
-from ...checkpoint.quantised import float_tensor
 from ...graph.export import save
 from ...graph.trace import trace
 from ...progress import Silent
@@ -122,7 +121,7 @@ class _Build:
         graph = model.graph
         graph.name = stem
         origins = stage.weights()
-        load = partial(float_tensor, self._decoder.checkpoint)
+        load = self._decoder.checkpoint.float_tensor
         for value in list(graph.inputs):
             source, _, name = str(value.name).partition(".")
             if source == "weight":

@@ -1,0 +1,131 @@
+"""The folder that Axera's ``axllm run`` and ``axllm serve`` take."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from ..errors import BundleError, CheckpointError, ContractError, UnsupportedModel
+from ..language.tokenizer import load_tokenizer
+from .mnn_tokenizer import mnn_text
+from .source import COMPILED, link
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from tokenizers import Tokenizer
+
+    from ..progress import Progress
+    from .source import Source
+
+CONFIG, SAMPLING, TOKENIZER = "config.json", "post_config.json", "tokenizer.txt"
+NEEDED = ("tokenizer_type", "vlm_type")
+
+GREEDY: Mapping[str, Any] = {
+    "enable_temperature": False,
+    "temperature": 1.0,
+    "enable_repetition_penalty": False,
+    "repetition_penalty": 1.0,
+    "penalty_window": 20,
+    "enable_top_p_sampling": False,
+    "top_p": 1.0,
+    "enable_top_k_sampling": False,
+    "top_k": 1,
+}
+"""Sampling off, as packages are published; ``axllm`` wants every value."""
+
+
+def fill(folder: Path, source: Source, progress: Progress) -> None:
+    """Write models, embedding, tokenizer and settings into `folder`.
+
+    Raises:
+        UnsupportedModel: ``axllm`` cannot run this model.
+        BundleError: The bundle is not built, incomplete or changed.
+        CheckpointError: The tokenizer is missing or damaged, or nothing would end an answer.
+    """
+    _check_model(source)
+    if source.models.suffix != COMPILED:
+        raise BundleError(
+            f"{source.folder} holds ONNX layer models, and no {COMPILED} files",
+            hint=f"axllm runs on an NPU: `axcore build {source.folder} --toolchain pulsar2`",
+        )
+    link([*source.models.files, source.embedding()], folder)
+    _write(folder / TOKENIZER, _tokenizer_text(source))
+    _write(folder / CONFIG, _json(_config(source)))
+    _write(folder / SAMPLING, _json(GREEDY))
+    progress.say(f"{len(source.models.layers)} layers; on the board: axllm run FOLDER")
+
+
+def _check_model(source: Source) -> None:
+    """Refuse what ``axllm`` would load and then answer nonsense with."""
+    card, given = source.card, source.card.axllm
+    graphs, scale = len(source.deployment.graphs), source.deployment.embedding.scale
+    state = source.deployment.llm.hidden_state_type
+    for wrong, why in (
+        (not given, "has no type for it"),
+        (graphs != 1, f"takes one vision file, not {graphs}"),
+        (scale != 1, f"does not multiply embeddings by {scale:g}"),
+        (state != "bf16", f"feeds bf16 to the layers, which take {state}"),
+    ):
+        if wrong:
+            raise UnsupportedModel(
+                f"axllm cannot run `{card.id}` as converted: it {why}",
+                hint="package with --runtime python",
+            )
+    if missing := [name for name in NEEDED if name not in given]:
+        raise ContractError(
+            f"plugin {source.plugin}: the model card of `{card.id}` lacks {', '.join(missing)} in"
+            " `axllm`"
+        )
+
+
+def _config(source: Source) -> dict[str, Any]:
+    models, profile = source.models, source.deployment.job.profile
+    vocabulary, hidden = source.deployment.embedding.shape
+    return {
+        "model_name": source.card.id,
+        "url_tokenizer_model": TOKENIZER,
+        "post_config_path": SAMPLING,
+        "template_filename_axmodel": models.layers[0].name.replace("_l0_", "_l%d_"),
+        "axmodel_num": len(models.layers),
+        "filename_post_axmodel": models.post.name,
+        "filename_tokens_embed": source.deployment.embedding_file.name,
+        "tokens_embed_num": vocabulary,
+        "tokens_embed_size": hidden,
+        "use_mmap_load_embed": True,
+        "filename_image_encoder_axmodel": models.vision[0].name,
+        "vision_width": profile.width,
+        "vision_height": profile.height,
+        "devices": [0],
+        **source.card.axllm,
+    }
+
+
+def _tokenizer_text(source: Source) -> str:
+    source.assets()  # they must be as they were written
+    tokenizer = load_tokenizer(source.folder, ())
+    stops = sorted(source.deployment.stop_ids | _end_token(source.folder, tokenizer))
+    if not stops:
+        raise CheckpointError(
+            f"no file in {source.folder} says which token ends an answer",
+            hint="put the published generation_config.json into the checkpoint and convert again",
+        )
+    return mnn_text(tokenizer, stops)
+
+
+def _end_token(folder: Path, tokenizer: Tokenizer) -> set[int]:
+    """Return the id of the tokenizer's own end token, where its settings name one."""
+    path = folder / "tokenizer_config.json"
+    named = json.loads(path.read_bytes()).get("eos_token") if path.is_file() else None
+    text = named.get("content") if isinstance(named, dict) else named
+    found = tokenizer.token_to_id(text) if isinstance(text, str) else None
+    return set() if found is None else {found}
+
+
+def _json(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=4, ensure_ascii=False) + "\n"
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")

@@ -1,0 +1,113 @@
+"""`package`: what a runtime on a board expects, in one folder that appears whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from ..bundle import MANIFEST
+from ..errors import BundleError, UsageError
+from ..files import explained_full_disk, sha256
+from .source import Source
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from ..plugins import Registry
+    from ..progress import Progress
+
+Runtime = Literal["axllm", "python"]
+RUNTIMES: tuple[Runtime, ...] = get_args(Runtime)
+
+_MADE_FOR = "packaged_for"  # the manifest's entry by which a folder is known as ours
+
+
+def package(
+    bundle: Path, out: Path, runtime: Runtime, registry: Registry, progress: Progress
+) -> Path:
+    """Lay a built bundle out for a board.
+
+    Model files are hard links where the disk allows it, so they take no room twice.
+
+    Args:
+        bundle: A folder that `convert` and `build` have filled.
+        out: The new folder. One that was packaged before is replaced.
+        runtime: "axllm" for Axera's ``axllm``, "python" for the loop of `axcore.runtime`.
+        registry: The plugins; that of the model's family is needed.
+        progress: Where to report.
+
+    Returns:
+        `out`.
+
+    Raises:
+        UsageError: There is no such runtime.
+        PluginNotFound: No installed plugin knows the model.
+        BundleError: The bundle is not built, incomplete or changed, or `out` is something else.
+        UnsupportedModel: The runtime cannot run this model.
+        AxcoreError: Another subclass says what is wrong; `out` is as it was.
+    """
+    if runtime not in RUNTIMES:
+        raise UsageError(
+            f"there is no runtime `{runtime}`", hint=f"choose --runtime from {', '.join(RUNTIMES)}"
+        )
+    source = Source.open(bundle, registry)
+    _check_target(out)
+    with explained_full_disk(out.parent), _appearing(out) as folder:
+        if runtime == "axllm":
+            from .axllm import fill
+        else:
+            from .python import fill
+        fill(folder, source, progress)
+        _write_manifest(folder, runtime, source, progress)
+    return out
+
+
+def _check_target(out: Path) -> None:
+    if out.is_dir() and (not any(out.iterdir()) or _MADE_FOR in _manifest(out)):
+        return
+    if out.exists():
+        raise BundleError(
+            f"{out} exists and was not packaged by axcore",
+            hint="choose a new or empty folder with -o; nothing was changed",
+        )
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    try:
+        content = json.loads((folder / MANIFEST).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+@contextmanager
+def _appearing(out: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `out` that takes its place once it is filled."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    fresh, old = (out.with_name(f".{out.name}.{os.getpid()}.{part}") for part in ("tmp", "old"))
+    fresh.mkdir()
+    try:
+        yield fresh
+        if out.exists():
+            out.rename(old)
+        fresh.rename(out)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _write_manifest(folder: Path, runtime: Runtime, source: Source, progress: Progress) -> None:
+    """Write the bundle's manifest anew, with the files of this folder."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = {}
+    with progress.task("checksums", sum(path.stat().st_size for path in paths), "B") as task:
+        for path in paths:
+            size = path.stat().st_size
+            files[path.relative_to(folder).as_posix()] = {"size": size, "sha256": sha256(path)}
+            task.advance(size)
+    manifest = {**source.bundle.manifest, _MADE_FOR: runtime, "files": files}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")

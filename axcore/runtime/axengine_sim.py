@@ -1,0 +1,312 @@
+"""pyaxengine's surface over ONNX Runtime, so that what runs on a board runs on a PC unchanged.
+
+Take it for the board's module with ``sys.modules["axengine"] = axcore.runtime.axengine_sim``. It is
+as strict as pyaxengine, and where that computes nonsense without a word (memory in Fortran order,
+outputs asked for in another order) it raises.
+
+Source: the behaviour of pyaxengine 0.1.3.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from ml_dtypes import bfloat16
+
+__all__ = [
+    "InferenceSession",
+    "NodeArg",
+    "SessionOptions",
+    "axclrt_provider_name",
+    "axengine_provider_name",
+    "get_all_providers",
+    "get_available_providers",
+]
+
+axengine_provider_name = "AxEngineExecutionProvider"
+axclrt_provider_name = "AXCLRTExecutionProvider"
+
+SHAPE_GROUPS = "axcore.shape_groups"
+"""Metadata property of an ONNX file: its shape groups as a JSON list, see `InferenceSession`."""
+
+Array = np.ndarray[Any, Any]
+Provider = str | tuple[str, Mapping[str, Any]]
+
+# ONNX Runtime's name of each type a board knows, with ONNX's number for it (TensorProto.DataType).
+_TYPES: Mapping[str, tuple[np.dtype[Any], int]] = {
+    "tensor(float)": (np.dtype(np.float32), 1),
+    "tensor(uint8)": (np.dtype(np.uint8), 2),
+    "tensor(int8)": (np.dtype(np.int8), 3),
+    "tensor(uint16)": (np.dtype(np.uint16), 4),
+    "tensor(int16)": (np.dtype(np.int16), 5),
+    "tensor(int32)": (np.dtype(np.int32), 6),
+    "tensor(uint32)": (np.dtype(np.uint32), 12),
+    "tensor(bfloat16)": (np.dtype(bfloat16), 16),
+}
+_NUMBERS = dict(_TYPES.values())
+
+
+class ShapeGroupError(ValueError, IndexError):
+    """There is no such group; pyaxengine raises the one or the other, depending on the number."""
+
+
+class SessionOptions:
+    """Accepted and handed back; pyaxengine has no options either."""
+
+
+@dataclass(frozen=True)
+class NodeArg:
+    """An input or output in one shape group."""
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Group:
+    inputs: list[NodeArg]
+    outputs: list[NodeArg]
+    empty: Mapping[str, Array] = field(default_factory=dict)
+
+
+def get_all_providers() -> list[str]:
+    """Return the providers that pyaxengine knows: on the chip, and on a card."""
+    return [axengine_provider_name, axclrt_provider_name]
+
+
+def get_available_providers() -> list[str]:
+    """Return the providers that a session can be given: both are simulated."""
+    return get_all_providers()
+
+
+class InferenceSession:
+    """An ONNX file as a board sees a compiled model: static shapes, in one or several groups.
+
+    A file with free dimensions lists its groups in the metadata property `SHAPE_GROUPS`, each
+    ``{"inputs": {name: shape}, "outputs": {name: shape}, "empty": {name: shape}}``. An input named
+    in ``empty``, which may be absent, is a placeholder: the caller feeds an array of its shape in
+    ``inputs``, and the graph receives none of it but zeros of its shape in ``empty``. A file
+    without that property has static shapes and one group.
+
+    Args:
+        path_or_bytes: The file. Where there is no ``x.axmodel``, ``x.onnx`` beside it is taken.
+        sess_options: Anything.
+        providers: A provider's name, or a list of names or pairs of name and options; the first
+            that is available counts.
+        provider_options: Anything.
+
+    Raises:
+        FileNotFoundError: There is neither that file nor one to take instead.
+        RuntimeError: ONNX Runtime cannot load the file, or it is nothing that a board could run.
+        TypeError: A model in memory was given, which pyaxengine cannot load on the chip.
+        ValueError: No provider of that name is available.
+    """
+
+    def __init__(
+        self,
+        path_or_bytes: str | os.PathLike[str],
+        sess_options: object = None,
+        providers: str | Sequence[Provider] | None = None,
+        provider_options: Sequence[Mapping[str, Any]] | None = None,
+    ) -> None:
+        del provider_options
+        self._sess_options, self._provider = sess_options, _provider(providers)
+        path = _model_file(path_or_bytes)
+        self._session = _load(path)
+        try:
+            self._groups = _groups(self._session)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise RuntimeError(f"Failed to read the shape groups of {path}: {error!r}") from error
+
+    def get_session_options(self) -> object:
+        """Return what was given as ``sess_options``."""
+        return self._sess_options
+
+    def get_providers(self) -> str:
+        """Return the name of the provider in use (pyaxengine returns one, not a list)."""
+        return self._provider
+
+    def get_inputs(self, shape_group: int = 0) -> list[NodeArg]:
+        """Return the inputs of a group; `ShapeGroupError` where there is no such group."""
+        return list(self._group(shape_group).inputs)
+
+    def get_outputs(self, shape_group: int = 0) -> list[NodeArg]:
+        """Return the outputs of a group; `ShapeGroupError` where there is no such group."""
+        return list(self._group(shape_group).outputs)
+
+    def run(
+        self,
+        output_names: Sequence[str] | None,
+        input_feed: Mapping[str, Array],
+        run_options: object = None,
+        shape_group: int = 0,
+    ) -> list[Array]:
+        """Run the model once.
+
+        Args:
+            output_names: None, or the names of all outputs in the model's order.
+            input_feed: Input name to array, of exactly the shape and dtype that `get_inputs` says
+                of the group. Other names are ignored.
+            run_options: Ignored.
+            shape_group: Which of the model's shapes are fed.
+
+        Returns:
+            The outputs in the model's order, in arrays of their own.
+
+        Raises:
+            AssertionError: An array has another shape or dtype, or lies in Fortran order.
+            ValueError: An input is missing, the outputs named are not all or in another order, or
+                there is no such group.
+            RuntimeError: ONNX Runtime failed.
+        """
+        del run_options
+        group = self._group(shape_group)
+        _check_names(group, output_names, input_feed)
+        feeds = [_checked(node, input_feed[node.name]) for node in group.inputs]
+        outputs = [np.empty(node.shape, node.dtype) for node in group.outputs]
+        binding = self._session.io_binding()
+        # An OrtValue keeps its array alive; not every version's binding keeps the OrtValue.
+        values = []
+        for node, array in zip(group.inputs, feeds, strict=True):
+            values.append(_value(group.empty.get(node.name, array)))
+            binding.bind_ortvalue_input(node.name, values[-1])
+        for node, array in zip(group.outputs, outputs, strict=True):
+            values.append(_value(array))
+            binding.bind_ortvalue_output(node.name, values[-1])
+        try:
+            self._session.run_with_iobinding(binding)
+        except Exception as error:  # ONNX Runtime's exceptions share no base
+            raise RuntimeError(f"Failed to run model: {error}") from error
+        return outputs
+
+    def _group(self, number: int) -> _Group:
+        if not 0 <= number < len(self._groups):
+            count = len(self._groups)
+            raise ShapeGroupError(f"shape group {number} is out of range, the model has {count}")
+        return self._groups[number]
+
+
+def _provider(providers: str | Sequence[Provider] | None) -> str:
+    wanted = [providers] if isinstance(providers, str) else providers or get_all_providers()
+    names = [entry if isinstance(entry, str) else entry[0] for entry in wanted]
+    for name in names:
+        if name in get_available_providers():
+            return name
+    raise ValueError(f"providers {names} are not available, only {get_available_providers()}")
+
+
+def _model_file(path: str | os.PathLike[str]) -> Path:
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"a model is loaded from a path, not from {type(path).__name__}")
+    found = Path(path)
+    if found.suffix == ".axmodel" and not found.exists():
+        found = found.with_suffix(".onnx")
+    if not found.is_file():
+        raise FileNotFoundError(f"there is no {path}, nor an ONNX file to take instead")
+    return found
+
+
+def _load(path: Path) -> Any:
+    try:
+        session = ort.InferenceSession(path, _options(), providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's exceptions share no base
+        raise RuntimeError(f"Failed to load model {path}: {error}") from error
+    # Folding left as many free bytes on the heap as the file has, and glibc keeps them: for a
+    # whole language model that is half again what the weights take.
+    ctypes.CDLL(None).malloc_trim(0)
+    return session
+
+
+@cache
+def _options() -> Any:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = len(os.sched_getaffinity(0))
+    # Sessions run one after the other. Threads that go on waiting for work in a loop would take
+    # the cores from the next session; ONNX Runtime's pool for all sessions would forbid every
+    # other session of the process.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    # An arena would keep the largest buffers of every layer; without one they are given back.
+    options.enable_cpu_mem_arena = False
+    # Otherwise weights in int8 are not folded into float32, but converted in every run.
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    options.log_severity_level = 4  # exceptions say it already
+    return options
+
+
+def _groups(session: Any) -> list[_Group]:
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    listed = session.get_modelmeta().custom_metadata_map.get(SHAPE_GROUPS)
+    if listed is None:
+        return [_Group(_nodes(inputs, _shapes(inputs)), _nodes(outputs, _shapes(outputs)))]
+    return [_group(inputs, outputs, **entry) for entry in json.loads(listed)]
+
+
+def _group(
+    graph_inputs: Sequence[Any],
+    graph_outputs: Sequence[Any],
+    *,
+    inputs: Mapping[str, Sequence[int]],
+    outputs: Mapping[str, Sequence[int]],
+    empty: Mapping[str, Sequence[int]] | None = None,
+) -> _Group:
+    nodes = _nodes(graph_inputs, inputs)
+    dtypes = {node.name: node.dtype for node in nodes}
+    zeros = {name: np.zeros(shape, dtypes[name]) for name, shape in (empty or {}).items()}
+    return _Group(nodes, _nodes(graph_outputs, outputs), zeros)
+
+
+def _shapes(values: Sequence[Any]) -> dict[str, Sequence[int]]:
+    for value in values:
+        if not all(isinstance(length, int) for length in value.shape):
+            raise ValueError(f"`{value.name}` has the shape {value.shape}, which is not static")
+    return {value.name: value.shape for value in values}
+
+
+def _nodes(values: Sequence[Any], shapes: Mapping[str, Sequence[int]]) -> list[NodeArg]:
+    names = [value.name for value in values]
+    if set(names) != set(shapes):
+        raise ValueError(f"shapes are given for {sorted(shapes)}, the graph has {sorted(names)}")
+    for value in values:
+        if value.type not in _TYPES:
+            raise ValueError(f"`{value.name}` is a {value.type}, a type that boards do not know")
+    return [NodeArg(v.name, _TYPES[v.type][0], tuple(shapes[v.name])) for v in values]
+
+
+def _check_names(
+    group: _Group, output_names: Sequence[str] | None, input_feed: Mapping[str, Array]
+) -> None:
+    missing = [node.name for node in group.inputs if node.name not in input_feed]
+    if missing:
+        raise ValueError(f"inputs {missing} are missing, fed were {list(input_feed)}")
+    made = [node.name for node in group.outputs]
+    if output_names is not None and list(output_names) != made:
+        raise ValueError(f"outputs {list(output_names)} were asked for; ask for None or for {made}")
+
+
+def _checked(node: NodeArg, array: Array) -> Array:
+    """Return `array` in C order once it is what `node` takes."""
+    if array.shape != node.shape or array.dtype != node.dtype:
+        raise AssertionError(
+            f"input `{node.name}` takes {node.dtype} {list(node.shape)},"
+            f" it was fed {array.dtype} {list(array.shape)}"
+        )
+    if array.flags.f_contiguous and not array.flags.c_contiguous:
+        raise AssertionError(
+            f"input `{node.name}` was fed an array in Fortran order, which a board reads as if it"
+            " were in C order: pass it through numpy.ascontiguousarray"
+        )
+    return np.ascontiguousarray(array)
+
+
+def _value(array: Array) -> Any:
+    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array, _NUMBERS[array.dtype])

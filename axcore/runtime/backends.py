@@ -1,0 +1,48 @@
+"""What can run a bundle: an engine with the files that it reads."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..errors import AxcoreError
+from ..types import Availability
+from .engine import load_engine
+
+if TYPE_CHECKING:
+    from .deployment import Deployment
+    from .language import LanguageModel
+    from .vision import VisionModel
+
+
+class EngineBackend:
+    """Vision graphs and layer models behind an engine of pyaxengine's surface.
+
+    Args:
+        name: Of the engine, and of the backend.
+        suffix: Of the files that it reads.
+    """
+
+    def __init__(self, name: str, suffix: str) -> None:
+        self.name, self.suffix = name, suffix
+
+    def availability(self) -> Availability:
+        """Say whether the engine loads here."""
+        try:
+            engine = load_engine(self.name)
+        except AxcoreError as error:
+            return Availability(False, error.message, error.hint)
+        return Availability(True, getattr(engine, "__name__", self.name))
+
+    def open(self, deployment: Deployment) -> tuple[VisionModel, LanguageModel]:
+        """Open the vision graphs when they are needed, the layer models now.
+
+        Raises:
+            BundleError: Files are missing, damaged, or of other lengths than the manifest says.
+            ToolchainError: The engine does not load.
+        """
+        from .language import LayerModels
+        from .vision import VisionSessions
+
+        engine = load_engine(self.name)
+        vision = VisionSessions(deployment, engine, self.suffix)
+        return vision, LayerModels(deployment, engine, self.suffix)

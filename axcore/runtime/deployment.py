@@ -1,0 +1,161 @@
+"""A bundle as something that can run: its parts found and held against the manifest."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..bundle import Bundle
+from ..checkpoint import Checkpoint, read_config
+from ..errors import BundleError
+from ..plain import parse
+from ..types import Embedding, Job, Profile
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ..plugins import Registry
+    from ..types import GraphFile, LlmBuildArgs
+
+EMBEDDING_FILE = "model.embed_tokens.weight.bfloat16.bin"
+_LAYER = re.compile(r"(?P<kind>.+)_p(?P<chunk>\d+)_l(?P<layer>\d+)_together")
+_BUILD_HINT = "run `axcore build {folder} --toolchain {toolchain}`"
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """What a model is run from.
+
+    Attributes:
+        folder: A bundle, or the folder of a board.
+        job: The conversion. Its checkpoint has config and folder, and no tensors.
+        graphs: The vision graphs, in the order data flows.
+        llm: Lengths of the language model.
+        layers: Number of decoder layers.
+        embedding: Shape and scale of the token embedding.
+        stop_ids: Tokens that end an answer, as the checkpoint configures them.
+    """
+
+    folder: Path
+    job: Job
+    graphs: tuple[GraphFile, ...]
+    llm: LlmBuildArgs
+    layers: int
+    embedding: Embedding
+    stop_ids: frozenset[int]
+
+    @classmethod
+    def open(cls, folder: Path, registry: Registry) -> Deployment:
+        """Read a bundle's manifest and config; weights are not looked at.
+
+        Raises:
+            BundleError: It is no bundle, or holds the vision side alone.
+            PluginNotFound: No installed plugin knows the model.
+        """
+        bundle = Bundle.open(folder)
+        manifest, request = bundle.manifest, bundle.build_request
+        if manifest.get("embedding") is None:
+            raise BundleError(
+                f"{folder} holds the vision side alone", hint="convert again without --vision-only"
+            )
+        entry = registry.find(manifest["model"]["id"])
+        checkpoint = Checkpoint(folder, read_config(folder), (), {})
+        try:
+            profile = parse(Profile, manifest["model"]["profile"])
+            embedding = parse(Embedding, manifest["embedding"])
+        except (KeyError, ValueError) as error:
+            raise BundleError(
+                f"the manifest of {folder} cannot be understood: {error}",
+                hint="convert again with this version",
+            ) from error
+        task = manifest["model"]["task"]
+        return cls(
+            folder,
+            Job(entry.card, entry.family, checkpoint, task, profile, bundle.options),
+            request.graphs,
+            request.llm,
+            request.decoder_layers,
+            embedding,
+            _stop_ids(checkpoint),
+        )
+
+    def layer_files(self, suffix: str) -> tuple[list[Path], Path]:
+        """Return the files of the layers, in order, and of the head.
+
+        Args:
+            suffix: ".onnx" or ".axmodel".
+
+        Raises:
+            BundleError: Some are missing, or were built for another chunk length.
+        """
+        found: dict[tuple[str, int], dict[int, Path]] = {}
+        for path in self.folder.glob(f"*_together{suffix}"):
+            if match := _LAYER.fullmatch(path.name.removesuffix(suffix)):
+                series = found.setdefault((match["kind"], int(match["chunk"])), {})
+                series[int(match["layer"])] = path
+        hint = _BUILD_HINT.format(
+            folder=self.folder, toolchain="onnx" if suffix == ".onnx" else "pulsar2"
+        )
+        fitting = {kind: s for (kind, chunk), s in found.items() if chunk == self.llm.prefill_len}
+        if len(fitting) != 1:
+            raise BundleError(self._misfit(suffix, found), hint=hint)
+        ((kind, series),) = fitting.items()
+        head = self.folder / f"{kind}_post{suffix}"
+        missing = [n for n in range(self.layers) if n not in series]
+        if missing or not head.is_file():
+            names = [f"{kind}_p{self.llm.prefill_len}_l{n}_together{suffix}" for n in missing]
+            names += [] if head.is_file() else [head.name]
+            raise BundleError(
+                f"{len(names)} layer models are missing in {self.folder}: {names[0]}"
+                + (" …" if names[1:] else ""),
+                hint=hint,
+            )
+        return [series[n] for n in range(self.layers)], head
+
+    def vision_file(self, graph: GraphFile, suffix: str) -> Path:
+        """Return the file of a vision graph."""
+        path = self.folder / f"{graph.stem}{suffix}"
+        return _existing(path, "run the same `axcore convert`, or `axcore build`, again")
+
+    @property
+    def embedding_file(self) -> Path:
+        """The bfloat16 table, of the size that the manifest says."""
+        path = _existing(self.folder / EMBEDDING_FILE, "run the same `axcore convert` again")
+        rows, width = self.embedding.shape
+        if path.stat().st_size != 2 * rows * width:
+            raise BundleError(
+                f"{path} has {path.stat().st_size} bytes; [{rows}, {width}] in bfloat16 has"
+                f" {2 * rows * width}",
+                hint="run the same `axcore convert` again",
+            )
+        return path
+
+    def _misfit(self, suffix: str, found: Mapping[tuple[str, int], Any]) -> str:
+        wanted = f"a chunk of {self.llm.prefill_len} tokens (p{self.llm.prefill_len})"
+        if not found:
+            return f"{self.folder} has no layer models (*_together{suffix})"
+        listed = ", ".join(f"{kind}_p{chunk}" for kind, chunk in sorted(found))
+        return f"{self.folder} needs one set of layer models for {wanted}\n  it has: {listed}"
+
+
+def _existing(path: Path, remedy: str) -> Path:
+    if not path.is_file():
+        raise BundleError(f"{path} is missing", hint=remedy)
+    return path
+
+
+def _stop_ids(checkpoint: Checkpoint) -> frozenset[int]:
+    """Return every configured end of a sequence: of the generation file, and of each config."""
+    path = checkpoint.folder / "generation_config.json"
+    parts = [checkpoint.config]
+    parts += [checkpoint.config.get(name) or {} for name in ("text_config", "llm_config")]
+    if path.is_file():
+        parts.append(json.loads(path.read_bytes()))
+    found: set[int] = set()
+    for part in parts:
+        value = part.get("eos_token_id")
+        found |= {value} if isinstance(value, int) else set(value or ())
+    return frozenset(found)

@@ -1,0 +1,169 @@
+"""Engines: what runs compiled models. All have the surface of pyaxengine; one is pyaxengine."""
+
+from __future__ import annotations
+
+import importlib
+from itertools import count
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
+
+from ..errors import BundleError, ToolchainError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    import numpy as np
+
+    from ..types import Shape
+
+    Array = np.ndarray[Any, Any]
+
+__all__ = [
+    "Engine",
+    "Group",
+    "Node",
+    "Session",
+    "Spec",
+    "load_engine",
+    "open_session",
+    "shape_groups",
+]
+
+
+_MODULES = {"onnx": "axcore.runtime.axengine_sim", "axengine": "axengine"}
+_REMEDIES = {
+    "onnx": "install onnxruntime; a board uses the engine axengine",
+    "axengine": "install pyaxengine on the board, and see that ldconfig finds libax_engine.so and"
+    " libax_sys.so (libaxcl_rt.so for a card); on a PC, use the engine onnx",
+}
+
+
+class Node(Protocol):
+    """An input or output of a session."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Its dtype; bfloat16 is that of ml_dtypes."""
+
+    @property
+    def shape(self) -> Sequence[int]:
+        """Its shape in the group that was asked for."""
+
+
+class Session(Protocol):
+    """A loaded model. One thread at a time may use it."""
+
+    def get_inputs(self, shape_group: int = 0) -> Sequence[Node]:
+        """Return the inputs of a shape group."""
+
+    def get_outputs(self, shape_group: int = 0) -> Sequence[Node]:
+        """Return the outputs of a shape group."""
+
+    def run(
+        self,
+        output_names: Sequence[str] | None,
+        input_feed: Mapping[str, Array],
+        run_options: object = None,
+        shape_group: int = 0,
+    ) -> list[Array]:
+        """Run on arrays of exactly the group's shapes and dtypes; None asks for all outputs."""
+
+
+class Engine(Protocol):
+    """A module that opens sessions."""
+
+    @property
+    def InferenceSession(self) -> Callable[[str], Session]:  # noqa: N802 - pyaxengine's name
+        """Opens a compiled model, given its path."""
+
+
+class Spec(NamedTuple):
+    """What an input takes, or what an output is."""
+
+    shape: Shape
+    dtype: np.dtype[Any]
+
+
+class Group(NamedTuple):
+    """One of the sets of shapes that a model was compiled for, by input and output name."""
+
+    inputs: Mapping[str, Spec]
+    outputs: Mapping[str, Spec]
+
+
+def load_engine(name: str) -> Engine:
+    """Return an engine by its name on the command line.
+
+    Args:
+        name: "onnx" for ONNX Runtime on a PC, "axengine" for the NPU of a board or a card.
+
+    Raises:
+        ToolchainError: The engine's package is not there, or finds no library of its own.
+        UsageError: There is no engine of that name.
+    """
+    if name not in _MODULES:
+        raise UsageError(f"there is no engine `{name}`", hint=f"use {' or '.join(_MODULES)}")
+    try:
+        return cast("Engine", importlib.import_module(_MODULES[name]))
+    except (ImportError, OSError) as error:
+        raise _unusable(name, error) from error
+
+
+def open_session(engine: Engine, path: Path) -> Session:
+    """Load a compiled model.
+
+    Args:
+        engine: What runs it.
+        path: The file, ``.axmodel`` for a board and ``.onnx`` for a PC.
+
+    Raises:
+        BundleError: The file is missing or is no model of this engine (message names it).
+        ToolchainError: The board's library does not load, which shows with the first model.
+    """
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise BundleError(
+            f"cannot read `{path.name}`: {error.strerror}\n  folder: {path.parent}",
+            hint="build the bundle again, or copy the whole folder",
+        ) from error
+    try:
+        return engine.InferenceSession(str(path))
+    except (ImportError, OSError, AssertionError) as error:
+        raise _unusable("axengine", error) from error
+    except (RuntimeError, ValueError) as error:
+        raise BundleError(
+            f"`{path.name}` is no model that this engine runs\n"
+            f"  folder: {path.parent}\n"
+            f"  engine: {error}",
+            hint="build it again for this target; on a board, see that nothing else holds the NPU",
+        ) from error
+
+
+def shape_groups(session: Session) -> list[Group]:
+    """Return the groups of a model in its own order: of layers, group 0 decodes one token."""
+    groups: list[Group] = []
+    for number in count():
+        # There is no count. pyaxengine lists group after group and leaves the end to the list,
+        # but checks numbers beyond that.
+        try:
+            inputs, outputs = session.get_inputs(number), session.get_outputs(number)
+        except (IndexError, ValueError):
+            break
+        groups.append(Group(_specs(inputs), _specs(outputs)))
+    return groups
+
+
+def _specs(nodes: Sequence[Node]) -> dict[str, Spec]:
+    return {node.name: Spec(tuple(node.shape), node.dtype) for node in nodes}
+
+
+def _unusable(name: str, error: Exception) -> ToolchainError:
+    return ToolchainError(
+        f"the engine `{name}` does not load\n  {type(error).__name__}: {error}",
+        hint=_REMEDIES[name],
+    )

@@ -1,0 +1,263 @@
+"""From messages to a streamed answer: the one loop that runs on a PC and on a board."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import BudgetError, ContractError, ToolchainError, UsageError
+from ..language.tokenizer import load_tokenizer
+from ..types import Prompt
+from .deployment import Deployment
+from .language import Embeddings
+from .sampling import Sampler, Sampling
+from .text import TextStream
+from .vision import VisionSide
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from ..plugins import Registry
+    from ..types import Backend
+    from .language import LanguageModel
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass
+class Answer:
+    """What is known of an answer; grows while it is streamed.
+
+    Attributes:
+        prompt_tokens: Tokens of the prompt, and how many of them were still in the caches.
+        token_ids: Tokens of the answer, without the one that ended it.
+        text: What they say.
+        finish_reason: "stop" (a stop token), "length" (as many tokens as were asked for),
+            "context" (no room left) or "interrupted".
+        vision_s, prefill_s, decode_s: Seconds for pictures, for the rest until the first token,
+            and for the tokens after it.
+    """
+
+    prompt_tokens: int = 0
+    reused_tokens: int = 0
+    token_ids: list[int] = field(default_factory=list)
+    text: str = ""
+    finish_reason: str = "interrupted"
+    vision_s: float = 0.0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+    steps: int = 0
+
+    @property
+    def first_token_s(self) -> float:
+        """Seconds until the first token."""
+        return self.vision_s + self.prefill_s
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Tokens after the first one, by the second."""
+        return self.steps / self.decode_s if self.decode_s else 0.0
+
+
+class Runner:
+    """A model ready to answer.
+
+    What it has read stays in the caches: a prompt that begins like the one before, as the next
+    turn of a conversation does, is read from where they part.
+
+    Args:
+        deployment: What is run.
+        registry: Where the family's `prepare_prompt` is found.
+        vision: Runs the pictures.
+        language: Runs the language model.
+    """
+
+    def __init__(
+        self,
+        deployment: Deployment,
+        registry: Registry,
+        vision: VisionSide,
+        language: LanguageModel,
+    ) -> None:
+        self.deployment, self._registry = deployment, registry
+        self._vision, self._language = vision, language
+        self._embeddings = Embeddings(deployment)
+        self._tokenizer = load_tokenizer(deployment.folder, ())
+        self._read = _Read()
+
+    @classmethod
+    def open(cls, folder: Path, registry: Registry, backend: str = "onnx") -> Runner:
+        """Open a bundle, or the folder of a board.
+
+        Args:
+            folder: Where it is.
+            registry: The plugins.
+            backend: Name of what runs it.
+
+        Raises:
+            AxcoreError: One of its subclasses says what is missing or does not fit.
+        """
+        deployment = Deployment.open(folder, registry)
+        found = available_backend(backend, registry)
+        vision, language = found.open(deployment)
+        return cls(deployment, registry, VisionSide(vision), language)
+
+    def prepare(self, messages: Sequence[Mapping[str, Any]]) -> Prompt:
+        """Return the prompt for `messages`, checked against the limits.
+
+        Raises:
+            BudgetError: It is too long (the message holds the numbers).
+        """
+        job = self.deployment.job
+        prompt = self._registry.call(job.family, "prepare_prompt", job=job, messages=messages)
+        with self._registry.blame(job.family, "prepare_prompt"):
+            if not isinstance(prompt, Prompt):
+                raise ContractError(f"returned {prompt!r}, not a Prompt")
+        count, limit = len(prompt.input_ids), self._language.max_prompt
+        if count > limit:
+            pictures = sum(map(len, prompt.vision_rows.values()))
+            raise BudgetError(
+                f"the prompt has {count} tokens, {pictures} of them for pictures; this build"
+                f" reads {limit}",
+                hint="shorten it, give fewer pictures, or convert with a longer"
+                " --last-kv-cache-len",
+            )
+        return prompt
+
+    def answer(
+        self,
+        prompt: Prompt,
+        sampling: Sampling | None = None,
+        max_new_tokens: int | None = None,
+        answer: Answer | None = None,
+    ) -> Iterator[str]:
+        """Yield the answer piece by piece.
+
+        Closing the iterator stops after the token in hand; the caches stay good.
+
+        Args:
+            prompt: What `prepare` returned.
+            sampling: How tokens are chosen; None takes the likeliest.
+            max_new_tokens: At most so many; None goes on while there is room.
+            answer: Filled in as the answer grows.
+        """
+        answer = answer if answer is not None else Answer()
+        stream = TextStream(self._tokenizer)
+        for token in self._tokens(prompt, sampling or Sampling(), max_new_tokens, answer):
+            piece = stream.push(token)
+            answer.text += piece
+            if piece:
+                yield piece
+        rest = stream.finish()
+        answer.text += rest
+        if rest:
+            yield rest
+
+    def _tokens(
+        self, prompt: Prompt, sampling: Sampling, max_new_tokens: int | None, answer: Answer
+    ) -> Iterator[int]:
+        """Yield the tokens of the answer, filling in `answer`."""
+        sampler = Sampler(sampling)
+        stop = self.deployment.stop_ids | set(prompt.stop_ids)
+        room = self._language.context - len(prompt.input_ids)
+        limit = room if max_new_tokens is None else min(room, max_new_tokens)
+        logits = self._prefill(prompt, answer)
+        position = int(prompt.position_ids.max()) + 1
+        seen = prompt.input_ids.tolist()
+        while len(answer.token_ids) < limit:
+            token = sampler(logits, seen)
+            if token in stop:
+                answer.finish_reason = "stop"
+                return
+            answer.token_ids.append(token)
+            seen.append(token)
+            yield token
+            if len(answer.token_ids) == limit:
+                break
+            logits = self._decode(token, position, answer)
+            position += 1
+        answer.finish_reason = "length" if limit == max_new_tokens else "context"
+
+    def _prefill(self, prompt: Prompt, answer: Answer) -> Array:
+        started = time.perf_counter()
+        rows = self._rows(prompt)
+        answer.vision_s = time.perf_counter() - started
+        positions = np.broadcast_to(prompt.position_ids, prompt.position_ids.shape)
+        known = self._read.common(rows, positions)
+        # The last token is always read: its logits begin the answer.
+        kept = self._language.resume(min(known, len(rows) - 1), len(rows))
+        self._read.keep(kept)
+        answer.prompt_tokens, answer.reused_tokens = len(rows), kept
+        logits = self._language.prefill(rows[kept:], positions[:, kept:])
+        self._read.add(rows[kept:], positions[:, kept:])
+        answer.prefill_s = time.perf_counter() - started - answer.vision_s
+        return logits
+
+    def _decode(self, token: int, position: int, answer: Answer) -> Array:
+        started = time.perf_counter()
+        row = self._embeddings.rows(np.array([token]))
+        logits = self._language.decode(row[0], position)
+        self._read.add(row, np.full((len(self._read.positions), 1), position))
+        answer.decode_s += time.perf_counter() - started
+        answer.steps += 1
+        return logits
+
+    def _rows(self, prompt: Prompt) -> Array:
+        """Return what the language model reads: embeddings, and vision rows in their places."""
+        rows = self._embeddings.rows(prompt.input_ids)
+        for places in prompt.vision_rows.values():
+            if len(places):
+                rows[places] = self._vision.rows(prompt)
+        return rows
+
+
+def available_backend(name: str, registry: Registry) -> Backend:
+    """Return the backend of that name, if it can run here.
+
+    Raises:
+        UsageError: There is none.
+        ToolchainError: It cannot run here; the hint says what would make it.
+    """
+    known = registry.backends
+    if name not in known:
+        raise UsageError(f"no backend `{name}`", hint=f"installed: {', '.join(known)}")
+    found = known[name].availability()
+    if not found.available:
+        raise ToolchainError(
+            f"backend `{name}` is not available: {found.detail}", hint=found.remedy
+        )
+    return known[name]
+
+
+class _Read:
+    """What is in the caches: rows and their positions."""
+
+    def __init__(self) -> None:
+        self.rows: list[Array] = []
+        self.positions: Array = np.empty((1, 0), np.int64)
+
+    def common(self, rows: Array, positions: Array) -> int:
+        """Return how many of the first rows are read already, at the same positions."""
+        if len(positions) != len(self.positions):
+            return 0
+        count = min(len(rows), len(self.rows))
+        same = (positions[:, :count] == self.positions[:, :count]).all(0)
+        for index in range(count):
+            if not same[index] or not np.array_equal(rows[index], self.rows[index]):
+                return index
+        return count
+
+    def keep(self, count: int) -> None:
+        """Forget all but the first `count`."""
+        del self.rows[count:]
+        self.positions = self.positions[:, :count]
+
+    def add(self, rows: Array, positions: Array) -> None:
+        """Note rows that were read behind the others."""
+        before = self.positions if self.rows else positions[:, :0]
+        self.positions = np.concatenate([before, positions], 1)
+        self.rows.extend(rows)

@@ -1,0 +1,122 @@
+"""Choosing the next token from logits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..errors import UsageError
+
+Ids = Sequence[int] | np.ndarray[Any, Any]
+Floats = np.ndarray[Any, np.dtype[np.floating[Any]]]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen.
+
+    Attributes:
+        temperature: What logits are divided by; 0 always takes the likeliest token.
+        top_k: Only the k likeliest tokens may be chosen, and what ties with the last of them;
+            0 for all.
+        top_p: Only the likeliest tokens may be chosen: as many as it takes to reach this
+            probability, in (0, 1].
+        repetition_penalty: What positive logits of tokens seen before are divided by, and negative
+            ones multiplied by; 1 for none.
+        seed: Makes a run repeatable; None draws another one each time.
+
+    Raises:
+        UsageError: A value is out of range.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        _check("temperature", self.temperature, 0 <= self.temperature < math.inf, "0 or more")
+        _check("top-k", self.top_k, self.top_k >= 0, "0 (all tokens) or more")
+        _check("top-p", self.top_p, 0 < self.top_p <= 1, "more than 0, at most 1")
+        penalty = self.repetition_penalty
+        _check("repetition-penalty", penalty, 0 < penalty < math.inf, "more than 0; 1 for none")
+        _check("seed", self.seed, self.seed is None or self.seed >= 0, "0 or more")
+
+
+def _check(name: str, value: float | None, good: bool, allowed: str) -> None:
+    if not good:
+        raise UsageError(f"--{name} {value} is out of range", hint=f"choose {allowed}")
+
+
+class Sampler:
+    """Draws tokens by one setting. Two samplers of equal seed draw the same from equal logits."""
+
+    def __init__(self, settings: Sampling) -> None:
+        self.settings = settings
+        self._random = np.random.default_rng(settings.seed)
+
+    def __call__(self, logits: Floats, seen: Ids) -> int:
+        """Return the next token.
+
+        Args:
+            logits: float32 ``[V]``; not changed.
+            seen: Ids of prompt and answer so far, for the repetition penalty.
+        """
+        if self.settings.temperature == 0:
+            return int(self._penalised(logits, seen).argmax())
+        tokens, probabilities = self.distribution(logits, seen)
+        return int(self._random.choice(tokens, p=probabilities))
+
+    def distribution(
+        self, logits: Floats, seen: Ids
+    ) -> tuple[np.ndarray[Any, np.dtype[np.int64]], np.ndarray[Any, np.dtype[np.float64]]]:
+        """Return the tokens that may be drawn and how likely each is, at a temperature above 0.
+
+        Penalty, temperature, top-k and top-p apply in this order.
+
+        Returns:
+            int64 ``[n]`` in ascending order of id, and float64 ``[n]`` of sum 1.
+
+        Source: transformers, ``GenerationMixin._get_logits_processor`` and the warpers it lists.
+        """
+        scores = self._penalised(logits, seen) / np.float32(self.settings.temperature)
+        tokens = _likeliest(scores, self.settings.top_k)
+        weights = np.exp(scores[tokens].astype(np.float64) - scores[tokens].max())
+        kept = _nucleus(weights / weights.sum(), self.settings.top_p)
+        return tokens[kept], weights[kept] / weights[kept].sum()
+
+    def _penalised(self, logits: Floats, seen: Ids) -> Floats:
+        penalty = np.float32(self.settings.repetition_penalty)
+        if penalty == 1 or len(seen) == 0:
+            return logits
+        ids = np.asarray(seen, np.int64)
+        scores: Floats = logits.copy()
+        found = scores[ids]
+        scores[ids] = np.where(found < 0, found * penalty, found / penalty)
+        return scores
+
+
+def _likeliest(scores: Floats, count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Return the indices of the `count` highest of `scores` and of what equals the last of them."""
+    if not 0 < count < len(scores):
+        return np.arange(len(scores))
+    place = len(scores) - count
+    return np.flatnonzero(scores >= np.partition(scores, place)[place])
+
+
+def _nucleus(probabilities: Floats, top_p: float) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Return the indices, ascending, of the likeliest tokens that together reach `top_p`."""
+    if top_p == 1:
+        return np.arange(len(probabilities))
+    # The tokens below this bound weigh less than 1 - top_p together, so none of them is kept, and
+    # the rest is quick to sort.
+    bound = (1 - top_p) / len(probabilities)
+    candidates = np.flatnonzero(probabilities >= bound)
+    order = candidates[np.argsort(-probabilities[candidates], kind="stable")]
+    before = np.cumsum(probabilities[order]) - probabilities[order]
+    return np.sort(order[before < top_p])

@@ -1,0 +1,129 @@
+"""Huawei Ascend: ``atc`` for the vision graphs of a bundle, and engines that run what it makes.
+
+Importing it is cheap; the tool and the engines are loaded when they are used.
+"""
+
+from __future__ import annotations
+
+import shlex
+from types import MappingProxyType
+from typing import TYPE_CHECKING, NamedTuple
+
+from axcore import Availability, ToolchainError, hookimpl
+
+from .environment import environment
+from .target import NAME, OPTIONS, Target
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from axcore import BuildRequest, Decoder, Progress
+
+__all__ = ["Ascend", "Engine", "engines", "environment", "toolchains"]
+
+_NO_OPTIONS: Mapping[str, str] = MappingProxyType({})
+
+
+class Engine(NamedTuple):
+    """A module with pyaxengine's surface, and the suffix of the vision graphs it loads."""
+
+    module: str
+    suffix: str
+
+
+class Ascend:
+    """The toolchain for Ascend cards.
+
+    Attributes:
+        name: The value of ``--toolchain``.
+        options: Its own options; a value is free where none are listed.
+    """
+
+    name = NAME
+    options = OPTIONS
+
+    def availability(self, command: str | None = None) -> Availability:
+        """Say whether ``atc`` is here; `command` replaces it and may be several words."""
+        from .tool import Tool
+
+        try:
+            tool = Tool.find(command)
+        except ToolchainError as error:
+            return Availability(False, error.message, error.hint)
+        return Availability(True, " ".join([shlex.join(tool.words), *tool.version]))
+
+    def checks(self) -> Mapping[str, Availability]:
+        """Return what else matters on this machine, by name: the engines, and the environment."""
+        from .checks import checks
+
+        return checks()
+
+    def prepare(
+        self, request: BuildRequest, options: Mapping[str, str] = _NO_OPTIONS
+    ) -> dict[str, str]:
+        """Return ``build_ascend.sh``; without a soc-version it asks for one when it runs.
+
+        Raises:
+            UsageError: An option's value is no good, or the card cannot do what is asked.
+        """
+        from .script import SCRIPT, build_script
+
+        target = Target.of(options)
+        target.check(request.graphs)
+        return {SCRIPT: build_script(request, target)}
+
+    def build(
+        self,
+        bundle: Path,
+        request: BuildRequest,
+        progress: Progress,
+        *,
+        command: str | None = None,
+        decoder: Callable[[], Decoder] | None = None,
+        options: Mapping[str, str] = _NO_OPTIONS,
+    ) -> list[Path]:
+        """Write ``build_ascend.sh``, convert every vision graph and return the ``.om`` files.
+
+        What ``atc`` prints goes to `progress` as it comes, and into ``build/ascend/<stem>.log``.
+        A graph converted by an earlier run is kept as long as the command, the version of CANN
+        and the contents of the graph are the same.
+
+        Args:
+            bundle: Folder with the graphs.
+            request: What to build.
+            progress: Where messages go.
+            command: What starts ``atc``, ``atc`` if None. A container must see the bundle as its
+                working folder.
+            decoder: Not used: torch runs the language model on the card.
+            options: See `options`.
+
+        Raises:
+            UsageError: No soc-version is given, or an option's value is no good.
+            ToolchainError: The tool or a graph is missing, or a step failed.
+        """
+        from axcore.files import write_atomic
+
+        from .build import Build
+        from .tool import Tool
+
+        del decoder
+        folder, target = bundle.absolute(), Target.of(options).complete()
+        for name, text in self.prepare(request, options).items():
+            write_atomic(folder / name, text)
+            (folder / name).chmod(0o755)
+        return Build(folder, request.graphs, target, Tool.find(command), progress).run()
+
+
+@hookimpl
+def toolchains() -> list[Ascend]:
+    """Register the toolchain."""
+    return [Ascend()]
+
+
+def engines() -> dict[str, Engine]:
+    """Return what runs vision graphs on a card, by name. Nothing is imported here."""
+    return {
+        "ascend": Engine(f"{__name__}.om", ".om"),
+        "ascend-onnx": Engine(f"{__name__}.cann", ".onnx"),
+    }

@@ -1,0 +1,49 @@
+"""The command lines of ``atc``, as words; paths are relative to the bundle."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .target import NAME
+
+if TYPE_CHECKING:
+    from axcore import GraphFile, Port
+
+    from .target import Target
+
+BUILD_FOLDER = f"build/{NAME}"
+_ONNX = "5"  # atc's number of the framework
+
+
+def om_file(graph: GraphFile) -> str:
+    """Name of what `graph` becomes."""
+    return f"{graph.stem}.om"
+
+
+def output_folder(graph: GraphFile) -> str:
+    """Folder that ``atc`` writes into."""
+    return f"{BUILD_FOLDER}/{graph.stem}"
+
+
+def atc_flags(graph: GraphFile, target: Target) -> list[str]:
+    """Return what follows ``atc`` to convert `graph`.
+
+    The graph's own ``build_options["ascend"]`` are laid over: None takes a flag out, anything else
+    sets it.
+    """
+    flags: dict[str, Any] = {
+        "framework": _ONNX,
+        "model": f"{graph.stem}.onnx",
+        "output": f"{output_folder(graph)}/{graph.stem}",
+        "input_format": "ND",
+        "input_shape": ";".join(map(_shape, graph.inputs)),
+        "soc_version": target.soc_version,
+        "precision_mode_v2": target.precision_mode,
+        "log": "error",
+    }
+    flags.update(graph.build_options.get(NAME, {}))
+    return [f"--{name}={value}" for name, value in flags.items() if value is not None]
+
+
+def _shape(port: Port) -> str:
+    return f"{port.name}:{','.join(map(str, port.shape))}"

@@ -1,0 +1,198 @@
+"""Building a bundle against the stand-in: results, resuming and failures."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+from axcore_toolchain_ascend import Ascend
+
+from axcore import BuildRequest, ToolchainError, UsageError
+
+from .conftest import SOC, Recorder, Standin, flags_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+MADE = ["tower.om", "it's a resampler.om"]
+GRAPHS = ["tower.onnx", "it's a resampler.onnx"]
+
+
+@pytest.fixture
+def build(
+    bundle: Path, request_: BuildRequest, standin: Standin, recorder: Recorder
+) -> Callable[..., list[Path]]:
+    """Build the bundle with the stand-in; `request_` unless another request is given."""
+
+    def run(request: BuildRequest = request_, **options: str) -> list[Path]:
+        named = {name.replace("_", "-"): value for name, value in options.items()}
+        return Ascend().build(bundle, request, recorder, options={**SOC, **named})
+
+    return run
+
+
+def test_every_graph_becomes_an_om_file_beside_it(
+    build: Callable[[], list[Path]], bundle: Path, standin: Standin, recorder: Recorder
+) -> None:
+    """And the log holds what is said. Oracle: names, and the stand-in, which checks shapes."""
+    assert build() == [bundle / name for name in MADE]
+    assert all(path.is_file() for path in build())
+    assert standin.models() == GRAPHS
+    assert "ATC run success, welcome to the next use." in recorder.said
+    assert "ATC run success" in (bundle / "build/ascend/tower.log").read_text()
+
+
+def test_a_second_run_repeats_nothing(
+    build: Callable[[], list[Path]], standin: Standin, recorder: Recorder
+) -> None:
+    """Oracle: the stand-in's journal."""
+    first = build()
+    assert build() == first
+    assert len(standin.calls()) == 2
+    assert "tower: already built" in recorder.said
+
+
+@pytest.mark.parametrize("change", ["graph", "weights", "precision", "card", "version", "result"])
+def test_a_change_builds_again_what_it_touches(
+    build: Callable[..., list[Path]], bundle: Path, standin: Standin, cann: Path, change: str
+) -> None:
+    """Content decides: the same bytes with another time are no change. Oracle: the journal."""
+    data = bundle / "tower.onnx.data"
+    data.write_bytes(b"weights")
+    build()
+    os.utime(bundle / "tower.onnx", ns=(1, 1))
+    options = {"precision": {"precision_mode": "origin"}, "card": {"soc_version": "Ascend910B1"}}
+    if change == "graph":
+        model = (bundle / "it's a resampler.onnx").read_bytes()
+        (bundle / "it's a resampler.onnx").write_bytes(model + b"\x32\x01x")  # a doc string
+    elif change == "weights":
+        data.write_bytes(b"another")
+    elif change == "version":
+        cann.write_text("version=8.5.0\n")
+    elif change == "result":
+        (bundle / MADE[0]).write_text("cut")
+    build(**options.get(change, {}))
+    again = {"graph": GRAPHS[1:], "weights": GRAPHS[:1], "result": GRAPHS[:1]}.get(change, GRAPHS)
+    assert standin.models() == [*GRAPHS, *again]
+
+
+def test_the_options_reach_the_tool_and_the_script(
+    build: Callable[..., list[Path]], bundle: Path, standin: Standin
+) -> None:
+    """Oracle: the stand-in's journal and the text of the script, which may be run."""
+    build(soc_version="Ascend910B4", precision_mode="mixed_bfloat16")
+    flags = flags_of(standin.calls()[0])
+    assert (flags["soc_version"], flags["precision_mode_v2"]) == ("Ascend910B4", "mixed_bfloat16")
+    script = bundle / "build_ascend.sh"
+    assert "SOC_VERSION:-Ascend910B4" in script.read_text()
+    assert "PRECISION_MODE:-mixed_bfloat16" in script.read_text()
+    assert os.access(script, os.X_OK)
+
+
+def test_a_failed_step_is_named_and_the_finished_one_is_kept(
+    build: Callable[[], list[Path]], bundle: Path, standin: Standin
+) -> None:
+    """Oracle: what the stand-in prints and returns, and its journal afterwards."""
+    standin.set(fail_at="it's a resampler")
+    with pytest.raises(ToolchainError) as caught:
+        build()
+    assert "step `it's a resampler` failed: atc exited with 255" in caught.value.message
+    assert "ATC run failed, no such luck" in caught.value.message
+    assert str(bundle / "build/ascend/it's a resampler.log") in caught.value.message
+    assert "--soc_version=Ascend310P3" in caught.value.message
+    assert "finished steps are kept" in caught.value.hint
+    standin.set()
+    assert len(build()) == 2
+    assert standin.models() == [*GRAPHS, GRAPHS[1]]
+
+
+def test_the_hosts_name_is_taken_off_a_result(
+    build: Callable[[], list[Path]], bundle: Path, standin: Standin
+) -> None:
+    """Oracle: the name that atc gives to models with code for the host."""
+    standin.set(suffix="_linux_x86_64")
+    assert [path.name for path in build()] == MADE
+
+
+def test_success_without_a_file_is_a_failure(
+    build: Callable[..., list[Path]], bundle: Path, standin: Standin
+) -> None:
+    """Exit code 0 proves nothing, nor does an older result. Oracle: the stand-in, told to skip."""
+    build()
+    (bundle / "build/ascend/tower/tower.om").write_text("left by a run that was stopped")
+    standin.set(skip=True)
+    with pytest.raises(ToolchainError, match=r"`tower` exited with 0, but wrote 0 \.om files"):
+        build(soc_version="Ascend910B1")
+
+
+def test_results_of_graphs_that_are_gone_go(
+    build: Callable[..., list[Path]], bundle: Path, request_: BuildRequest
+) -> None:
+    """A board must not find parts of two builds. Oracle: the folder."""
+    build()
+    build(replace(request_, graphs=request_.graphs[:1]))
+    assert [path.name for path in bundle.glob("*.om")] == MADE[:1]
+
+
+def test_a_missing_graph_is_told_before_the_tool_runs(
+    build: Callable[[], list[Path]], bundle: Path, standin: Standin
+) -> None:
+    """Even that of a later step. Oracle: the empty journal, and the words of the message."""
+    (bundle / GRAPHS[1]).unlink()
+    with pytest.raises(ToolchainError, match="`it's a resampler` cannot begin"):
+        build()
+    assert standin.calls() == []
+
+
+def test_without_the_tool_the_script_is_written_all_the_same(
+    bundle: Path, request_: BuildRequest, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For a machine that has it. Oracle: the words of the message, and the script."""
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(ToolchainError, match="`atc` is not on PATH") as caught:
+        Ascend().build(bundle, request_, recorder, options=SOC)
+    assert "build_ascend.sh" in caught.value.hint
+    assert "--model=tower.onnx" in (bundle / "build_ascend.sh").read_text()
+    found = Ascend().availability()
+    assert (found.available, found.detail) == (False, "`atc` is not on PATH")
+    assert not Ascend().availability("docker 'run").available
+
+
+def test_the_card_is_asked_for_before_anything_is_done(
+    bundle: Path, request_: BuildRequest, standin: Standin, recorder: Recorder
+) -> None:
+    """Oracle: the words of the message, and the folder as it was."""
+    before = sorted(bundle.iterdir())
+    with pytest.raises(UsageError, match="soc-version"):
+        Ascend().build(bundle, request_, recorder)
+    assert sorted(bundle.iterdir()) == before
+
+
+def test_the_tool_needs_the_environment_of_cann(
+    standin: Standin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A command of one's own, such as a container, does not. Oracle: what was set up."""
+    path = shlex.quote(str(standin.path))
+    assert Ascend().availability().detail == f"{path} CANN 8.2.RC1"
+    monkeypatch.delenv("ASCEND_TOOLKIT_HOME")
+    monkeypatch.delenv("ASCEND_HOME_PATH", raising=False)
+    found = Ascend().availability()
+    assert not found.available
+    assert "ASCEND_TOOLKIT_HOME" in found.detail
+    assert "set_env.sh" in found.remedy
+    assert Ascend().availability(f"{path} --more").detail == f"{path} --more"
+
+
+def test_a_program_that_cannot_start_is_an_expected_failure(
+    bundle: Path, request_: BuildRequest, recorder: Recorder, tmp_path: Path
+) -> None:
+    """Oracle: a file that the kernel refuses to execute."""
+    path = tmp_path / "broken"
+    path.write_bytes(b"\0not a program")
+    path.chmod(0o755)
+    with pytest.raises(ToolchainError, match="cannot be started"):
+        Ascend().build(bundle, request_, recorder, command=str(path), options=SOC)

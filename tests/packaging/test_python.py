@@ -1,0 +1,139 @@
+"""The folder for Python on a board, used as there: nothing but what its README asks for."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING
+
+import pytest
+
+from axcore import Registry
+from axcore.packaging import package
+from axcore.packaging.python import NEEDED
+from axcore.plain import plain
+from axcore.progress import Silent
+
+from . import toys
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+INSTALLED = [entry for entry in entry_points(group="axcore") if Registry([entry]).entries]
+
+BOARD = """
+import sys
+
+HERE, ALLOWED = {here!r}, {allowed!r}
+
+
+class Board:
+    '''Finds no module that a board does not have.'''
+
+    def find_spec(self, name, path=None, target=None):
+        top = name.partition(".")[0]
+        if top not in sys.stdlib_module_names and top not in ALLOWED:
+            raise ModuleNotFoundError(f"no module {{top}} on this board")
+
+
+for name in [name for name in sys.modules if name.startswith("axcore")]:
+    del sys.modules[name]
+sys.meta_path.insert(0, Board())
+sys.path.insert(0, HERE + "/lib")
+"""
+
+
+def board(folder: Path, code: str, *more: str) -> str:
+    """Run code in the folder with the modules of a board alone; return what it prints."""
+    own = {path.stem for path in (folder / "lib").iterdir()}
+    allowed = {*own, *NEEDED, "PIL", *more}
+    start = BOARD.format(here=str(folder), allowed=sorted(allowed))
+    done = subprocess.run(
+        [sys.executable, "-c", start + code],
+        capture_output=True, text=True, check=False, cwd=folder.parent,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def packaged(bundle: Path) -> Path:
+    return package(bundle, bundle.parent / "board", "python", toys.registry(), Silent())
+
+
+def test_the_folder_holds_what_running_takes(bundle: Path) -> None:
+    """Models, embedding, the checkpoint's small files, sources; not the bundle's other files."""
+    out = packaged(bundle)
+    top = {path.name for path in out.iterdir()}
+    small = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
+    made = {"axcore.json", "lib", "run.py", "README.md"}
+    assert top == {*toys.built(".axmodel"), toys.EMBEDDING, *small, *made}
+    package_ = out / "lib" / toys.MODULE
+    assert {path.name for path in package_.iterdir()} == {"__init__.py", "data"}
+    assert not list(out.rglob("*.pyc"))
+    assert list(out.glob("lib/pluggy-*.dist-info/**/LICENSE"))
+
+
+def test_onnx_models_stand_in_where_nothing_was_compiled(family: Path, tmp_path: Path) -> None:
+    """Models and weights of both sides; the README says which they are."""
+    del family
+    out = packaged(toys.write_bundle(tmp_path / "bundle", ".onnx"))
+    vision = {f"{toys.STEM}.onnx", f"{toys.STEM}.onnx.data"}
+    found = {path.name for path in out.iterdir() if ".onnx" in path.name}
+    assert found == {*toys.built(".onnx"), *vision}
+    assert "The models are .onnx files" in (out / "README.md").read_text()
+
+
+def test_help_needs_nothing_but_python(bundle: Path) -> None:
+    """``run.py --help`` runs on a bare Python and knows the engine that fits the models."""
+    out = packaged(bundle)
+    code = "sys.argv = ['run.py', '--help']\nimport runpy\n"
+    code += f"runpy.run_path({str(out / 'run.py')!r}, run_name='__main__')"
+    text = board(out, code)
+    for option in ("--image", "--prompt", "--max-new-tokens", "--temperature", "--engine"):
+        assert option in text
+    assert "default here: axengine" in " ".join(text.split())
+
+
+def test_the_readme_names_command_and_limits(bundle: Path) -> None:
+    """Oracle: the lengths of the toy bundle; histories of 8 and 16 and a chunk of 8."""
+    text = (packaged(bundle) / "README.md").read_text()
+    assert "python run.py --image photo.jpg --prompt" in text
+    assert "up to 24 tokens, prompt and answer together up to 32" in text
+    assert all(name in text for name in NEEDED)
+
+
+IMPORTS = """
+import axcore, axcore.runtime.deployment, axcore.runtime.sampling, axcore.runtime.text
+from axcore.runtime.text import TextStream
+from pathlib import Path
+
+assert axcore.__file__.startswith(HERE)
+registry = axcore.Registry()
+deployment = axcore.runtime.deployment.Deployment.open(Path(HERE), registry)
+module = sys.modules[registry.plugins[deployment.job.family].module]
+assert module.__file__.startswith(HERE), module.__file__
+print(deployment.job.card.id)
+"""
+
+
+def test_a_board_finds_the_family(bundle: Path) -> None:
+    """The loop's parts import and know the model, from the copied sources alone."""
+    assert board(packaged(bundle), IMPORTS) == f"{toys.MODEL}\n"
+
+
+@pytest.mark.parametrize("entry", INSTALLED, ids=lambda entry: str(entry.name))
+def test_every_installed_family_loads_on_a_board(
+    bundle: Path, tmp_path: Path, entry: EntryPoint
+) -> None:
+    """Its cards are there with no module but those a board has."""
+    registry = Registry([entry])
+    card = registry.entries[0].card
+    path = bundle / "axcore.json"
+    manifest = json.loads(path.read_text())
+    manifest["model"]["id"] = card.id
+    manifest["build"] = plain(toys.request(model=card.id))
+    path.write_text(json.dumps(manifest))
+    out = package(bundle, tmp_path / "board", "python", registry, Silent())
+    assert board(out, IMPORTS) == f"{card.id}\n"

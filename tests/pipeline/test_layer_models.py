@@ -1,0 +1,210 @@
+"""The embedded toolchain: files that keep the contract of the board's layer models."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx
+import pytest
+import torch
+
+import axcore
+from axcore import Options, UsageError
+from axcore.checkpoint import Checkpoint
+from axcore.runtime.axengine_sim import InferenceSession
+
+CHUNK, CACHE, HISTORIES = 64, 300, (64, 128)
+# §: P, C, H and D of the tiny model; D is two key/value heads times the size of one.
+LAYER, HEAD = "qwen2_5_vl_p64_l{}_together.onnx", "qwen2_5_vl_post.onnx"
+
+
+@pytest.fixture(scope="module")
+def built(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle with layer models of the default precision."""
+    out = tmp_path_factory.mktemp("built") / "bundle"
+    options = Options(
+        height=56, width=84, prefill_len=CHUNK, kv_cache_len=CACHE, last_kv_cache_len=HISTORIES
+    )
+    axcore.convert(str(checkpoint), out, options=options, verify=False)
+    axcore.build(out, toolchain="onnx")
+    return out
+
+
+@pytest.fixture
+def config(built: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((built / "config.json").read_text())
+    return loaded
+
+
+def described(session: InferenceSession, group: int) -> list[tuple[str, str, tuple[int, ...]]]:
+    nodes = [*session.get_inputs(group), *session.get_outputs(group)]
+    return [(node.name, str(np.dtype(node.dtype)), tuple(node.shape)) for node in nodes]
+
+
+def expected(config: dict[str, Any], history: int, count: int, rows: int) -> list[Any]:
+    """Write a group down as the board's documentation does."""
+    hidden, heads = config["hidden_size"], config["num_attention_heads"]
+    width = config["num_key_value_heads"] * (hidden // heads)
+    cached = (1, history, width) if history else (1, 1, hidden)
+    bf16 = "bfloat16"
+    return [
+        ("K_cache", bf16, cached),
+        ("V_cache", bf16, cached),
+        ("indices", "uint32", (rows, count)),
+        ("input", bf16, (1, count, hidden)),
+        ("mask", bf16, (1, count, history + count)),
+        ("K_cache_out", bf16, (1, count, width)),
+        ("V_cache_out", bf16, (1, count, width)),
+        ("output", bf16, (1, count, hidden)),
+    ]
+
+
+def test_every_group_has_the_names_order_dtypes_and_shapes_of_the_board(
+    built: Path, config: dict[str, Any]
+) -> None:
+    """One token after a full cache, a first chunk with placeholders, chunks behind histories.
+
+    Oracle: the published contract, written out in `expected`.
+    """
+    for layer in range(config["num_hidden_layers"]):
+        session = InferenceSession(str(built / LAYER.format(layer)))
+        assert described(session, 0) == expected(config, CACHE, 1, 1)
+        assert described(session, 1) == expected(config, 0, CHUNK, 3)
+        for number, history in enumerate(HISTORIES, 2):
+            assert described(session, number) == expected(config, history, CHUNK, 3)
+        # Ours, behind the board's: a token after a shorter cache.
+        assert described(session, 4) == expected(config, 256, 1, 1)
+    head = InferenceSession(str(built / HEAD))
+    shape = (1, 1, config["hidden_size"]), (1, 1, config["vocab_size"])
+    assert [node[2] for node in described(head, 0)] == list(shape)
+
+
+def test_weights_lie_on_disk_as_in_the_checkpoint(built: Path, checkpoint: Path) -> None:
+    """bfloat16 weights keep their bytes, so no parameter takes four.
+
+    Oracle: the checkpoint's own bytes.
+    """
+    model = onnx.load(built / LAYER.format(1))
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    name = "self_attn.q_proj.weight"
+    with Checkpoint.open(checkpoint) as opened:
+        source = next(key for key in opened.tensors if key.endswith(f"layers.1.{name}"))
+        assert stored[name].raw_data == opened.array(source).tobytes()
+    floats = [t for t in model.graph.initializer if t.data_type == onnx.TensorProto.FLOAT]
+    assert sum(np.prod(t.dims) for t in floats) < 200  # constants alone
+
+
+def test_groups_agree_where_they_overlap(built: Path, config: dict[str, Any]) -> None:
+    """A chunk behind a history, read in one go or a token at a time, gives the same rows.
+
+    Oracle: the decode group, whose cache is filled by hand.
+    """
+    session = InferenceSession(str(built / LAYER.format(0)))
+    rng = np.random.default_rng(0)
+    bf16 = ml_dtypes.bfloat16
+    state = rng.standard_normal((1, CHUNK, config["hidden_size"])).astype(bf16)
+    hidden = np.float32(-65536)
+    mask = np.triu(np.full((1, CHUNK, CHUNK), hidden), 1).astype(bf16)
+    indices = np.tile(np.arange(CHUNK, dtype=np.uint32), (3, 1))
+    first = session.get_inputs(1)[0]
+    none = np.zeros(first.shape, bf16)
+    feed = {"K_cache": none, "V_cache": none, "indices": indices, "input": state, "mask": mask}
+    keys, values, out = session.run(None, feed, shape_group=1)
+    cache = session.get_inputs(0)[0]
+    k_cache, v_cache = np.zeros(cache.shape, bf16), np.zeros(cache.shape, bf16)
+    step_mask = np.full((1, 1, CACHE + 1), hidden).astype(bf16)
+    step_mask[..., -1] = 0
+    for index in range(CHUNK):
+        step = {
+            "K_cache": k_cache,
+            "V_cache": v_cache,
+            "indices": np.array([[index]], np.uint32),
+            "input": state[:, index : index + 1],
+            "mask": step_mask,
+        }
+        key, value, row = session.run(None, step)
+        k_cache[:, index], v_cache[:, index] = key[:, 0], value[:, 0]
+        step_mask[0, 0, index] = 0
+        np.testing.assert_allclose(
+            row[0, 0].astype(np.float32), out[0, index].astype(np.float32), atol=0.02, rtol=0.02
+        )
+    np.testing.assert_array_equal(k_cache[:, :CHUNK], keys)
+    np.testing.assert_array_equal(v_cache[:, :CHUNK], values)
+
+
+@pytest.mark.parametrize(("states", "weights"), [("fp32", "fp32"), ("bf16", "s8")])
+def test_precisions_are_chosen(built: Path, tmp_path: Path, states: str, weights: str) -> None:
+    """States, caches and stored weights take the precision asked for, and answers stay close.
+
+    8 bits move an output by little; oracle: the file of the default precision.
+    """
+    bundle = Path(shutil.copytree(built, tmp_path / "bundle"))
+    axcore.build(bundle, toolchain="onnx", hidden_state_type=states, weight_type=weights)
+    file = LAYER.format(0)
+    session, other = (InferenceSession(str(folder / file)) for folder in (bundle, built))
+    dtype = {"fp32": np.float32, "bf16": ml_dtypes.bfloat16}[states]
+    assert [node.dtype for node in session.get_inputs(1)][3] == np.dtype(dtype)
+    kinds = {t.data_type for t in onnx.load(bundle / file).graph.initializer if len(t.dims) == 2}
+    assert (onnx.TensorProto.INT8 in kinds) == (weights == "s8")
+    outputs = []
+    for opened in (session, other):
+        rng = np.random.default_rng(1)
+        feed = {
+            node.name: np.zeros(node.shape, node.dtype)
+            if node.name != "input"
+            else rng.standard_normal(node.shape).astype(node.dtype)
+            for node in opened.get_inputs(1)
+        }
+        outputs.append(opened.run(None, feed, shape_group=1)[2].astype(np.float32))
+    made, reference = outputs
+    assert np.abs(made - reference).max() < 0.05 * np.abs(reference).max()
+    assert np.abs(made - reference).max() > 0
+
+
+def test_an_unknown_precision_is_refused(built: Path) -> None:
+    """The message names it, the hint what there is; nothing is written."""
+    before = sorted(built.iterdir())
+    with pytest.raises(UsageError, match="`s4`") as caught:
+        axcore.build(built, toolchain="onnx", weight_type="s4")
+    assert "bf16 or fp32 or s8" in caught.value.hint
+    assert sorted(built.iterdir()) == before
+
+
+def test_a_second_build_writes_nothing(built: Path, tmp_path: Path) -> None:
+    """Files of the same checkpoint, lengths and precision stay; a lost one is made again.
+
+    Oracle: their modification times.
+    """
+    bundle = Path(shutil.copytree(built, tmp_path / "bundle"))
+    times = {path: path.stat().st_mtime_ns for path in bundle.glob("qwen2_5_vl*")}
+    lost = bundle / LAYER.format(1)
+    content = lost.read_bytes()
+    lost.unlink()
+    axcore.build(bundle, toolchain="onnx")
+    assert lost.read_bytes() == content
+    again = {path for path, time in times.items() if path.stat().st_mtime_ns != time}
+    assert again == {lost, lost.with_name(f"{lost.name}.data")}
+
+
+def test_a_quantised_language_model_is_multiplied_out() -> None:
+    """Packed integers become what GPTQ means by them, in 4 and in 8 bits.
+
+    Oracle: the formula of the format, ``(w - (z + 1)) * scale``, on numbers packed here.
+    """
+    from axcore.checkpoint.quantised import _unpacked
+
+    rng = np.random.default_rng(0)
+    for bits in (4, 8):
+        numbers = rng.integers(0, 2**bits, (32, 16), dtype=np.int64)
+        per = 32 // bits
+        packed = sum(numbers[i::per] << (bits * i) for i in range(per))
+        words = torch.tensor(packed.astype(np.uint32).view(np.int32))
+        assert np.array_equal(_unpacked(words, bits, axis=0).numpy(), numbers)
+        across = sum(numbers[:, i::per] << (bits * i) for i in range(per))
+        words = torch.tensor(across.astype(np.uint32).view(np.int32))
+        assert np.array_equal(_unpacked(words, bits, axis=1).numpy(), numbers)
