@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .choices import settle
 from .errors import ToolchainError, UsageError
 from .plugins import Registry
 from .progress import Progress, Silent
@@ -145,8 +146,7 @@ def build(
     *,
     toolchain: str | None = None,
     command: str | None = None,
-    weight_type: str | None = None,
-    hidden_state_type: str | None = None,
+    options: Mapping[str, str] | None = None,
     progress: Progress | None = None,
     registry: Registry | None = None,
 ) -> list[Path]:
@@ -156,10 +156,7 @@ def build(
         bundle: A folder that `convert` wrote.
         toolchain: Its name; None takes the one the bundle was converted for.
         command: How the tool is called where it is not on PATH, e.g. ``docker run … pulsar2``.
-        weight_type: Precision of the language model's stored weights, e.g. "bf16" or "s8"; None
-            takes the toolchain's default.
-        hidden_state_type: Precision of its states and caches, "bf16" or "fp32"; None takes the
-            model's.
+        options: Options of the toolchain (see `Toolchain.options`).
         progress: Told each line the tool prints.
         registry: The plugins; None finds the installed ones.
 
@@ -177,18 +174,16 @@ def build(
     opened, known = Bundle.open(bundle), registry or Registry()
     tool = _available(toolchain or opened.manifest["toolchain"], command, known)
     request, reporter = opened.build_request, progress or Silent()
-    llm = request.llm
-    states = hidden_state_type or llm.hidden_state_type
-    llm = replace(llm, hidden_state_type=states, weight_type=weight_type or llm.weight_type)
-    request = replace(request, llm=llm)
+    chosen = settle(f"toolchain `{tool.name}`", tool.options, options or {})
     # Configurations and scripts are there to be edited; everything else must be as written.
-    opened.check_files(set(opened.files) - set(tool.prepare(request)))
+    opened.check_files(set(opened.files) - set(tool.prepare(request, chosen)))
     with Workspace(opened.folder, request.model).locked(), explained_full_disk(opened.folder):
         return tool.build(
             opened.folder,
             request,
             reporter,
             command=command,
+            options=chosen,
             decoder=lambda: open_decoder(opened, known, reporter),
         )
 

@@ -61,11 +61,12 @@ class Profile:
 
 @dataclass(frozen=True)
 class Choice:
-    """An option that only some families have; on the command line ``--<name> VALUE``.
+    """An option that only some models or toolchains have; on the command line ``--<name> VALUE``.
 
     Attributes:
         values: What may be chosen, the default first. Of a switch: ``("no", "yes")``; on the
-            command line ``--<name>`` alone then means yes.
+            command line ``--<name>`` alone then means yes. Empty where any value may be given;
+            such an option of a toolchain has no default.
         about: What each value does and costs, for people.
     """
 
@@ -464,10 +465,7 @@ class LlmBuildArgs:
     Attributes:
         prefill_len, kv_cache_len, last_kv_cache_len: See `Profile`.
         model_type: Type name given to the builder; None lets it read ``config.json``.
-        hidden_state_type: Precision of the state between layers and of the caches: "bf16" or
-            "fp32", and what else a builder knows.
-        weight_type: Precision of stored weights, e.g. "s8" or "bf16"; None takes the builder's
-            default.
+        hidden_state_type, weight_type: Precisions.
         parallel: Worker processes.
         check_level: 0 none, 1 cosine of each layer, 2 generate.
         environment: Variables the builder must see.
@@ -481,7 +479,7 @@ class LlmBuildArgs:
     last_kv_cache_len: tuple[int, ...] = ()
     model_type: str | None = None
     hidden_state_type: str = "bf16"
-    weight_type: str | None = None
+    weight_type: str = "s8"
     parallel: int = 32
     check_level: int = 0
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -605,13 +603,21 @@ class Toolchain(Protocol):
     def name(self) -> str:
         """The value of ``--toolchain``."""
 
+    @property
+    def options(self) -> Mapping[str, Choice]:
+        """Options of its builds, by name."""
+
     def availability(self, command: str | None = None) -> Availability:
         """Say whether the tool is here; `command` overrides how it is called."""
 
-    def prepare(self, request: BuildRequest) -> Mapping[str, str]:
+    def checks(self) -> Mapping[str, Availability]:
+        """Return what else matters on this machine, by name, for `axcore doctor`."""
+
+    def prepare(self, request: BuildRequest, options: Mapping[str, str] = ...) -> Mapping[str, str]:
         """Return configuration files and scripts for the bundle (name to text); runs no tool.
 
-        A file whose text begins with ``#!`` is made executable.
+        A file whose text begins with ``#!`` is made executable. A conversion gives no `options`;
+        they come with the build.
         """
 
     def build(
@@ -621,6 +627,7 @@ class Toolchain(Protocol):
         progress: Progress,
         *,
         command: str | None = None,
+        options: Mapping[str, str] = ...,
         decoder: Callable[[], Decoder],
     ) -> list[Path]:
         """Run the tool on `bundle` and return the files made; finished steps are not repeated.
@@ -630,10 +637,12 @@ class Toolchain(Protocol):
             request: What to build.
             progress: Where messages go.
             command: How the tool is called; None for its usual name.
+            options: Of those that it declares: what was given, and defaults.
             decoder: Opens the checkpoint and asks the family for the language model's stages, for
                 a toolchain that builds the layers itself.
 
         Raises:
+            UsageError: An option is missing, or does not fit the bundle.
             ToolchainError: The tool is missing or a step failed (message names the step).
         """
 
@@ -645,11 +654,21 @@ class Backend(Protocol):
     def name(self) -> str:
         """The value of ``--backend``."""
 
+    @property
+    def options(self) -> Mapping[str, Choice]:
+        """Options of its own, by name."""
+
     def availability(self) -> Availability:
         """Say whether it can run here."""
 
-    def open(self, deployment: Deployment) -> tuple[VisionModel, LanguageModel]:
+    def open(
+        self, deployment: Deployment, options: Mapping[str, str]
+    ) -> tuple[VisionModel, LanguageModel]:
         """Open what runs the pictures and what runs the language model.
+
+        Args:
+            deployment: What is run.
+            options: Of those that it declares: what was given, and defaults.
 
         Raises:
             BundleError: Files are missing, damaged, or of other lengths than the manifest says.

@@ -27,7 +27,7 @@ app = typer.Typer(
 plugins_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(plugins_app, name="plugins", help="Look at the installed plugins.")
 
-# What `convert` and `plan` do not know may be an option of the model, checked by its card.
+# What a command does not know may be an option of the model or of the toolchain, checked by it.
 FAMILY_OPTIONS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 Json = Annotated[bool, typer.Option("--json", help="Print data as JSON on stdout.")]
@@ -207,8 +207,9 @@ def convert(
     return typer.echo(f"next: axcore build {bundle.folder} --toolchain {toolchain}", err=True)
 
 
-@app.command()
+@app.command(context_settings=FAMILY_OPTIONS)
 def build(
+    context: typer.Context,
     bundle: BundleFolder,
     toolchain: Annotated[
         str | None,
@@ -220,24 +221,15 @@ def build(
             "--pulsar2", "--tool", help='How the tool is called, e.g. "docker run … pulsar2".'
         ),
     ] = None,
-    weight_type: Annotated[
-        str | None,
-        typer.Option(help="Stored weights of the language model, e.g. bf16 or s8."),
-    ] = None,
-    hidden_state_type: Annotated[
-        str | None,
-        typer.Option(help="States and caches of the language model: bf16 or fp32."),
-    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Run a toolchain on a bundle."""
+    """Run a toolchain on a bundle. Toolchains have further options: see `axcore doctor`."""
     with progress() as reporter:
         made = api.build(
             bundle,
             toolchain=toolchain,
             command=pulsar2,
-            weight_type=weight_type,
-            hidden_state_type=hidden_state_type,
+            options=_choices(context.args),
             progress=reporter,
             registry=_registry(),
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from ..checkpoint import Checkpoint, as_stored, canonical_key, check_layout, read_config
+from ..choices import settle
 from ..errors import CheckpointError, UsageError
 from ..files import cache_folder
 from ..language.embedding import FORMATS
@@ -79,7 +80,7 @@ def open_job(request: Request, registry: Registry, progress: Progress) -> Job:
     """
     _check_options(request)
     entry, folder = _locate(request, registry)
-    _check_choices(entry.card, request.options)
+    settle(f"`{entry.card.id}`", entry.card.choices, request.options.choices)
     task, profile = settle_profile(entry.card, request.options)
     if folder is None:
         folder = _obtain(request, entry.card, progress)
@@ -142,21 +143,6 @@ def _check_options(request: Request) -> None:
             f"there is no embedding format `{unknown[0]}`",
             hint=f"choose --embedding-format from {', '.join(FORMATS)}",
         )
-
-
-def _check_choices(card: ModelCard, options: Options) -> None:
-    for name, value in options.choices.items():
-        choice = card.choices.get(name)
-        if choice is None:
-            own = ", ".join(f"--{known}" for known in card.choices) or "none"
-            raise UsageError(
-                f"`{card.id}` has no option --{name}", hint=f"options of this model: {own}"
-            )
-        if value not in choice.values:
-            raise UsageError(
-                f"--{name} {value} is not offered",
-                hint=f"choose from {', '.join(choice.values)}: {choice.about}",
-            )
 
 
 def _locate(request: Request, registry: Registry) -> tuple[Entry, Path | None]:

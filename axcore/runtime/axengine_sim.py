@@ -13,7 +13,7 @@ import ctypes
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,18 @@ class _Group:
     inputs: list[NodeArg]
     outputs: list[NodeArg]
     empty: Mapping[str, Array] = field(default_factory=dict)
+    free: frozenset[str] = frozenset()
+
+    def batch(self, feed: Mapping[str, Array]) -> int:
+        """Return the length of the free first axis in `feed`; 1 where none is free."""
+        return next((len(feed[n.name]) for n in self.inputs if n.name in self.free), 1)
+
+    def sized(self, nodes: Sequence[NodeArg], batch: int) -> list[NodeArg]:
+        """Return `nodes` with the free first axis at its length."""
+        return [
+            replace(node, shape=(batch, *node.shape[1:])) if node.name in self.free else node
+            for node in nodes
+        ]
 
 
 def get_all_providers() -> list[str]:
@@ -96,7 +108,11 @@ class InferenceSession:
     ``{"inputs": {name: shape}, "outputs": {name: shape}, "empty": {name: shape}}``. An input named
     in ``empty``, which may be absent, is a placeholder: the caller feeds an array of its shape in
     ``inputs``, and the graph receives none of it but zeros of its shape in ``empty``. A file
-    without that property has static shapes and one group.
+    without that property has static shapes and one group. What no board has: a group may list
+    names in ``free``, whose first axis may then be of any length, the same for all of them.
+
+    Attributes:
+        free_batch: Whether the first axis is free.
 
     Args:
         path_or_bytes: The file. Where there is no ``x.axmodel``, ``x.onnx`` beside it is taken.
@@ -127,6 +143,7 @@ class InferenceSession:
             self._groups = _groups(self._session)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise RuntimeError(f"Failed to read the shape groups of {path}: {error!r}") from error
+        self.free_batch = all(group.free for group in self._groups)
 
     def get_session_options(self) -> object:
         """Return what was given as ``sess_options``."""
@@ -172,13 +189,17 @@ class InferenceSession:
         del run_options
         group = self._group(shape_group)
         _check_names(group, output_names, input_feed)
-        feeds = [_checked(node, input_feed[node.name]) for node in group.inputs]
-        outputs = [np.empty(node.shape, node.dtype) for node in group.outputs]
+        batch = group.batch(input_feed)
+        nodes = group.sized(group.inputs, batch)
+        feeds = [_checked(node, input_feed[node.name]) for node in nodes]
+        outputs = [np.empty(n.shape, n.dtype) for n in group.sized(group.outputs, batch)]
         binding = self._session.io_binding()
         # An OrtValue keeps its array alive; not every version's binding keeps the OrtValue.
         values = []
         for node, array in zip(group.inputs, feeds, strict=True):
-            values.append(_value(group.empty.get(node.name, array)))
+            if node.name in group.empty:
+                array = group.empty[node.name].repeat(batch, 0)
+            values.append(_value(array))
             binding.bind_ortvalue_input(node.name, values[-1])
         for node, array in zip(group.outputs, outputs, strict=True):
             values.append(_value(array))
@@ -231,10 +252,10 @@ def _load(path: Path) -> Any:
 def _options() -> Any:
     options = ort.SessionOptions()
     options.intra_op_num_threads = len(os.sched_getaffinity(0))
-    # Sessions run one after the other. Threads that go on waiting for work in a loop would take
-    # the cores from the next session; ONNX Runtime's pool for all sessions would forbid every
-    # other session of the process.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
+    # Sessions run one after the other: threads that wait in a loop would take the cores from the
+    # next session, and from whatever else runs. One pool for all sessions is no way out, as every
+    # other session of the process would then fail to open.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # An arena would keep the largest buffers of every layer; without one they are given back.
     options.enable_cpu_mem_arena = False
     # Otherwise weights in int8 are not folded into float32, but converted in every run.
@@ -258,11 +279,12 @@ def _group(
     inputs: Mapping[str, Sequence[int]],
     outputs: Mapping[str, Sequence[int]],
     empty: Mapping[str, Sequence[int]] | None = None,
+    free: Sequence[str] = (),
 ) -> _Group:
     nodes = _nodes(graph_inputs, inputs)
     dtypes = {node.name: node.dtype for node in nodes}
     zeros = {name: np.zeros(shape, dtypes[name]) for name, shape in (empty or {}).items()}
-    return _Group(nodes, _nodes(graph_outputs, outputs), zeros)
+    return _Group(nodes, _nodes(graph_outputs, outputs), zeros, frozenset(free))
 
 
 def _shapes(values: Sequence[Any]) -> dict[str, Sequence[int]]:

@@ -9,6 +9,9 @@ from ..types import Availability
 from .engine import load_engine
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ..types import Choice
     from .deployment import Deployment
     from .language import LanguageModel
     from .vision import VisionModel
@@ -24,6 +27,7 @@ class EngineBackend:
 
     def __init__(self, name: str, suffix: str) -> None:
         self.name, self.suffix = name, suffix
+        self.options: Mapping[str, Choice] = {}
 
     def availability(self) -> Availability:
         """Say whether the engine loads here."""
@@ -33,13 +37,16 @@ class EngineBackend:
             return Availability(False, error.message, error.hint)
         return Availability(True, getattr(engine, "__name__", self.name))
 
-    def open(self, deployment: Deployment) -> tuple[VisionModel, LanguageModel]:
+    def open(
+        self, deployment: Deployment, options: Mapping[str, str]
+    ) -> tuple[VisionModel, LanguageModel]:
         """Open the vision graphs when they are needed, the layer models now.
 
         Raises:
             BundleError: Files are missing, damaged, or of other lengths than the manifest says.
             ToolchainError: The engine does not load.
         """
+        del options
         from .language import LayerModels
         from .vision import VisionSessions
 

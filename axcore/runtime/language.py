@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING, Any, Protocol
@@ -24,17 +25,21 @@ HIDDEN = -65536.0  # what the mask holds for a column that must not be seen; 0 s
 
 
 class LanguageModel(Protocol):
-    """Whatever can continue a prompt. Rows are what embedding or vision side give, in float32.
+    """Whatever can continue a prompt, or several of equal length side by side.
+
+    Rows are what embedding or vision side give, in float32.
 
     Attributes:
         max_prompt: Tokens of the longest prompt.
         context: Positions that prompt and answer share.
         filled: Positions that are in the caches.
+        max_batch: Prompts that it reads at once; 1 where static shapes allow no more.
     """
 
     max_prompt: int
     context: int
     filled: int
+    max_batch: int
 
     def resume(self, known: int, prompt: int) -> int:
         """Forget all but the first of `known` positions; return how many stay.
@@ -44,14 +49,19 @@ class LanguageModel(Protocol):
         """
 
     def prefill(self, rows: Array, positions: Array) -> Array:
-        """Read ``[n, hidden]`` rows at positions ``[r, n]`` behind what is filled.
+        """Read rows ``[b, n, hidden]`` at positions ``[r, n]`` behind what is filled.
+
+        The caches hold b prompts from a `prefill` of an empty cache on.
 
         Returns:
-            float32 ``[vocabulary]``: logits of the next token.
+            float32 ``[b, vocabulary]``: logits of the next tokens.
         """
 
-    def decode(self, row: Array, position: int) -> Array:
-        """Read one row ``[hidden]``; returns as `prefill` does. The context must have room."""
+    def decode(self, rows: Array, position: int) -> Array:
+        """Read a row ``[b, hidden]`` of each; returns as `prefill` does.
+
+        The context must have room.
+        """
 
 
 class Embeddings:
@@ -112,15 +122,13 @@ class LayerModels:
         self._steps = [group for group in ordered if group.is_step]
         self._chunks = [group for group in ordered if not group.is_step]
         _check_lengths(self._steps[-1:], self._chunks[-1:], deployment, layers[0])
-        cache, state = (self._steps[-1].inputs[name] for name in ("K_cache", "input"))
-        self._state_dtype = state.dtype
-        self._caches = [
-            _Cache(*(np.zeros(cache.shape, cache.dtype) for _ in range(2))) for _ in layers
-        ]
+        self._state_dtype = self._steps[0].inputs["input"].dtype
+        self._caches = self._empty_caches(1)
+        self._mask: Array | None = None
         self.max_prompt = self._chunks[-1].history + self._chunks[-1].count
         self.context = self._steps[-1].history + 1
         self.filled = 0
-        self._mask: Array | None = None
+        self.max_batch = sys.maxsize if getattr(self._layers[0], "free_batch", False) else 1
 
     def resume(self, known: int, prompt: int) -> int:
         """Keep what chunks can follow: the last one must find a group with room for its history."""
@@ -129,68 +137,76 @@ class LayerModels:
         self.filled = known if last <= longest else known // chunk * chunk
         if self.filled > longest:
             self.filled = 0
-        self._mask = None
         return self.filled
 
     def prefill(self, rows: Array, positions: Array) -> Array:
         """Read rows in chunks, padding the last one."""
+        batch, count, _ = rows.shape
+        if batch != len(self._caches[0].keys):
+            self._caches, self.filled = self._empty_caches(batch), 0
         chunk = self._chunks[-1].count
-        for start in range(0, len(rows), chunk):
+        for start in range(0, count, chunk):
             part = slice(start, start + chunk)
-            last = self._chunk(rows[part], positions[:, part])
+            last = self._chunk(rows[:, part], positions[:, part])
         self._mask = None
         return self._logits(last)
 
-    def decode(self, row: Array, position: int) -> Array:
-        """Read one row behind the smallest cache that holds what is filled."""
+    def decode(self, rows: Array, position: int) -> Array:
+        """Read a row of each prompt behind the smallest cache that holds what is filled."""
         group = next(g for g in self._steps if g.history >= self.filled)
-        mask = self._step_mask(group)
-        state = row.reshape(1, 1, -1).astype(self._state_dtype)
+        mask = self._step_mask(group, len(rows))
         indices = np.full(group.inputs["indices"].shape, position, np.uint32)
-        state = self._run(group, state, indices, mask, 1)
-        if self.filled <= group.history:
-            mask[0, 0, self.filled - 1] = 0
+        state = self._run(group, rows[:, None].astype(self._state_dtype), indices, mask, 1)
+        mask[:, 0, self.filled - 1] = 0
         return self._logits(state)
+
+    def _empty_caches(self, batch: int) -> list[_Cache]:
+        spec = self._steps[-1].inputs["K_cache"]
+        shape = (batch, *spec.shape[1:])
+        return [_Cache(*(np.zeros(shape, spec.dtype) for _ in range(2))) for _ in self._layers]
 
     def _chunk(self, rows: Array, positions: Array) -> Array:
         """Run one chunk through all layers; return the state of its last row."""
         group = next(g for g in self._chunks if g.history >= self.filled)
-        count, history, room = len(rows), group.history, group.count
-        state = np.zeros(group.inputs["input"].shape, self._state_dtype)
-        state[0, :count] = rows
+        batch, count, width = rows.shape
+        history, room = group.history, group.count
+        state = np.zeros((batch, room, width), self._state_dtype)
+        state[:, :count] = rows
         indices = np.zeros(group.inputs["indices"].shape, np.uint32)
         indices[:, :count] = positions
-        mask = np.full(group.inputs["mask"].shape, HIDDEN, np.float32)
-        mask[0, :count, : self.filled] = 0
-        mask[0, :, history:][np.tril(np.ones((room, room), bool))] = 0
-        mask[0, count:] = HIDDEN
-        state = self._run(group, state, indices, mask.astype(self._state_dtype), count)
+        mask = np.full((room, history + room), HIDDEN, np.float32)
+        mask[:count, : self.filled] = 0
+        mask[:count, history:][np.tril(np.ones((count, room), bool))] = 0
+        masks = np.repeat(mask[None].astype(self._state_dtype), batch, 0)
+        state = self._run(group, state, indices, masks, count)
         return state[:, count - 1 : count]
 
     def _run(self, group: _Group, state: Array, indices: Array, mask: Array, count: int) -> Array:
         """Run every layer of a group and keep the first `count` rows of its keys and values."""
         history, end = group.history, self.filled + count
-        place = slice(self.filled, end)
+        place, batch = slice(self.filled, end), len(state)
         for session, cache in zip(self._layers, self._caches, strict=True):
-            old = group.placeholder or (cache.keys[:, :history], cache.values[:, :history])
-            feed = dict(zip(_INPUTS, (*old, indices, state, mask), strict=True))
+            old = group.placeholder(batch) or (cache.keys[:, :history], cache.values[:, :history])
+            # Views of a history lie in one piece for a single prompt, which is the rule.
+            feed = dict(zip(_INPUTS, (*map(np.ascontiguousarray, old), indices, state, mask),
+                            strict=True))  # fmt: skip
             keys, values, state = session.run(None, feed, shape_group=group.index)
             cache.keys[:, place], cache.values[:, place] = keys[:, :count], values[:, :count]
         self.filled = end
         return state
 
-    def _step_mask(self, group: _Group) -> Array:
+    def _step_mask(self, group: _Group, batch: int) -> Array:
         """Return the mask of a single token, kept from step to step."""
-        shape = group.inputs["mask"].shape
+        shape = (batch, 1, group.history + 1)
         if self._mask is None or self._mask.shape != shape:
             self._mask = np.full(shape, HIDDEN, self._state_dtype)
-            self._mask[0, 0, : self.filled] = 0
-            self._mask[0, 0, -1] = 0
+            self._mask[..., : self.filled] = 0
+            self._mask[..., -1] = 0
         return self._mask
 
     def _logits(self, state: Array) -> Array:
         (logits,) = self._head.run(None, {"input": np.ascontiguousarray(state)})
-        return logits.reshape(-1).astype(np.float32)
+        return logits[:, 0].astype(np.float32)
 
 
 _INPUTS = ("K_cache", "V_cache", "indices", "input", "mask")
@@ -198,20 +214,23 @@ _INPUTS = ("K_cache", "V_cache", "indices", "input", "mask")
 
 @dataclass(frozen=True)
 class _Group:
-    """A shape group: its number, what it takes, and in place of a history, where it has none."""
+    """A shape group: its number, what it takes, and how long a history it sees."""
 
     index: int
     inputs: Mapping[str, Spec]
     history: int
-    placeholder: tuple[Array, Array] | None
 
     @classmethod
     def of(cls, index: int, group: Group) -> _Group:
         rows, columns = group.inputs["mask"].shape[1:]
-        specs = [group.inputs[name] for name in _INPUTS[:2]]
-        first, second = (np.zeros(spec.shape, spec.dtype) for spec in specs)
-        history = columns - rows
-        return cls(index, group.inputs, history, None if history else (first, second))
+        return cls(index, group.inputs, columns - rows)
+
+    def placeholder(self, batch: int) -> tuple[Array, Array] | None:
+        """Return what stands in place of the caches where there is no history."""
+        if self.history:
+            return None
+        first, second = (self.inputs[name] for name in _INPUTS[:2])
+        return tuple(np.zeros((batch, *s.shape[1:]), s.dtype) for s in (first, second))  # type: ignore[return-value]
 
     @property
     def count(self) -> int:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..choices import settle
 from ..errors import BudgetError, ContractError, ToolchainError, UsageError
 from ..language.tokenizer import load_tokenizer
 from ..types import Prompt
@@ -74,6 +75,10 @@ class Runner:
         registry: Where the family's `prepare_prompt` is found.
         vision: Runs the pictures.
         language: Runs the language model.
+
+    Attributes:
+        deployment, language: As given.
+        embeddings: The token embedding.
     """
 
     def __init__(
@@ -84,26 +89,34 @@ class Runner:
         language: LanguageModel,
     ) -> None:
         self.deployment, self._registry = deployment, registry
-        self._vision, self._language = vision, language
-        self._embeddings = Embeddings(deployment)
+        self._vision, self.language = vision, language
+        self.embeddings = Embeddings(deployment)
         self._tokenizer = load_tokenizer(deployment.folder, ())
         self._read = _Read()
 
     @classmethod
-    def open(cls, folder: Path, registry: Registry, backend: str = "onnx") -> Runner:
+    def open(
+        cls,
+        folder: Path,
+        registry: Registry,
+        backend: str = "onnx",
+        options: Mapping[str, str] | None = None,
+    ) -> Runner:
         """Open a bundle, or the folder of a board.
 
         Args:
             folder: Where it is.
             registry: The plugins.
             backend: Name of what runs it.
+            options: Options of the backend.
 
         Raises:
             AxcoreError: One of its subclasses says what is missing or does not fit.
         """
         deployment = Deployment.open(folder, registry)
         found = available_backend(backend, registry)
-        vision, language = found.open(deployment)
+        chosen = settle(f"backend `{backend}`", found.options, options or {})
+        vision, language = found.open(deployment, chosen)
         return cls(deployment, registry, VisionSide(vision), language)
 
     def prepare(self, messages: Sequence[Mapping[str, Any]]) -> Prompt:
@@ -117,7 +130,7 @@ class Runner:
         with self._registry.blame(job.family, "prepare_prompt"):
             if not isinstance(prompt, Prompt):
                 raise ContractError(f"returned {prompt!r}, not a Prompt")
-        count, limit = len(prompt.input_ids), self._language.max_prompt
+        count, limit = len(prompt.input_ids), self.language.max_prompt
         if count > limit:
             pictures = sum(map(len, prompt.vision_rows.values()))
             raise BudgetError(
@@ -163,7 +176,7 @@ class Runner:
         """Yield the tokens of the answer, filling in `answer`."""
         sampler = Sampler(sampling)
         stop = self.deployment.stop_ids | set(prompt.stop_ids)
-        room = self._language.context - len(prompt.input_ids)
+        room = self.language.context - len(prompt.input_ids)
         limit = room if max_new_tokens is None else min(room, max_new_tokens)
         logits = self._prefill(prompt, answer)
         position = int(prompt.position_ids.max()) + 1
@@ -184,31 +197,34 @@ class Runner:
 
     def _prefill(self, prompt: Prompt, answer: Answer) -> Array:
         started = time.perf_counter()
-        rows = self._rows(prompt)
+        rows = self.rows(prompt)
         answer.vision_s = time.perf_counter() - started
-        positions = np.broadcast_to(prompt.position_ids, prompt.position_ids.shape)
+        positions = prompt.position_ids
         known = self._read.common(rows, positions)
         # The last token is always read: its logits begin the answer.
-        kept = self._language.resume(min(known, len(rows) - 1), len(rows))
+        kept = self.language.resume(min(known, len(rows) - 1), len(rows))
         self._read.keep(kept)
         answer.prompt_tokens, answer.reused_tokens = len(rows), kept
-        logits = self._language.prefill(rows[kept:], positions[:, kept:])
+        logits: Array = self.language.prefill(rows[None, kept:], positions[:, kept:])[0]
         self._read.add(rows[kept:], positions[:, kept:])
         answer.prefill_s = time.perf_counter() - started - answer.vision_s
         return logits
 
     def _decode(self, token: int, position: int, answer: Answer) -> Array:
         started = time.perf_counter()
-        row = self._embeddings.rows(np.array([token]))
-        logits = self._language.decode(row[0], position)
+        row = self.embeddings.rows(np.array([token]))
+        logits: Array = self.language.decode(row, position)[0]
         self._read.add(row, np.full((len(self._read.positions), 1), position))
         answer.decode_s += time.perf_counter() - started
         answer.steps += 1
         return logits
 
-    def _rows(self, prompt: Prompt) -> Array:
-        """Return what the language model reads: embeddings, and vision rows in their places."""
-        rows = self._embeddings.rows(prompt.input_ids)
+    def rows(self, prompt: Prompt) -> Array:
+        """Return what the language model reads: float32 ``[n, hidden]``.
+
+        Embeddings, and the rows of pictures in their places.
+        """
+        rows = self.embeddings.rows(prompt.input_ids)
         for places in prompt.vision_rows.values():
             if len(places):
                 rows[places] = self._vision.rows(prompt)

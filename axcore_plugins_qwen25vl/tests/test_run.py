@@ -76,7 +76,10 @@ def bundle(checkpoint: Path, registry: Registry, tmp_path_factory: pytest.TempPa
     )  # fmt: skip
     axcore.convert(str(checkpoint), out, options=options, verify=False, registry=registry)
     axcore.build(
-        out, toolchain="onnx", weight_type="fp32", hidden_state_type="fp32", registry=registry
+        out,
+        toolchain="onnx",
+        options={"weight-type": "fp32", "hidden-state-type": "fp32"},
+        registry=registry,
     )
     return out
 
@@ -195,7 +198,7 @@ def test_a_video_has_positions_in_time(
     options = Options(task="video", height=HEIGHT, width=WIDTH, prefill_len=96, kv_cache_len=CACHE)
     axcore.convert(str(checkpoint), tmp_path, options=options, verify=False, registry=registry)
     axcore.build(
-        tmp_path, toolchain="onnx", weight_type="fp32", hidden_state_type="fp32",
+        tmp_path, toolchain="onnx",  options={"weight-type": "fp32", "hidden-state-type": "fp32"},
         registry=registry,
     )  # fmt: skip
     frames = [picture(seed) for seed in range(4)]
@@ -248,7 +251,7 @@ def test_bfloat16_states_stay_close(
     import shutil
 
     out = shutil.copytree(bundle, tmp_path / "bundle")
-    axcore.build(out, toolchain="onnx", hidden_state_type="bf16", registry=registry)
+    axcore.build(out, toolchain="onnx", options={"hidden-state-type": "bf16"}, registry=registry)
     coarse = Runner.open(out, registry)
     prompt = runner.prepare([message("word", picture(7))])
     firsts = []

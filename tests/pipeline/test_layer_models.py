@@ -144,7 +144,9 @@ def test_precisions_are_chosen(built: Path, tmp_path: Path, states: str, weights
     8 bits move an output by little; oracle: the file of the default precision.
     """
     bundle = Path(shutil.copytree(built, tmp_path / "bundle"))
-    axcore.build(bundle, toolchain="onnx", hidden_state_type=states, weight_type=weights)
+    axcore.build(
+        bundle, toolchain="onnx", options={"hidden-state-type": states, "weight-type": weights}
+    )
     file = LAYER.format(0)
     session, other = (InferenceSession(str(folder / file)) for folder in (bundle, built))
     dtype = {"fp32": np.float32, "bf16": ml_dtypes.bfloat16}[states]
@@ -169,9 +171,9 @@ def test_precisions_are_chosen(built: Path, tmp_path: Path, states: str, weights
 def test_an_unknown_precision_is_refused(built: Path) -> None:
     """The message names it, the hint what there is; nothing is written."""
     before = sorted(built.iterdir())
-    with pytest.raises(UsageError, match="`s4`") as caught:
-        axcore.build(built, toolchain="onnx", weight_type="s4")
-    assert "bf16 or fp32 or s8" in caught.value.hint
+    with pytest.raises(UsageError, match="s4 is not offered") as caught:
+        axcore.build(built, toolchain="onnx", options={"weight-type": "s4"})
+    assert "bf16, fp32, s8" in caught.value.hint
     assert sorted(built.iterdir()) == before
 
 

@@ -5,12 +5,14 @@ Nothing has to be installed. What it builds runs on a PC, through the loop that 
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from ...types import Availability
+from ...choices import settle
+from ...types import Availability, Choice
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from ...progress import Progress
@@ -18,20 +20,44 @@ if TYPE_CHECKING:
 
 __all__ = ["Onnx"]
 
+_NOTHING: Mapping[str, str] = MappingProxyType({})
+_OPTIONS: Mapping[str, Choice] = MappingProxyType(
+    {
+        "weight-type": Choice(
+            ("bf16", "fp32", "s8"),
+            "how weights are stored: as published, in float32, or in 8 bits with a scale per"
+            " output channel, as boards do. They become float32 when a file is loaded",
+        ),
+        "hidden-state-type": Choice(
+            ("bf16", "fp32"), "how states and caches are passed: as on boards, or without rounding"
+        ),
+        "free-batch": Choice(
+            ("no", "yes"), "whether several prompts may be run at once, which no board can do"
+        ),
+    }
+)
+
 
 class Onnx:
     """Builds layer models; vision graphs are ONNX files already."""
 
     name = "onnx"
+    options = _OPTIONS
 
     def availability(self, command: str | None = None) -> Availability:
         """Say that it is here."""
         del command
         return Availability(True, "built in")
 
-    def prepare(self, request: BuildRequest) -> dict[str, str]:
+    def checks(self) -> dict[str, Availability]:
+        """Return nothing: all that it needs is installed with axcore."""
+        return {}
+
+    def prepare(
+        self, request: BuildRequest, options: Mapping[str, str] = _NOTHING
+    ) -> dict[str, str]:
         """Return no file: there is no tool to configure."""
-        del request
+        del request, options
         return {}
 
     def build(
@@ -41,23 +67,27 @@ class Onnx:
         progress: Progress,
         *,
         command: str | None = None,
+        options: Mapping[str, str] = _NOTHING,
         decoder: Callable[[], Decoder],
     ) -> list[Path]:
         """Write a file for every decoder layer, and one for norm and head.
 
         Args:
             bundle: Where they go.
-            request: Lengths and precisions: hidden states "bf16" or "fp32", weights "bf16"
-                (default), "fp32" or "s8" (a scale per output channel).
+            request: What to build: its lengths.
             progress: Told of the layers.
-            command: Must be None: no tool is called.
+            command: Not used: no tool is called.
+            options: See `options`.
             decoder: Opens the checkpoint and describes the language model.
 
         Raises:
-            UsageError: A precision is unknown.
             UnsupportedModel: Layers of this kind are not built here.
         """
         from .build import build_layers
+        from .precision import Precision
 
         del command
-        return build_layers(bundle, request, decoder(), progress)
+        chosen = settle(f"toolchain `{self.name}`", self.options, options)
+        precision = Precision(chosen["hidden-state-type"], chosen["weight-type"])
+        free = chosen["free-batch"] == "yes"
+        return build_layers(bundle, request, decoder(), precision, progress, free_batch=free)

@@ -24,7 +24,6 @@ from .groups import (
     LAYER_OUTPUTS,
     Lengths,
     head_file,
-    head_groups,
     layer_file,
 )
 from .precision import STATES, Precision, add_weight, cast
@@ -38,7 +37,6 @@ if TYPE_CHECKING:
 
 OPSET = 18  # the exporter's own; nothing but ONNX Runtime reads these files
 STATE_FILE = "build/onnx.json"
-_EXAMPLE = 3, 5  # tokens and history while tracing: any two lengths that differ
 
 
 @dataclass(frozen=True)
@@ -52,21 +50,32 @@ class _Kind:
 
 
 def build_layers(
-    bundle: Path, request: BuildRequest, decoder: Decoder, progress: Progress
+    bundle: Path,
+    request: BuildRequest,
+    decoder: Decoder,
+    precision: Precision,
+    progress: Progress,
+    *,
+    free_batch: bool = False,
 ) -> list[Path]:
     """Write the layer models and the head; files of an earlier build from the same are kept."""
     with decoder.checkpoint:
-        return _Build(bundle, request, decoder, progress).run()
+        lengths = Lengths.of(request, decoder, free_batch=free_batch)
+        return _Build(bundle, lengths, decoder, precision, progress).run()
 
 
 class _Build:
     def __init__(
-        self, bundle: Path, request: BuildRequest, decoder: Decoder, progress: Progress
+        self,
+        bundle: Path,
+        lengths: Lengths,
+        decoder: Decoder,
+        precision: Precision,
+        progress: Progress,
     ) -> None:
         self._bundle, self._decoder, self._progress = bundle, decoder, progress
-        llm = request.llm
-        self._precision = Precision(llm.hidden_state_type, llm.weight_type or "bf16")
-        self._lengths = Lengths.of(request, decoder)
+        self._precision = precision
+        self._lengths = lengths
         self._state = State.load(bundle / STATE_FILE)
         self._key = self._identity()
         self._kinds: dict[str, _Kind] = {}
@@ -143,23 +152,33 @@ class _Build:
         return self._kinds[stage.kind]
 
     def _layer(self, stage: Stage) -> _Kind:
-        lengths, (count, history) = self._lengths, _EXAMPLE
-        cache = (1, history, lengths.cache_width)
+        lengths, (batch, count, history) = self._lengths, self._example()
+        cache = (batch, history, lengths.cache_width)
         state: list[Spec] = [
             (cache, torch.float32),
             (cache, torch.float32),
             ((lengths.position_rows, count), torch.int64),
-            ((1, count, lengths.width), torch.float32),
-            ((1, count, history + count), torch.float32),
+            ((batch, count, lengths.width), torch.float32),
+            ((batch, count, history + count), torch.float32),
         ]
-        graph = trace(stage, state, torch.float32, OPSET, free=((1,), (1,), (1,), (1,), (1, 2)))
+        first = (0,) if lengths.free_batch else ()
+        free = ((*first, 1), (*first, 1), (1,), (*first, 1), (*first, 1, 2))
+        graph = trace(stage, state, torch.float32, OPSET, free)
         return _Kind(graph, LAYER_INPUTS, LAYER_OUTPUTS, lengths.groups())
 
     def _head(self, stage: Stage) -> _Kind:
-        shape = (1, 1, self._lengths.width)
-        graph = trace(stage, [(shape, torch.float32)], torch.float32, OPSET)
-        vocabulary = graph.outputs[0][0][-1]
-        return _Kind(graph, HEAD_INPUTS, HEAD_OUTPUTS, head_groups(shape[-1], vocabulary))
+        shape, free = (self._example()[0], 1, self._lengths.width), self._lengths.free_batch
+        graph = trace(
+            stage, [(shape, torch.float32)], torch.float32, OPSET, ((0,),) if free else ()
+        )
+        logits = graph.model.graph.outputs[0].shape
+        assert logits is not None
+        groups = self._lengths.head_groups(int(logits[-1]))  # type: ignore[arg-type]
+        return _Kind(graph, HEAD_INPUTS, HEAD_OUTPUTS, groups)
+
+    def _example(self) -> tuple[int, int, int]:
+        """Return batch, tokens and history while tracing: free ones are any that differ."""
+        return (2 if self._lengths.free_batch else 1), 3, 5
 
     def _name_inputs(self, graph: ir.Graph, kind: _Kind) -> None:
         """Give inputs the contract's names, dtypes and order; the graph computes in float32."""
@@ -204,5 +223,8 @@ class _Build:
 def _free_shape(kind: _Kind, side: str, name: str) -> ir.Shape:
     """Return the shape that all groups agree in; an axis in which they differ gets a name."""
     shapes = {(g["empty"] if name in g.get("empty", ()) else g[side])[name] for g in kind.groups}
-    axes = zip(*shapes, strict=True)
-    return ir.Shape([a[0] if len(set(a)) == 1 else f"{name}.{i}" for i, a in enumerate(axes)])
+    free = name in kind.groups[0]["free"]
+    return ir.Shape(
+        f"{name}.{axis}" if len(set(lengths)) > 1 or (free and axis == 0) else lengths[0]
+        for axis, lengths in enumerate(zip(*shapes, strict=True))
+    )

@@ -7,7 +7,6 @@ no reader of the board's groups meets them; they spare most of the work early in
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +24,11 @@ _SHORTEST_CACHE = 256
 
 @dataclass(frozen=True)
 class Lengths:
-    """What sizes the groups of every layer: P, C, the histories, and the widths D and H."""
+    """What sizes the groups of every layer: P, C, the histories, and the widths D and H.
+
+    With `free_batch` every first axis but that of the positions may be of any length, which no
+    board can do.
+    """
 
     chunk: int
     cache: int
@@ -33,9 +36,10 @@ class Lengths:
     cache_width: int
     width: int
     position_rows: int
+    free_batch: bool
 
     @classmethod
-    def of(cls, request: BuildRequest, decoder: Decoder) -> Lengths:
+    def of(cls, request: BuildRequest, decoder: Decoder, *, free_batch: bool) -> Lengths:
         """Read them from a request and the model."""
         llm = request.llm
         return cls(
@@ -45,6 +49,7 @@ class Lengths:
             decoder.cache_width,
             decoder.width,
             decoder.position_rows,
+            free_batch,
         )
 
     def groups(self) -> list[dict[str, Any]]:
@@ -76,7 +81,20 @@ class Lengths:
         return {
             "inputs": dict(zip(LAYER_INPUTS, inputs, strict=True)),
             "outputs": dict(zip(LAYER_OUTPUTS, (made, made, state), strict=True)),
+            "free": [name for name in LAYER_INPUTS + LAYER_OUTPUTS if name != "indices"]
+            if self.free_batch
+            else [],
         }
+
+    def head_groups(self, vocabulary: int) -> list[dict[str, Any]]:
+        """Return the one group of the head."""
+        return [
+            {
+                "inputs": {"input": (1, 1, self.width)},
+                "outputs": {"output": (1, 1, vocabulary)},
+                "free": [*HEAD_INPUTS, *HEAD_OUTPUTS] if self.free_batch else [],
+            }
+        ]
 
 
 def layer_file(kind: str, chunk: int, layer: int) -> str:
@@ -87,8 +105,3 @@ def layer_file(kind: str, chunk: int, layer: int) -> str:
 def head_file(kind: str) -> str:
     """Return the name of the head's file, without suffix."""
     return f"{kind}_post"
-
-
-def head_groups(width: int, vocabulary: int) -> list[Mapping[str, Any]]:
-    """Return the one group of the head."""
-    return [{"inputs": {"input": (1, 1, width)}, "outputs": {"output": (1, 1, vocabulary)}}]

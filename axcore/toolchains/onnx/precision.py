@@ -8,35 +8,21 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 import torch
 
-from ...errors import UsageError
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from torch import Tensor
 
 STATES: Mapping[str, ir.DataType] = {"bf16": ir.DataType.BFLOAT16, "fp32": ir.DataType.FLOAT}
-WEIGHTS = ("bf16", "fp32", "s8")
 _TORCH = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 @dataclass(frozen=True)
 class Precision:
-    """Precision of states and caches, and of stored weights, in the spelling of the builders."""
+    """Precision of states and caches ("bf16", "fp32"), and of stored weights (and "s8")."""
 
-    states: str = "bf16"
-    weights: str = "bf16"
-
-    def __post_init__(self) -> None:
-        for value, known, option in (
-            (self.states, tuple(STATES), "--hidden-state-type"),
-            (self.weights, WEIGHTS, "--weight-type"),
-        ):
-            if value not in known:
-                raise UsageError(
-                    f"the onnx toolchain has no precision `{value}`",
-                    hint=f"use {option} {' or '.join(known)}",
-                )
+    states: str
+    weights: str
 
 
 def add_weight(

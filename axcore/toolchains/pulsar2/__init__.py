@@ -6,25 +6,29 @@ Importing it is cheap; configuration types and the runner are loaded when they a
 from __future__ import annotations
 
 import shlex
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from ...errors import ToolchainError
 from ...types import Availability
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from ...progress import Progress
-    from ...types import BuildRequest, Decoder
+    from ...types import BuildRequest, Choice, Decoder
 
 __all__ = ["Pulsar2"]
+
+_NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 class Pulsar2:
     """The toolchain for Axera chips."""
 
     name = "pulsar2"
+    options: Mapping[str, Choice] = MappingProxyType({})
 
     def availability(self, command: str | None = None) -> Availability:
         """Say whether Pulsar2 is here; `command` replaces ``pulsar2`` and may be several words."""
@@ -36,13 +40,20 @@ class Pulsar2:
             return Availability(False, error.message, error.hint)
         return Availability(True, shlex.join(words))
 
-    def prepare(self, request: BuildRequest) -> dict[str, str]:
+    def checks(self) -> dict[str, Availability]:
+        """Return nothing: the tool is all that it needs."""
+        return {}
+
+    def prepare(
+        self, request: BuildRequest, options: Mapping[str, str] = _NOTHING
+    ) -> dict[str, str]:
         """Return ``<stem>.pulsar2.json`` for every graph, and ``build.sh``.
 
         Raises:
             UsageError: Pulsar2 has no such chip or mode.
             ContractError: What a component says does not fit the configuration schema.
         """
+        del options
         from .commands import config_file
         from .config import config_for
         from .script import build_script
@@ -61,6 +72,7 @@ class Pulsar2:
         progress: Progress,
         *,
         command: str | None = None,
+        options: Mapping[str, str] = _NOTHING,
         decoder: Callable[[], Decoder] | None = None,
     ) -> list[Path]:
         """Build every graph and the language model; return the ``.axmodel`` files.
@@ -75,6 +87,7 @@ class Pulsar2:
             progress: Where messages go.
             command: What starts Pulsar2, ``pulsar2`` if None. A container must see the bundle,
                 as its working folder, and the checkpoint under the paths they have here.
+            options: None are known.
             decoder: Not used: Pulsar2 reads the checkpoint itself.
 
         Raises:
@@ -83,7 +96,7 @@ class Pulsar2:
         from .build import Build
         from .tool import Tool, find_tool
 
-        del decoder
+        del decoder, options
         folder = bundle.absolute()
         tool = Tool.probe(find_tool(command), folder)
         progress.say(f"Pulsar2 {', '.join(tool.version)} ({tool.generation})".replace("  ", " "))

@@ -62,7 +62,7 @@ def llm_flags(generation: Generation, request: BuildRequest) -> list[str]:
     flags += ["--parallel", str(args.parallel), "--chip", request.chip]
     if request.npu_mode != _LLM_NPU_MODE:
         flags += ["--npu_mode", request.npu_mode]
-    if args.weight_type not in (None, "s8"):
+    if args.weight_type != "s8":
         flags += ["--weight_type", args.weight_type]
     if args.check_level:
         flags += ["--check_level", str(args.check_level)]

@@ -1,0 +1,39 @@
+"""Options that only some models or toolchains have: what was given, held against what there is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from .types import Choice
+
+
+def settle(owner: str, declared: Mapping[str, Choice], given: Mapping[str, str]) -> dict[str, str]:
+    """Return the value of every option: the given one, or the first of those offered.
+
+    An option whose values are free has no default and is left out where none is given.
+
+    Args:
+        owner: What has the options, for messages, e.g. "`foo-vl-1b`".
+        declared: The options by name.
+        given: What the user chose.
+
+    Raises:
+        UsageError: There is no such option, or it does not offer the value.
+    """
+    for name, value in given.items():
+        choice = declared.get(name)
+        if choice is None:
+            own = ", ".join(f"--{known}" for known in declared) or "none"
+            raise UsageError(f"{owner} has no option --{name}", hint=f"its options: {own}")
+        if choice.values and value not in choice.values:
+            raise UsageError(
+                f"--{name} {value} is not offered",
+                hint=f"choose from {', '.join(choice.values)}: {choice.about}",
+            )
+    defaults = {name: choice.values[0] for name, choice in declared.items() if choice.values}
+    return {**defaults, **given}

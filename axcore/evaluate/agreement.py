@@ -1,0 +1,108 @@
+"""How far two sides give the same answers, without any judge."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    Tokenize = Callable[[str], Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """Where two answers part.
+
+    Attributes:
+        name: The picture.
+        position: Tokens that both answers begin with, so the index of the first that differs.
+        first, second: That token on each side; empty where the answer has ended.
+    """
+
+    name: str
+    position: int
+    first: str
+    second: str
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """The result over all pictures.
+
+    Attributes:
+        count: Number of pictures.
+        divergences: Of the answers that differ, the earliest divergence first.
+    """
+
+    count: int
+    divergences: tuple[Divergence, ...]
+
+    @property
+    def equal(self) -> int:
+        """Number of answers that are the same text."""
+        return self.count - len(self.divergences)
+
+    @property
+    def share(self) -> float:
+        """Share of equal answers, 0 to 1."""
+        return self.equal / self.count
+
+
+def words(text: str) -> list[str]:
+    """Split a text into words, each with the white space before it, so that nothing is lost."""
+    return re.findall(r"\s*\S+|\s+\Z", text)
+
+
+def tokens_of(path: Path) -> Tokenize:
+    """Return what splits a text as the model does.
+
+    Args:
+        path: ``tokenizer.json``, or the folder that holds it.
+
+    Raises:
+        UsageError: It cannot be read as a tokenizer.
+    """
+    from tokenizers import Tokenizer
+
+    file = path / "tokenizer.json" if path.is_dir() else path
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # tokenizers raises nothing narrower
+        raise UsageError(
+            f"{file} cannot be read as a tokenizer\n  {error}",
+            hint="name a `tokenizer.json` or its folder, or leave it out to compare words",
+        ) from error
+    return lambda text: list(tokenizer.encode(text, add_special_tokens=False).tokens)
+
+
+def agreement(answers: Mapping[str, tuple[str, ...]], tokenize: Tokenize = words) -> Agreement:
+    """Compare the answers of two sides.
+
+    Args:
+        answers: Picture to the answer of either side, as `match` returns them; not empty.
+        tokenize: Splits an answer. Where it drops what differs, as white space, the divergence
+            lies at the end.
+    """
+    found = [
+        _divergence(name, tokenize(first), tokenize(second))
+        for name, (first, second) in answers.items()
+        if first != second
+    ]
+    return Agreement(len(answers), tuple(sorted(found, key=lambda one: (one.position, one.name))))
+
+
+def _divergence(name: str, first: Sequence[str], second: Sequence[str]) -> Divergence:
+    pairs = zip(first, second, strict=False)
+    shorter = min(len(first), len(second))
+    position = next((i for i, (one, other) in enumerate(pairs) if one != other), shorter)
+    return Divergence(name, position, _at(first, position), _at(second, position))
+
+
+def _at(tokens: Sequence[str], position: int) -> str:
+    return tokens[position] if position < len(tokens) else ""

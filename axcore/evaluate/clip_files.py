@@ -1,0 +1,297 @@
+"""A CLIP on disk: its weights under one set of names, its configuration and its vocabulary."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import re
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from ..checkpoint import Checkpoint
+from ..checkpoint.headers import DAMAGED, read_shard
+from ..checkpoint.reader import read_config
+from ..errors import CheckpointError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from torch import Tensor
+
+    Config = dict[str, Any]
+
+# In a folder, the first of these is read.
+WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "pytorch_model.bin",
+)
+DESCRIPTION = "open_clip_config.json"
+BPE = "bpe_simple_vocab_16e6.txt.gz"
+MERGES = 49152 - 256 - 2  # the lines of that file which CLIP uses
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+
+# open_clip's names to transformers', applied in this order.
+RENAMES = (
+    (r"^visual\.class_embedding$", "vision_model.embeddings.class_embedding"),
+    (r"^visual\.positional_embedding$", "vision_model.embeddings.position_embedding.weight"),
+    (r"^visual\.conv1\.", "vision_model.embeddings.patch_embedding."),
+    (r"^visual\.ln_pre\.", "vision_model.pre_layrnorm."),
+    (r"^visual\.ln_post\.", "vision_model.post_layernorm."),
+    (r"^visual\.transformer\.resblocks\.", "vision_model.encoder.layers."),
+    (r"^visual\.proj$", "visual_projection.weight"),
+    (r"^token_embedding\.", "text_model.embeddings.token_embedding."),
+    (r"^positional_embedding$", "text_model.embeddings.position_embedding.weight"),
+    (r"^transformer\.resblocks\.", "text_model.encoder.layers."),
+    (r"^ln_final\.", "text_model.final_layer_norm."),
+    (r"^text_projection$", "text_projection.weight"),
+    (r"(layers\.\d+)\.ln_([12])\.", r"\1.layer_norm\2."),
+    (r"(layers\.\d+)\.attn\.", r"\1.self_attn."),
+    (r"(layers\.\d+)\.mlp\.c_fc\.", r"\1.mlp.fc1."),
+    (r"(layers\.\d+)\.mlp\.c_proj\.", r"\1.mlp.fc2."),
+)
+# Constants that older versions of both libraries stored.
+CONSTANTS = re.compile(r"(^|\.)(position_ids|attn_mask)$")
+
+
+@dataclass(frozen=True)
+class ClipFiles:
+    """What is read of a CLIP.
+
+    Attributes:
+        path: The file or folder named by the user.
+        config: Of transformers' `CLIPConfig`.
+        tensors: Float32 weights under transformers' names; from a ``.bin`` file they are views of
+            the mapped file, so reading costs nothing until they are used.
+        mean, std: Per channel, of pixels between 0 and 1.
+    """
+
+    path: Path
+    config: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+    mean: tuple[float, ...] = MEAN
+    std: tuple[float, ...] = STD
+
+
+def read_clip(path: Path) -> ClipFiles:
+    """Read the weights of a CLIP with a vision transformer.
+
+    Args:
+        path: A file of open_clip's (``open_clip_pytorch_model.bin`` or safetensors), or a folder
+            with one of `WEIGHTS`. Weights under transformers' names need their ``config.json``
+            beside them. open_clip's need nothing: shapes say nearly all, and what they do not is
+            as in open_clip's own ViT-B to ViT-bigG: heads of 64 features, 16 heads in a vision
+            tower wider than 1024, and exact GELU. Where ``open_clip_config.json`` lies beside
+            them it is followed; weights with ``quick_gelu`` need it.
+
+    Raises:
+        CheckpointError: No weights are there, they are damaged, or they are of no such CLIP.
+    """
+    file = _weights_file(path)
+    tensors = {key: value for key, value in _tensors(file) if not CONSTANTS.search(key)}
+    if "visual.conv1.weight" in tensors:
+        return _of_open_clip(path, file.parent, tensors)
+    if "vision_model.embeddings.patch_embedding.weight" in tensors:
+        return _of_transformers(path, file.parent, tensors)
+    raise CheckpointError(
+        f"these are the weights of no CLIP with a vision transformer\n  file: {file}\n"
+        f"  tensors: {len(tensors)}, such as {', '.join(sorted(tensors)[:3]) or 'none'}",
+        hint=f"give open_clip's `{WEIGHTS[3]}` of a ViT, or a Hugging Face CLIP folder",
+    )
+
+
+def read_merges(path: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Read CLIP's byte pair encoding in its original form, `BPE`.
+
+    Returns:
+        Token to id, the two special tokens last, and the merges in order.
+
+    Raises:
+        UsageError: The file is damaged or something else.
+
+    Source: open_clip, ``SimpleTokenizer.__init__``.
+    """
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    try:
+        lines = gzip.decompress(path.read_bytes()).decode().split("\n")[1 : MERGES + 1]
+        merges = [(first, second) for first, second in map(str.split, filter(None, lines))]
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise UsageError(
+            f"{path} cannot be read as CLIP's merges\n  {error}",
+            hint=f"give the `{BPE}` that the package open-clip-torch contains",
+        ) from error
+    letters = sorted(ByteLevel.alphabet())  # CLIP's order: printable bytes, then stand-ins
+    tokens = [*letters, *(f"{letter}</w>" for letter in letters), *map("".join, merges)]
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
+    return {token: number for number, token in enumerate(tokens)}, merges
+
+
+# Read --------------------------------------------------------------------------------------------
+
+
+def _weights_file(path: Path) -> Path:
+    if path.is_file():
+        return path
+    for name in WEIGHTS:
+        if (path / name).is_file():
+            return path / name
+    raise CheckpointError(
+        f"no weights of a CLIP\n  in: {path}\n  looked for: {', '.join(WEIGHTS)}",
+        hint=f"name open_clip's `{WEIGHTS[3]}` or the folder that holds it",
+    )
+
+
+def _tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
+    if file.suffix not in (".safetensors", ".json"):
+        yield from _mapped(file)
+        return
+    if file.suffix == ".json":
+        checkpoint = Checkpoint.open(file.parent)
+    else:
+        shard = read_shard(file)
+        checkpoint = Checkpoint(file.parent, {}, [shard], shard.tensors)
+    with checkpoint:
+        for key in checkpoint.tensors:
+            yield key, checkpoint.tensor(key).float()
+
+
+def _mapped(file: Path) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors of a file that `torch.save` wrote, without running what it may hold."""
+    import torch
+
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # torch raises many kinds on damaged bytes
+        raise CheckpointError(
+            f"`{file.name}` cannot be read as plain weights\n  file: {file}\n  "
+            + str(error).split("\n")[0],
+            hint=f"{DAMAGED}; a file that holds more than tensors is never opened",
+        ) from error
+    if not isinstance(state, dict):
+        _refuse(file, f"holds no weights by name but {type(state).__name__}")
+    for key, value in state.items():
+        if not isinstance(value, torch.Tensor):
+            _refuse(file, f"holds `{key}`, which is no tensor but {type(value).__name__}")
+        yield str(key), value.float()
+
+
+def _refuse(file: Path, fact: str) -> NoReturn:
+    raise CheckpointError(
+        f"`{file.name}` {fact}\n  file: {file}",
+        hint=f"give the weights alone, as in open_clip's `{WEIGHTS[3]}`",
+    )
+
+
+# Two layouts -------------------------------------------------------------------------------------
+
+
+def _of_transformers(path: Path, folder: Path, tensors: Mapping[str, Tensor]) -> ClipFiles:
+    config = read_config(folder)
+    processor = _optional_json(folder / "preprocessor_config.json")
+    mean, std = processor.get("image_mean", MEAN), processor.get("image_std", STD)
+    return ClipFiles(path, config, tensors, tuple(mean), tuple(std))
+
+
+def _of_open_clip(path: Path, folder: Path, tensors: Mapping[str, Tensor]) -> ClipFiles:
+    described = _optional_json(folder / DESCRIPTION)
+    shown = described.get("preprocess_cfg", {})
+    for name, known in (("resize_mode", "shortest"), ("interpolation", "bicubic")):
+        if shown.get(name, known) != known:
+            raise CheckpointError(
+                f"this CLIP wants pictures with `{name}` {shown[name]}; only {known} is known\n"
+                f"  file: {folder / DESCRIPTION}",
+                hint="judge with a CLIP such as open_clip's ViT-H-14, laion2b_s32b_b79k",
+            )
+    renamed = dict(_renamed(tensors))
+    config = _config(path, renamed, described.get("model_cfg", {}))
+    mean, std = shown.get("mean", MEAN), shown.get("std", STD)
+    return ClipFiles(path, config, renamed, tuple(mean), tuple(std))
+
+
+def _optional_json(path: Path) -> Config:
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_bytes())
+        if not isinstance(content, dict):
+            raise ValueError(f"{type(content).__name__} instead of an object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"`{path.name}` is no valid JSON: {error}\n  file: {path}", hint="fetch the file again"
+        ) from error
+    return content
+
+
+def _renamed(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    for key, value in tensors.items():
+        name = key
+        for pattern, replacement in RENAMES:
+            name = re.sub(pattern, replacement, name)
+        if found := re.fullmatch(r"(.*\.)in_proj_(weight|bias)", name):
+            for part, piece in zip("qkv", value.tensor_split(3), strict=True):
+                yield f"{found[1]}{part}_proj.{found[2]}", piece
+        else:
+            # open_clip multiplies by its projections from the right.
+            yield name, value.T if name.endswith("_projection.weight") else value
+
+
+def _config(path: Path, tensors: Mapping[str, Tensor], described: Config) -> Config:
+    """Return a configuration from shapes, and what they leave open from open_clip's own."""
+    common = {
+        "hidden_act": "quick_gelu" if described.get("quick_gelu") else "gelu",
+        "projection_dim": _shape(path, tensors, "text_projection.weight")[0],
+    }
+    words, _ = _shape(path, tensors, "text_model.embeddings.token_embedding.weight")
+    context, _ = _shape(path, tensors, "text_model.embeddings.position_embedding.weight")
+    patches = "vision_model.embeddings.patch_embedding.weight"
+    width, _, _, patch_px = _shape(path, tensors, patches, rank=4)
+    places, _ = _shape(path, tensors, "vision_model.embeddings.position_embedding.weight")
+    text, vision = _tower(path, tensors, "text_model"), _tower(path, tensors, "vision_model")
+    heads = 16 if width > 1024 else max(1, width // 64)
+    head_width = described.get("vision_cfg", {}).get("head_width", width // heads)
+    text_heads = described.get("text_cfg", {}).get("heads", max(1, text["hidden_size"] // 64))
+    return {
+        **common,
+        "text_config": {
+            **common,
+            **text,
+            "num_attention_heads": text_heads,
+            "vocab_size": words,
+            "max_position_embeddings": context,
+            "eos_token_id": words - 1,
+        },
+        "vision_config": {
+            **common,
+            **vision,
+            "num_attention_heads": width // head_width,
+            "patch_size": patch_px,
+            "image_size": math.isqrt(places - 1) * patch_px,
+        },
+    }
+
+
+def _tower(path: Path, tensors: Mapping[str, Tensor], tower: str) -> Config:
+    layers = {
+        found[1] for key in tensors if (found := re.match(rf"{tower}\.encoder\.layers\.(\d+)", key))
+    }
+    inner, width = _shape(path, tensors, f"{tower}.encoder.layers.0.mlp.fc1.weight")
+    return {"hidden_size": width, "intermediate_size": inner, "num_hidden_layers": len(layers)}
+
+
+def _shape(path: Path, tensors: Mapping[str, Tensor], name: str, rank: int = 2) -> tuple[int, ...]:
+    shape = tuple(tensors[name].shape) if name in tensors else None
+    if shape is None or len(shape) != rank:
+        raise CheckpointError(
+            f"these are weights of another CLIP: `{name}` is not what it should be\n"
+            f"  found: {'none' if shape is None else [*shape]}, expected {rank} dimensions\n"
+            f"  read from: {path}",
+            hint="judge with a CLIP such as open_clip's ViT-H-14, laion2b_s32b_b79k",
+        )
+    return shape

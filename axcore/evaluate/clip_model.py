@@ -1,0 +1,230 @@
+"""The judge: transformers' CLIP, from whichever files its weights come."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import CheckpointError, UsageError
+from .clip_files import BPE, ClipFiles, read_clip, read_merges
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import numpy as np
+    from PIL.Image import Image
+    from torch import Tensor, nn
+
+    Array = np.ndarray[Any, Any]
+
+VOCABULARIES = ("tokenizer.json", "vocab.json", BPE)
+ANOTHER = "use weights, `config.json` and tokenizer of one and the same CLIP"
+
+
+class Clip:
+    """A CLIP that turns pictures and texts into normalised features of one space.
+
+    Attributes:
+        side_px: Width and height of its pictures.
+        context: Tokens of its longest text, the first and last included.
+    """
+
+    def __init__(self, files: ClipFiles, model: Any, tokenizer: Any) -> None:
+        self._files = files
+        self._model = model
+        self._tokenizer = tokenizer
+        self.side_px = int(model.config.vision_config.image_size)
+        self.context = int(model.config.text_config.max_position_embeddings)
+
+    @classmethod
+    def load(cls, weights: Path, tokenizer: Path | None = None) -> Clip:
+        """Read weights and vocabulary; the weights are in memory once.
+
+        Args:
+            weights: See `read_clip`.
+            tokenizer: A folder with ``tokenizer.json``, or ``vocab.json`` and ``merges.txt``, or
+                open_clip's `BPE`; or that file. By default where the weights are.
+
+        Raises:
+            UsageError: transformers is missing, or there is no vocabulary.
+            CheckpointError: The weights are damaged or of another model, or the tokenizer is.
+        """
+        folder = weights if weights.is_dir() else weights.parent
+        vocabulary = _tokenizer(tokenizer or folder)  # before gigabytes are read
+        files = read_clip(weights)
+        clip = cls(files, _model(files), vocabulary)
+        clip._check_tokenizer()
+        return clip
+
+    def pixels(self, image: Image) -> Array:
+        """Bring an RGB picture into the model's form.
+
+        The shorter edge becomes `side_px` (bicubic), the middle is cut out.
+
+        Returns:
+            float32 ``[3, side_px, side_px]``, normalised.
+
+        Source: transformers, ``CLIPImageProcessorPil``.
+        """
+        import numpy as np
+        from PIL.Image import Resampling
+
+        side, (width, height) = self.side_px, image.size
+        shorter = min(width, height)
+        size = (int(side * width / shorter), int(side * height / shorter))
+        left, top = (size[0] - side) // 2, (size[1] - side) // 2
+        resized = image.resize(size, Resampling.BICUBIC)
+        array = np.asarray(resized.crop((left, top, left + side, top + side)), np.float32) / 255
+        mean, std = (np.array(x, np.float32) for x in (self._files.mean, self._files.std))
+        normalised: Array = ((array - mean) / std).transpose(2, 0, 1)
+        return normalised
+
+    def image_features(self, pixels: Array) -> Array:
+        """Return one feature per picture.
+
+        Args:
+            pixels: float32 ``[n, 3, side_px, side_px]`` as from `pixels`.
+
+        Returns:
+            float32 ``[n, width of the space]``, each of length 1.
+
+        Raises:
+            CheckpointError: The weights yield no finite numbers.
+        """
+        import torch
+
+        with torch.inference_mode():
+            features = self._model.get_image_features(torch.from_numpy(pixels)).pooler_output
+        return self._normalised(features)
+
+    def text_features(self, texts: Sequence[str]) -> Array:
+        """Return one feature per text; texts are cut at `context` tokens, the last one kept.
+
+        Returns:
+            float32 ``[n, width of the space]``, each of length 1.
+
+        Raises:
+            CheckpointError: The weights yield no finite numbers.
+        """
+        import torch
+
+        tokens = self._tokenizer(
+            list(texts),
+            truncation=True,
+            max_length=self.context,
+            padding=True,
+            return_tensors="pt",
+        )
+        # Padding follows the end token and attention is causal, so no mask is needed.
+        with torch.inference_mode():
+            features = self._model.get_text_features(tokens["input_ids"]).pooler_output
+        return self._normalised(features)
+
+    def _normalised(self, features: Tensor) -> Array:
+        unit: Tensor = features / features.norm(dim=-1, keepdim=True)
+        if not bool(unit.isfinite().all()):
+            raise CheckpointError(
+                f"this CLIP yields features that are no finite numbers\n"
+                f"  weights: {self._files.path}",
+                hint="fetch the weights again: they are damaged",
+            )
+        array: Array = unit.numpy()
+        return array
+
+    def _check_tokenizer(self) -> None:
+        text = self._model.config.text_config
+        # 2 stands in published configurations for "the highest id", whatever that is.
+        end = text.vocab_size - 1 if text.eos_token_id == 2 else text.eos_token_id
+        if len(self._tokenizer) > text.vocab_size or self._tokenizer.eos_token_id != end:
+            raise CheckpointError(
+                f"the tokenizer is of another model: {len(self._tokenizer)} tokens, the end token "
+                f"is {self._tokenizer.eos_token_id}\n"
+                f"  the weights want: {text.vocab_size} tokens, end token {end}",
+                hint=ANOTHER,
+            )
+
+
+def _library() -> Any:
+    try:
+        import transformers
+        from transformers import CLIPModel  # noqa: F401  (loaded on this access only)
+    except (ImportError, RuntimeError) as error:  # RuntimeError: a broken torchvision beside it
+        raise UsageError(
+            f"the CLIP judge needs transformers, which cannot be imported\n  {error}",
+            hint="pip install 'axcore[evaluate]'; if torchvision is broken, uninstall it",
+        ) from error
+    return transformers
+
+
+def _model(files: ClipFiles) -> nn.Module:
+    """Build the model around the tensors, without copying them."""
+    import torch
+
+    model = _skeleton(files)
+    _check_fit(files, {name: tuple(value.shape) for name, value in model.state_dict().items()})
+    model.load_state_dict(dict(files.tensors), assign=True)
+    for name, buffer in list(model.named_buffers()):
+        if buffer.is_meta:  # the position ids, which no file holds
+            owner, _, attribute = name.rpartition(".")
+            ids = torch.arange(buffer.shape[-1]).expand(tuple(buffer.shape))
+            setattr(model.get_submodule(owner), attribute, ids)
+    return model.eval()
+
+
+def _skeleton(files: ClipFiles) -> nn.Module:
+    import torch
+
+    library = _library()
+    kind = files.config.get("model_type", "clip")
+    try:
+        if kind != "clip":
+            raise ValueError(f"model_type is `{kind}`, not `clip`")
+        with torch.device("meta"):
+            model: nn.Module = library.CLIPModel(library.CLIPConfig.from_dict(files.config))
+    except Exception as error:  # transformers has its own kinds for bad configurations
+        raise CheckpointError(
+            f"the configuration describes no CLIP\n  read from: {files.path}\n  {error}",
+            hint=ANOTHER,
+        ) from error
+    return model
+
+
+def _check_fit(files: ClipFiles, wanted: Mapping[str, tuple[int, ...]]) -> None:
+    found = {name: tuple(value.shape) for name, value in files.tensors.items()}
+    odd = sorted(name for name in {*wanted, *found} if wanted.get(name) != found.get(name))
+    if odd:
+        name, *_ = odd
+        here, there = _brief(found.get(name)), _brief(wanted.get(name))
+        raise CheckpointError(
+            f"these are weights of another CLIP: {len(odd)} tensors do not fit\n"
+            f"  read from: {files.path}\n"
+            f"  first: `{name}`, found {here}, expected {there}",
+            hint=ANOTHER,
+        )
+
+
+def _brief(shape: tuple[int, ...] | None) -> str:
+    return "none" if shape is None else str([*shape])
+
+
+def _tokenizer(place: Path) -> Any:
+    """Open a CLIP tokenizer: the best file of a folder, or the one named."""
+    library = _library()
+    files = [place / name for name in VOCABULARIES] if place.is_dir() else [place]
+    file = next((file for file in files if file.is_file()), None)
+    if file is None:
+        raise UsageError(
+            f"no vocabulary of CLIP\n  looked for: {', '.join(map(str, files))}",
+            hint="name one with --clip-tokenizer: a Hugging Face CLIP folder, or the "
+            f"`{BPE}` that the package open-clip-torch contains",
+        )
+    if file.suffix == ".gz":
+        vocabulary, merges = read_merges(file)
+        return library.CLIPTokenizer(vocab=vocabulary, merges=merges)
+    try:
+        return library.CLIPTokenizer.from_pretrained(file.parent, local_files_only=True)
+    except Exception as error:  # transformers and tokenizers raise many kinds
+        raise UsageError(
+            f"the tokenizer in {file.parent} cannot be read\n  {error}",
+            hint="fetch its files again",
+        ) from error

@@ -1,0 +1,147 @@
+"""How close the features of one backend are to those of another, in numbers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    import numpy as np
+
+    Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """How far the features of a picture are from the reference.
+
+    A backend that yields infinities or not-a-numbers gets not-a-number for all three.
+
+    Attributes:
+        picture: Its name.
+        component: The vision component that made the features.
+        cosine: Of both as vectors, -1 to 1; where one is all zeros, 1 if both are, else 0.
+        max_abs: Largest absolute difference of an element.
+        snr_db: Energy of the reference over that of the difference, in dB; infinite where they
+            are equal.
+    """
+
+    picture: str
+    component: str
+    cosine: float
+    max_abs: float
+    snr_db: float
+
+
+def fidelity(picture: str, component: str, features: Array, reference: Array) -> Fidelity:
+    """Compare two arrays of features in float64.
+
+    Args:
+        picture, component: What the result is about.
+        features: Float of any width, bfloat16 included.
+        reference: Likewise; of the same shape but for dimensions of length 1.
+
+    Raises:
+        UsageError: The shapes differ.
+    """
+    import numpy as np
+
+    if _long(features.shape) != _long(reference.shape):
+        raise UsageError(
+            f"`{component}` of `{picture}` has features of shape {[*features.shape]}, "
+            f"the reference {[*reference.shape]}",
+            hint="compare the same component at the same picture size",
+        )
+    ours = features.astype(np.float64).ravel()
+    theirs = reference.astype(np.float64).ravel()
+    if not (np.isfinite(ours).all() and np.isfinite(theirs).all()):
+        return Fidelity(picture, component, math.nan, math.nan, math.nan)
+    noise = ours - theirs
+    return Fidelity(
+        picture, component, _cosine(ours, theirs), float(np.abs(noise).max()), _snr(theirs, noise)
+    )
+
+
+def worst_first(results: Iterable[Fidelity]) -> list[Fidelity]:
+    """Sort by signal-to-noise ratio, the lowest first and not-a-numbers before all."""
+
+    def goodness(one: Fidelity) -> tuple[bool, float, str, str]:
+        known = not math.isnan(one.snr_db)
+        return known, one.snr_db if known else 0.0, one.picture, one.component
+
+    return sorted(results, key=goodness)
+
+
+def dumped_features(folder: Path, component: str, picture: str) -> Path:
+    """Return where the features of a picture lie: ``<folder>/<component>/<picture>.npy``.
+
+    Args:
+        folder: Of a run.
+        component: Its name.
+        picture: Base name with suffix, so ``photo.jpg`` is in ``photo.jpg.npy``.
+    """
+    return folder / component / f"{picture}.npy"
+
+
+def load_features(path: Path) -> Array:
+    """Read features that ``numpy.save`` wrote; nothing is unpickled.
+
+    Returns:
+        A float array as it was saved. numpy stores bfloat16 as two opaque bytes; these come back
+        as bfloat16.
+
+    Raises:
+        UsageError: The file is missing, damaged, empty, or holds no floats.
+    """
+    import ml_dtypes
+    import numpy as np
+
+    try:
+        features: Array = np.load(path, allow_pickle=False)
+    except Exception as error:  # numpy raises many kinds on damaged bytes
+        raise UsageError(
+            f"{path} cannot be read as features\n  {error}",
+            hint="save them on the board with `numpy.save(path, array)`",
+        ) from error
+    if isinstance(features, np.ndarray) and features.dtype == np.dtype("V2"):
+        features = features.view(ml_dtypes.bfloat16)
+    if not isinstance(features, np.ndarray) or not _is_float(features):
+        found = getattr(features, "dtype", "an archive of several arrays")
+        raise UsageError(
+            f"{path} holds {found}, shape {[*getattr(features, 'shape', ())]}, where features are "
+            "expected",
+            hint="save the component's float output, one array a file",
+        )
+    return features
+
+
+def _is_float(array: Array) -> bool:
+    import ml_dtypes
+    import numpy as np
+
+    return array.size > 0 and (
+        np.issubdtype(array.dtype, np.floating) or array.dtype == np.dtype(ml_dtypes.bfloat16)
+    )
+
+
+def _long(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Drop dimensions of length 1, which a board adds or leaves out."""
+    return tuple(length for length in shape if length != 1)
+
+
+def _cosine(ours: Array, theirs: Array) -> float:
+    norms = math.sqrt(float(ours @ ours)) * math.sqrt(float(theirs @ theirs))
+    return float(ours @ theirs) / norms if norms else float(bool((ours == theirs).all()))
+
+
+def _snr(reference: Array, noise: Array) -> float:
+    signal, error = float(reference @ reference), float(noise @ noise)
+    if not error:
+        return math.inf
+    return 10 * math.log10(signal / error) if signal else -math.inf

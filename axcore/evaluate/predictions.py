@@ -1,0 +1,238 @@
+"""Answers by picture: the JSON file that each side of a comparison writes."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import UsageError
+from ..files import explained_full_disk, write_atomic
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+LISTED = 5  # pictures named in one message
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """The answers in one file.
+
+    Attributes:
+        path: Where they were read from.
+        answers: Picture, as the file names it, to answer.
+    """
+
+    path: Path
+    answers: Mapping[str, str]
+
+    def by_base_name(self) -> dict[str, str]:
+        """Return the answers under the last part of each picture's path.
+
+        Raises:
+            UsageError: Two pictures share a base name.
+        """
+        _check_distinct(self.answers, str(self.path))
+        return {Path(name).name: text for name, text in self.answers.items()}
+
+
+class PredictionFile:
+    """A prediction file that grows picture by picture and is whole after each.
+
+    The file is a flat JSON object, sorted, from picture to answer, and nothing else: what other
+    tools write and read. Answers that are there already are kept. What is no answer lies beside
+    it, for ``captions.json`` in ``captions.run.json``::
+
+        {"settings": {"prompt": "..."}, "errors": {"bad.jpg": "cannot be read as a picture"}}
+
+    Attributes:
+        path: The file.
+        answers: Picture to answer.
+        errors: Picture to why there is no answer; an answer takes the entry away.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
+        """Open a file, or begin one.
+
+        Args:
+            path: Where to; need not exist.
+            settings: What the answers depend on, as JSON: prompt, model, sampling.
+
+        Raises:
+            UsageError: The file cannot be read, or was begun under other settings.
+            BundleError: The folder cannot be written to.
+        """
+        self.path = path
+        self.answers = dict(read_predictions(path).answers) if path.exists() else {}
+        self._run_path = path.with_name(f"{path.stem}.run.json")
+        self._settings: dict[str, Any] = json.loads(json.dumps(settings))
+        self.errors = self._resumed()
+        self._write(self._run_path, {"settings": self._settings, "errors": self.errors})
+
+    def record(self, picture: str, answer: str) -> None:
+        """Add an answer to the file.
+
+        Raises:
+            BudgetError: The disk is full; the file is as it was.
+        """
+        self.answers[picture] = answer
+        self._write(self.path, self.answers)
+        if self.errors.pop(picture, None) is not None:
+            self._write(self._run_path, {"settings": self._settings, "errors": self.errors})
+
+    def fail(self, picture: str, reason: str) -> None:
+        """Note why a picture has no answer; it is asked again when the run is resumed.
+
+        Raises:
+            BudgetError: The disk is full; the file is as it was.
+        """
+        self.errors[picture] = reason
+        self._write(self._run_path, {"settings": self._settings, "errors": self.errors})
+
+    def _resumed(self) -> dict[str, str]:
+        """Return the errors of an earlier run, if it had the same settings."""
+        if not self._run_path.exists():
+            return {}
+        earlier = _json_object(self._run_path)
+        settings, errors = earlier.get("settings"), earlier.get("errors")
+        if not isinstance(settings, dict) or not isinstance(errors, dict):
+            raise UsageError(
+                f"{self._run_path} holds no settings and errors of an earlier run",
+                hint="choose another file with -o",
+            )
+        if self.answers and settings != self._settings:
+            raise UsageError(
+                f"{self.path} holds {len(self.answers)} answers given under other settings\n"
+                + "\n".join(_changes(settings, self._settings)),
+                hint="choose another file with -o, or repeat the settings to resume",
+            )
+        return {str(picture): str(reason) for picture, reason in errors.items()}
+
+    def _write(self, path: Path, content: Mapping[str, Any]) -> None:
+        text = json.dumps(content, ensure_ascii=False, indent=2, sort_keys=True) + "\n"
+        # File names that are no UTF-8 reach Python as lone surrogates; JSON spells those \udcff.
+        text = text.encode("utf-8", "backslashreplace").decode()
+        with explained_full_disk(path.parent):
+            write_atomic(path, text)
+
+
+def read_predictions(path: Path) -> Predictions:
+    """Read a prediction file, whoever wrote it.
+
+    Raises:
+        UsageError: It is missing, no JSON, or no flat object from picture to text.
+    """
+    answers = _json_object(path)
+    for picture, answer in answers.items():
+        if not isinstance(answer, str):
+            raise UsageError(
+                f"{path} gives `{picture}` no text but {type(answer).__name__}",
+                hint="a prediction file is one JSON object from picture to answer",
+            )
+    return Predictions(path, answers)
+
+
+def keys_of(pictures: Sequence[str], *, base_names: bool) -> dict[str, str]:
+    """Return the name that each picture has in a prediction file, by the picture's own name.
+
+    Args:
+        pictures: Paths.
+        base_names: Whether the file has base names, as that of the reference side does.
+
+    Raises:
+        UsageError: Two pictures would share an entry.
+    """
+    if not base_names:
+        return {picture: picture for picture in pictures}
+    _check_distinct(pictures, "the pictures")
+    return {picture: Path(picture).name for picture in pictures}
+
+
+def match(sides: Sequence[Predictions], *, common: bool = False) -> dict[str, tuple[str, ...]]:
+    """Pair the answers of several files by the base names of their pictures.
+
+    Args:
+        sides: One file or more.
+        common: Leave out what is not in all files, instead of refusing it.
+
+    Returns:
+        Base name, sorted, to one answer per side.
+
+    Raises:
+        UsageError: A base name is ambiguous, no picture is in all files, or (unless `common`)
+            some picture is not.
+    """
+    named = [side.by_base_name() for side in sides]
+    shared = set(named[0]).intersection(*named[1:])
+    if not shared:
+        raise UsageError(
+            "no picture is in " + ("all files" if len(sides) > 1 else "the file") + "\n"
+            + "\n".join(f"  {side.path}: {_listed(names)}"
+                        for side, names in zip(sides, named, strict=True)),
+            hint="compare answers to the same pictures; they are matched by file name",
+        )  # fmt: skip
+    if not common:
+        _check_matched(sides, named, shared)
+    return {name: tuple(side[name] for side in named) for name in sorted(shared)}
+
+
+def _check_matched(
+    sides: Sequence[Predictions], named: Sequence[Mapping[str, str]], shared: set[str]
+) -> None:
+    facts = [
+        f"  {side.path} has besides: {_listed(alone)}"
+        for side, names in zip(sides, named, strict=True)
+        if (alone := names.keys() - shared)
+    ]
+    if facts:
+        raise UsageError(
+            f"the files do not have the same pictures; {len(shared)} are in all\n"
+            + "\n".join(facts),
+            hint="finish the shorter file, or compare the common pictures alone with --common",
+        )
+
+
+def _check_distinct(pictures: Iterable[str], place: str) -> None:
+    pictures = list(pictures)
+    counts = Counter(Path(picture).name for picture in pictures)
+    name, count = max(counts.items(), key=lambda item: item[1], default=("", 0))
+    if count > 1:
+        sharing = [picture for picture in pictures if Path(picture).name == name]
+        raise UsageError(
+            f"{count} pictures share the base name `{name}`\n"
+            f"  in {place}: {', '.join(sorted(sharing)[:LISTED])}",
+            hint="rename all but one: pictures are matched by base name",
+        )
+
+
+def _changes(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return a line for every setting that differs."""
+    return [
+        f"  {name}: then {json.dumps(earlier.get(name))}, now {json.dumps(now.get(name))}"
+        for name in sorted({*earlier, *now})
+        if earlier.get(name) != now.get(name)
+    ]
+
+
+def _listed(names: Iterable[str]) -> str:
+    names = sorted(names)
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return f"{len(names)} ({', '.join(names[:LISTED])}{more})" if names else "none"
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(
+            f"{path} cannot be read as JSON\n  {error}", hint="name a prediction file"
+        ) from error
+    if not isinstance(content, dict):
+        raise UsageError(
+            f"{path} is no JSON object but {type(content).__name__}",
+            hint="a prediction file is one JSON object from picture to answer",
+        )
+    return content
