@@ -6,6 +6,7 @@ transformers; those wait until a conversion needs them.
 
 from .api import build, convert, lint, list_models, plan, quantize, verify
 from .bundle import Bundle
+from .calibration.pictures import read_picture
 from .errors import (
     AxcoreError,
     BudgetError,
@@ -23,6 +24,7 @@ from .errors import (
     VerificationError,
 )
 from .hookspecs import hookimpl
+from .language.tokenizer import Rows, encode_prompt, load_tokenizer, message_parts
 from .plugins import Registry
 from .progress import Progress, Silent
 from .types import (
@@ -80,6 +82,7 @@ __all__ = [
     "Progress",
     "Prompt",
     "Registry",
+    "Rows",
     "Sample",
     "Shape",
     "Silent",
@@ -94,10 +97,14 @@ __all__ = [
     "__version__",
     "build",
     "convert",
+    "encode_prompt",
     "hookimpl",
     "lint",
     "list_models",
+    "load_tokenizer",
+    "message_parts",
     "plan",
     "quantize",
+    "read_picture",
     "verify",
 ]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from axcore import Component, Job, LlmBuildArgs, ModelCard, Port, hookimpl
+from axcore import Component, Job, LlmBuildArgs, ModelCard, Port, Prompt, hookimpl
 
 from . import layouts
 from .cards import cards
@@ -75,3 +75,11 @@ def llm_build_args(job: Job) -> LlmBuildArgs:
         environment=_FASTER_PREFILL if job.options.chip == "AX650" else {},
         notes=(_NATIVE_NOTE,) if layouts.is_native(job.config) else (),
     )
+
+
+@hookimpl
+def prepare_prompt(job: Job, messages: Sequence[dict[str, Any]]) -> Prompt:
+    """Write the messages as ChatML, with a run of the vision graph for each batch of tiles."""
+    from .prompt import prepare
+
+    return prepare(job, messages)

@@ -15,6 +15,14 @@ if TYPE_CHECKING:
 ARCHITECTURES = ("InternVLChatModel", "InternVLForConditionalGeneration")
 PREFILL_LEN = 128
 HISTORIES = tuple(range(PREFILL_LEN, 1025, PREFILL_LEN))
+TINY_BOS = 480  # the special tokens of a small checkpoint follow
+
+# How far behind `bos_token_id` the published tokens lie; `</img>` of Qwen3 is inferred.
+_TURNS = {"<|endoftext|>": 0, "<|im_start|>": 1, "<|im_end|>": 2}
+_BRACKETS = {
+    "qwen2": {"<img>": 22, "</img>": 23, "<IMG_CONTEXT>": 24},
+    "qwen3": {"<img>": 26, "</img>": 27, "<IMG_CONTEXT>": 28},
+}
 
 _VISION: Mapping[str, Any] = {
     "architectures": ["InternVisionModel"],
@@ -151,7 +159,15 @@ def _card(name: str, repo: str, tiny: int, licence: str, parameters: int) -> Mod
         tensors=layouts.tensors,
         choices={"tiles": TILES},
         files={"preprocessor_config.json": _PROCESSOR},
+        tokens=tokens,
     )
+
+
+def tokens(config: Mapping[str, Any]) -> dict[str, int]:
+    """Return the special tokens that a prompt needs, with their ids for `config`."""
+    text = layouts.text_config(config)
+    offsets = {**_TURNS, **_BRACKETS[text["model_type"]]}
+    return {token: text["bos_token_id"] + offset for token, offset in offsets.items()}
 
 
 def _config(language: Mapping[str, Any]) -> dict[str, Any]:
@@ -182,6 +198,8 @@ def _tiny(language: Mapping[str, Any], width: int) -> dict[str, Any]:
     return {
         "llm_config": {
             **head_dim,
+            "bos_token_id": TINY_BOS,
+            "eos_token_id": TINY_BOS + language["eos_token_id"] - language["bos_token_id"],
             "hidden_size": width,
             "intermediate_size": 128,
             "num_attention_heads": 4,

@@ -12,11 +12,13 @@ from axcore import Calibration, UnsupportedProfile
 from .tiling import tile
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from PIL.Image import Image
 
     from axcore import Sample
+
+    Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
 CELL_PX = 28  # 2 x 2 patches of 14 px become one token
 MEAN = (123.675, 116.28, 103.53)  # `image_mean` in units of a byte
@@ -37,24 +39,39 @@ SEVERAL_TILES = Calibration(format="Numpy", src_dtype="FP32", src_layout="NCHW",
 
 
 def samples(picture: Image, tiles: int, height: int, width: int) -> Iterator[Sample]:
-    """Yield what the graph is calibrated with for one picture.
+    """Yield what the graph is calibrated with for one picture; see `batches`.
 
     Args:
         picture: RGB.
-        tiles: The static batch.
+        tiles: The static batch, and at most as many tiles are cut.
         height, width: Size of a tile in px.
+    """
+    yield from batches(pieces(picture, tiles, height, width), tiles)
+
+
+def pieces(picture: Image, tiles: int, height: int, width: int) -> list[Pixels]:
+    """Return the tiles of a picture, uint8 ``[height, width, 3]`` each; see `tiling.tile`."""
+    return [np.asarray(piece.convert("RGB")) for piece in tile(picture, tiles, height, width)]
+
+
+def batches(cut: Sequence[Pixels], tiles: int) -> Iterator[Sample]:
+    """Yield what the graph is run on for any number of tiles.
+
+    Args:
+        cut: Tiles of one picture or several, uint8 ``[height, width, 3]``.
+        tiles: The static batch.
 
     Yields:
-        ``image``: uint8 ``[height, width, 3]`` for one tile; for several, float32
-        ``[tiles, 3, height, width]``, RGB and normalised. A picture of fewer tiles fills the
-        batch by repeating them.
+        ``image``: uint8 ``[height, width, 3]`` for a batch of one; else float32 ``[tiles, 3,
+        height, width]``, RGB and normalised. The last batch is filled by repeating what it has.
     """
-    pieces = [np.asarray(piece.convert("RGB")) for piece in tile(picture, tiles, height, width)]
-    if tiles == 1:
-        yield {"image": pieces[0]}
-    else:
-        filled = pieces * ceil(tiles / len(pieces))
-        yield {"image": normalised(filled[:tiles])}
+    for start in range(0, len(cut), tiles):
+        batch = cut[start : start + tiles]
+        if tiles == 1:
+            yield {"image": batch[0]}
+        else:
+            filled = [*batch] * ceil(tiles / len(batch))
+            yield {"image": normalised(filled[:tiles])}
 
 
 def normalised(tiles: Iterable[np.ndarray[Any, Any]]) -> np.ndarray[Any, np.dtype[np.float32]]:

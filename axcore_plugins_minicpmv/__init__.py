@@ -6,13 +6,14 @@ merges patches instead. Each model is a module of its own.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from axcore import Component, Embedding, Job, LlmBuildArgs, ModelCard, hookimpl
+from axcore import Component, Embedding, Job, LlmBuildArgs, ModelCard, Prompt, hookimpl
 
 from . import v2, v4, v46, versions
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from types import ModuleType
 
 MODULES: dict[str, ModuleType] = {
@@ -52,3 +53,10 @@ def llm_build_args(job: Job) -> LlmBuildArgs:
     """Return the lengths of the profile and what the user must know."""
     args: LlmBuildArgs = MODULES[job.card.id].llm_build_args(job)
     return args
+
+
+@hookimpl
+def prepare_prompt(job: Job, messages: Sequence[dict[str, Any]]) -> Prompt:
+    """Write the messages as the model was taught, with a run of the tower for each piece."""
+    prompt: Prompt = MODULES[job.card.id].prepare_prompt(job, messages)
+    return prompt

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from axcore import Choice, UnsupportedProfile
 
-from .slicing import slicing
+from .slicing import Slicing, slicing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,9 +48,16 @@ def samples(
     if fit == "pad":
         yield normalised(_padded(picture, height, width))
         return
-    cut = slicing(*picture.size, multiple=multiple).cut(picture)
-    for piece in cut if fit == "slice" else [picture]:
+    cells = cut(*picture.size, fit, multiple)
+    for piece in cells.cut(picture) if fit == "slice" else [picture]:
         yield normalised(_stretched(piece, height, width))
+
+
+def cut(width: int, height: int, fit: str, multiple: int = PATCH_PX) -> Slicing:
+    """Say what pieces a picture of ``width x height`` px becomes; see `samples`."""
+    if fit == "slice":
+        return slicing(width, height, multiple=multiple)
+    return Slicing((width, height))
 
 
 def normalised(picture: Image) -> Array:
@@ -72,6 +79,35 @@ def strip(pixels: Array) -> Array:
     grid = (channels, height // PATCH_PX, PATCH_PX, width // PATCH_PX, PATCH_PX)
     patches = pixels.reshape(grid).transpose(0, 2, 1, 3, 4)
     return np.ascontiguousarray(patches.reshape(1, channels, PATCH_PX, -1))
+
+
+def buckets(count: int, side: int) -> list[int]:
+    """Return the table position of each of `count` patches along a side, as upstream rounds it.
+
+    The fraction i / count falls between boundaries k / side. Both are float32, and upstream holds
+    `count` in a tensor, so that the step is as well: for some counts, patches on a boundary land
+    one lower than exact arithmetic would put them.
+
+    Source: MiniCPM-V-4, ``SiglipVisionEmbeddings.forward``.
+    """
+    import numpy as np
+
+    boundaries = np.arange(1 / side, 1.0, 1 / side).astype(np.float32)
+    step, index = float(np.float32(1) / np.float32(count)), np.arange(count)
+    # torch fills a range by eights: the first of each is rounded, the others count from it.
+    firsts = (index // 8 * 8 * step).astype(np.float32)
+    fractions = (firsts + index % 8 * step).astype(np.float32)
+    indices: list[int] = np.searchsorted(boundaries, fractions, side="right").tolist()
+    return indices
+
+
+def position_ids(rows: int, columns: int, side: int) -> np.ndarray[Any, np.dtype[np.int32]]:
+    """Return the table index of every patch, int32 ``[1, rows * columns]``."""
+    import numpy as np
+
+    down, across = np.array(buckets(rows, side)), np.array(buckets(columns, side))
+    ids: np.ndarray[Any, np.dtype[np.int64]] = down[:, None] * side + across
+    return ids.reshape(1, -1).astype(np.int32)
 
 
 def check_size(height: int, width: int, multiple: int = PATCH_PX) -> None:

@@ -10,9 +10,8 @@ Source: transformers, ``SiglipVisionTransformer``; timm, ``VisionTransformer``.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -163,28 +162,6 @@ def gridded(table: Weight, side: int, rows: Matrix, columns: Matrix) -> Weight:
     square = table.reshape(side, side, -1)
     placed = square.project(0, rows).project(1, columns)
     return placed.reshape(len(rows) * len(columns), -1)
-
-
-def buckets(count: int, side: int) -> list[int]:
-    """Return the table position of each of `count` patches along a side, as upstream rounds it.
-
-    The fraction i / count falls between boundaries k / side. Both are float32, and upstream holds
-    `count` in a tensor, so that the step is as well: for some counts, patches on a boundary land
-    one lower than exact arithmetic would put them.
-
-    Source: MiniCPM-V-4, ``SiglipVisionEmbeddings.forward``.
-    """
-    boundaries = torch.arange(1 / side, 1.0, 1 / side)
-    fractions = torch.arange(0, 1 - 1e-6, float(1 / torch.tensor(count)))
-    indices: list[int] = torch.bucketize(fractions, boundaries, right=True).tolist()
-    return indices
-
-
-def position_ids(rows: int, columns: int, side: int) -> np.ndarray[Any, np.dtype[np.int32]]:
-    """Return the table index of every patch, int32 ``[1, rows * columns]``."""
-    down, across = np.array(buckets(rows, side)), np.array(buckets(columns, side))
-    ids: np.ndarray[Any, np.dtype[np.int64]] = down[:, None] * side + across
-    return ids.reshape(1, -1).astype(np.int32)
 
 
 def selection(picked: Sequence[int], side: int) -> Matrix:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from axcore import (
@@ -16,8 +17,11 @@ from axcore import (
     ModelCard,
     Port,
     Profile,
+    Prompt,
+    Rows,
     Shape,
     Stage,
+    UsageError,
     Weight,
 )
 
@@ -127,6 +131,17 @@ _FILES: Mapping[str, Mapping[str, Any]] = {
     }
 }
 
+TOKENS: Mapping[str, int] = {
+    "<unk>": 0,
+    "<s>": 1,
+    "</s>": 2,
+    "<image>": 101,
+    "</image>": 102,
+    "<slice>": 111,
+    "</slice>": 112,
+}
+ROLES: Mapping[str, str] = {"user": "<用户>", "assistant": "<AI>"}  # plain text, not tokens
+
 _PROFILES: Mapping[str, Profile] = {
     "image": Profile(
         height=448,
@@ -188,6 +203,7 @@ def cards() -> list[ModelCard]:
             choices={"fit": preprocess.FIT, "fold-scales": _FOLD},
             recognises=_recognises,
             files=_FILES,
+            tokens=lambda _: TOKENS,
         )
     ]
 
@@ -226,7 +242,7 @@ def export_vision(job: Job) -> list[Component]:
 def _tower(job: Job, rows: int, columns: int) -> Component:
     from . import siglip
 
-    size, fit = (job.profile.height, job.profile.width), job.choice("fit")
+    size = job.profile.height, job.profile.width
     encoder = ENCODERS[job.config["vision_encoder"]]
     tower = siglip.Tower(encoder.hidden, encoder.inner, encoder.heads, gelu="none")
     chain = [_embedding(tower, encoder.side, rows, columns)]
@@ -235,20 +251,22 @@ def _tower(job: Job, rows: int, columns: int) -> Component:
         chain.append(Stage(f"blocks.{index}", siglip.Layer(tower), keys, "block"))
     chain.append(Stage("norm", siglip.norm(tower), "vpm.norm."))
 
-    def samples(pictures: Sequence[Image]) -> Iterator[Sample]:
-        for picture in pictures:
-            for pixels in preprocess.samples(picture, *size, fit):
-                yield {"pixel_values": pixels}
-
     return Component(
         "siglip",
         "siglip",
         tuple(chain),
         inputs=(Port("pixel_values", (1, 3, *size)),),
         outputs=(Port("vision_embedding", (1, rows * columns, encoder.hidden)),),
-        preprocess=samples,
+        preprocess=partial(_samples, job),
         calibration=_CALIBRATION,
     )
+
+
+def _samples(job: Job, pictures: Sequence[Image]) -> Iterator[Sample]:
+    size = job.profile.height, job.profile.width
+    for picture in pictures:
+        for pixels in preprocess.samples(picture, *size, job.choice("fit")):
+            yield {"pixel_values": pixels}
 
 
 def _embedding(tower: Tower, side: int, rows: int, columns: int) -> Stage:
@@ -353,6 +371,45 @@ def _folded_note(config: Mapping[str, Any]) -> str:
         f" are multiplied by {config['scale_emb']} already, which rounds once more in the bfloat16"
         " file (not in npy, f32bin or pth); rows of the vision side are not multiplied"
     )
+
+
+def prepare_prompt(job: Job, messages: Sequence[Mapping[str, Any]]) -> Prompt:
+    """Write who speaks and what, with a run of the tower for each piece of a picture.
+
+    Raises:
+        UsageError: Someone speaks whom the model does not know.
+    """
+    from . import prompt
+
+    preprocess.check_size(job.profile.height, job.profile.width)
+    return prompt.assemble(
+        job,
+        _written(messages),
+        prompt.nested(Rows("<unk>", job.config["query_num"])),
+        partial(_samples, job),
+        components=("siglip", "resampler"),
+        markers={
+            **dict.fromkeys(TOKENS),
+            "<s>": job.config["bos_token_id"],
+            "</s>": job.config["eos_token_id"],
+        },
+        stop=("</s>",),
+    )
+
+
+def _written(messages: Sequence[Mapping[str, Any]]) -> Iterator[str | Image]:
+    from . import prompt
+
+    yield "<s>"
+    for message in messages:
+        if (role := message["role"]) not in ROLES:
+            raise UsageError(
+                f"MiniCPM-V-2 knows no message of role `{role}`",
+                hint=f"put it into a message of role {' or '.join(ROLES)}",
+            )
+        yield ROLES[role]
+        yield from prompt.lines(message)
+    yield ROLES["assistant"]
 
 
 # Layout ------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from axcore import (
@@ -12,6 +13,8 @@ from axcore import (
     ModelCard,
     Port,
     Profile,
+    Prompt,
+    Rows,
     Shape,
     Stage,
     Weight,
@@ -161,6 +164,19 @@ _FILES: Mapping[str, Mapping[str, Any]] = {
     },
 }
 
+_TOKENS: Mapping[str, int] = {
+    "<unk>": 0,
+    "<s>": 1,
+    "</s>": 2,
+    "<image>": 101,
+    "</image>": 102,
+    "<slice>": 111,
+    "</slice>": 112,
+    "<image_id>": 113,
+    "</image_id>": 114,
+}
+STOP = ("</s>", "<|im_end|>")
+
 _LAYOUT = Choice(
     ("plain", "strip"),
     "what the tower is fed. plain: the picture as it is, positions folded into the graph. strip:"
@@ -212,8 +228,15 @@ def cards() -> list[ModelCard]:
             text_model={"architectures": ["LlamaForCausalLM"], "model_type": "llama"},
             recognises=lambda config: version(config) == VERSION,
             files=_FILES,
+            tokens=tokens,
         )
     ]
+
+
+def tokens(config: Mapping[str, Any]) -> dict[str, int]:
+    """Return the special tokens that a prompt needs, with their ids for `config`."""
+    end = config["eos_token_id"][1]
+    return {**_TOKENS, "<|im_end|>": end, "<|im_start|>": end + 1}
 
 
 def export_vision(job: Job) -> list[Component]:
@@ -250,6 +273,33 @@ def llm_build_args(job: Job) -> LlmBuildArgs:
         last_kv_cache_len=job.profile.last_kv_cache_len,
         notes=tuple(notes),
     )
+
+
+def prepare_prompt(job: Job, messages: Sequence[Mapping[str, Any]]) -> Prompt:
+    """Write the messages as ChatML, with a run of the tower for each piece of a picture."""
+    from . import prompt
+
+    preprocess.check_size(job.profile.height, job.profile.width)
+    return prompt.assemble(
+        job,
+        _written(messages),
+        prompt.numbered(Rows("<unk>", job.config["query_num"])),
+        partial(_samples, job),
+        components=("siglip", "resampler"),
+        markers={**dict.fromkeys(tokens(job.config)), "<s>": job.config["bos_token_id"]},
+        stop=STOP,
+    )
+
+
+def _written(messages: Sequence[Mapping[str, Any]]) -> Iterator[str | Image]:
+    from . import prompt
+
+    yield "<s>"
+    for message in messages:
+        yield f"<|im_start|>{message['role']}\n"
+        yield from prompt.lines(message)
+        yield "<|im_end|>\n"
+    yield "<|im_start|>assistant\n"
 
 
 def tensors(config: Mapping[str, Any]) -> dict[str, Shape]:
@@ -331,7 +381,7 @@ def _embedding(job: Job, tower: Tower) -> Stage:
     from . import siglip
 
     (rows, columns), side = _grid(job), _side(job.config["vision_config"])
-    down, across = (siglip.selection(siglip.buckets(n, side), side) for n in (rows, columns))
+    down, across = (siglip.selection(preprocess.buckets(n, side), side) for n in (rows, columns))
     table = Weight(TOWER + "embeddings.position_embedding.weight")
     module = siglip.Embedding(tower, rows * columns)
     return Stage("embeddings", module, _embedding_keys(siglip.gridded(table, side, down, across)))
@@ -367,10 +417,8 @@ def _ports(job: Job) -> tuple[Port, ...]:
 
 
 def _samples(job: Job, pictures: Sequence[Image]) -> Iterator[Sample]:
-    from . import siglip
-
     size = job.profile.height, job.profile.width
-    ids = siglip.position_ids(*_grid(job), _side(job.config["vision_config"]))
+    ids = preprocess.position_ids(*_grid(job), _side(job.config["vision_config"]))
     for picture in pictures:
         for pixels in preprocess.samples(picture, *size, job.choice("fit")):
             if job.choice("layout") == "plain":

@@ -5,6 +5,7 @@ The native layout of transformers; keys on disk carry the prefixes used here.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from axcore import (
@@ -15,6 +16,8 @@ from axcore import (
     ModelCard,
     Port,
     Profile,
+    Prompt,
+    Rows,
 )
 
 from . import preprocess, slicing
@@ -102,11 +105,11 @@ _CONFIG: Mapping[str, Any] = {
 }
 
 _TINY: Mapping[str, Any] = {
-    "image_token_id": 500,
+    "image_token_id": 476,
     "insert_layer_id": 1,
     "text_config": {
-        "bos_token_id": 502,
-        "eos_token_id": 503,
+        "bos_token_id": 465,
+        "eos_token_id": 464,
         "head_dim": 16,
         "hidden_size": 32,
         "intermediate_size": 64,
@@ -119,7 +122,7 @@ _TINY: Mapping[str, Any] = {
         "num_key_value_heads": 1,
         "vocab_size": 512,
     },
-    "video_token_id": 501,
+    "video_token_id": 477,
     "vision_config": {
         "hidden_size": 64,
         "insert_layer_id": 1,
@@ -155,6 +158,24 @@ _FILES: Mapping[str, Mapping[str, Any]] = {
     },
 }
 
+PLACEHOLDER = "<|image_pad|>"
+STOP = ("<|im_end|>", "<|endoftext|>")
+
+# How far behind `bos_token_id` the published tokens lie; brackets are inferred from the order
+# that they have in MiniCPM-V-4.
+_OFFSETS: Mapping[str, int] = {
+    "<|im_start|>": 0,
+    "<|im_end|>": 1,
+    "<think>": 23,
+    "</think>": 24,
+    "<image>": 32,
+    "</image>": 33,
+    "<slice>": 42,
+    "</slice>": 43,
+    "<image_id>": 44,
+    "</image_id>": 45,
+}
+
 CALIBRATION = Calibration(format="Numpy", src_dtype="FP32", size=64)
 
 
@@ -177,8 +198,17 @@ def cards() -> list[ModelCard]:
             spare=("model.vision_tower.vit_merger.", "mtp."),
             choices={"downsample": DOWNSAMPLE, "fit": preprocess.FIT},
             files=_FILES,
+            tokens=tokens,
         )
     ]
+
+
+def tokens(config: Mapping[str, Any]) -> dict[str, int]:
+    """Return the special tokens that a prompt needs, with their ids for `config`."""
+    text = config["text_config"]
+    offsets = {token: text["bos_token_id"] + offset for token, offset in _OFFSETS.items()}
+    pads = {PLACEHOLDER: config["image_token_id"], "<|video_pad|>": config["video_token_id"]}
+    return {"<|endoftext|>": text["eos_token_id"], **offsets, **pads}
 
 
 def export_vision(job: Job) -> list[Component]:
@@ -190,16 +220,10 @@ def export_vision(job: Job) -> list[Component]:
     from . import v46_vision  # torch is only needed from here on
 
     height, width = job.profile.height, job.profile.width
-    cell_px = _cell_px(job)
-    preprocess.check_size(height, width, cell_px)
+    preprocess.check_size(height, width, _cell_px(job))
     patch = preprocess.PATCH_PX
     rows, columns = height // patch, width // patch
     early_merge = job.choice("downsample") == "16x"
-
-    def samples(pictures: Sequence[Image]) -> Iterator[Sample]:
-        for picture in pictures:
-            for pixels in preprocess.samples(picture, height, width, job.choice("fit"), cell_px):
-                yield {"pixel_values": preprocess.strip(pixels)}
 
     size = str(height) if height == width else f"{height}x{width}"
     return [
@@ -209,10 +233,44 @@ def export_vision(job: Job) -> list[Component]:
             v46_vision.stages(job.config, rows, columns, early_merge=early_merge),
             inputs=(Port("pixel_values", (1, 3, patch, patch * rows * columns)),),
             outputs=(Port("image_features", (1, _tokens(job), job.text_width)),),
-            preprocess=samples,
+            preprocess=partial(_samples, job),
             calibration=CALIBRATION,
         )
     ]
+
+
+def _samples(job: Job, pictures: Sequence[Image]) -> Iterator[Sample]:
+    size, fit = (job.profile.height, job.profile.width), job.choice("fit")
+    for picture in pictures:
+        for pixels in preprocess.samples(picture, *size, fit, _cell_px(job)):
+            yield {"pixel_values": preprocess.strip(pixels)}
+
+
+def prepare_prompt(job: Job, messages: Sequence[Mapping[str, Any]]) -> Prompt:
+    """Write the messages as ChatML without thinking, with a run of the graph for each piece."""
+    from . import prompt
+
+    preprocess.check_size(job.profile.height, job.profile.width, _cell_px(job))
+    return prompt.assemble(
+        job,
+        _written(messages),
+        prompt.numbered(Rows(PLACEHOLDER, _tokens(job))),
+        partial(_samples, job),
+        components=("vision", "vision"),
+        markers={**dict.fromkeys(_OFFSETS), PLACEHOLDER: job.config["image_token_id"]},
+        stop=STOP,
+    )
+
+
+def _written(messages: Sequence[Mapping[str, Any]]) -> Iterator[str | Image]:
+    """Yield text and pictures; the published template trims every message."""
+    from . import prompt
+
+    for message in messages:
+        yield f"<|im_start|>{message['role']}\n"
+        yield from prompt.trimmed(prompt.lines(message))
+        yield "<|im_end|>\n"
+    yield "<|im_start|>assistant\n<think>\n\n</think>\n\n"
 
 
 def llm_build_args(job: Job) -> LlmBuildArgs:

@@ -75,7 +75,7 @@ _CONFIG_7B: Mapping[str, Any] = {
 }
 
 _TINY: Mapping[str, Any] = {
-    "bos_token_id": 500,
+    "bos_token_id": 499,
     "eos_token_id": 501,
     "vision_start_token_id": 502,
     "vision_end_token_id": 503,
@@ -180,7 +180,25 @@ def _card(size: str, licence: str, parameters: int, config: Mapping[str, Any]) -
         tensors=tensors,
         files=_FILES,
         text_model=_TEXT_MODEL,
+        tokens=tokens,
     )
+
+
+def tokens(config: Mapping[str, Any]) -> dict[str, int]:
+    """Return the special tokens that a prompt needs, with the ids that `config` gives or implies.
+
+    What begins a turn has the id before what ends it, in the published models and the small one.
+    """
+    return {
+        "<|endoftext|>": config["bos_token_id"],
+        "<|im_start|>": config["eos_token_id"] - 1,
+        "<|im_end|>": config["eos_token_id"],
+        "<|vision_start|>": config["vision_start_token_id"],
+        "<|vision_end|>": config["vision_end_token_id"],
+        "<|vision_pad|>": config["vision_token_id"],
+        "<|image_pad|>": config["image_token_id"],
+        "<|video_pad|>": config["video_token_id"],
+    }
 
 
 def tensors(config: Mapping[str, Any]) -> dict[str, Shape]:

@@ -3,34 +3,44 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import groupby
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageOps
 
-from axcore import CheckpointError, Job, PictureError, Prompt, Sample, UsageError
+from axcore import (
+    Job,
+    Prompt,
+    Rows,
+    Sample,
+    UsageError,
+    encode_prompt,
+    load_tokenizer,
+    message_parts,
+    read_picture,
+)
 
-from .preprocess import CELL_PX, FRAMES, IMAGE_CALIBRATION, check_size, patches
+from .preprocess import CELL_PX, FRAMES, check_size, patches
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
 
-    from tokenizers import Tokenizer
+    from PIL.Image import Image
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 
 SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"  # where no other is given
 FPS = 2.0  # frames per second of a video that does not say
+IMAGE, VIDEO = "<|image_pad|>", "<|video_pad|>"
+STOP = ("<|im_end|>", "<|endoftext|>")
 
 
 @dataclass(frozen=True)
 class _Vision:
     """A picture or video of a prompt: its frames, and the time between two steps in positions."""
 
-    pad: int
-    frames: Sequence[Image.Image]
+    marker: str
+    frames: Sequence[Image]
     interval: np.float32
 
     @property
@@ -48,99 +58,87 @@ def prepare(job: Job, messages: Sequence[Mapping[str, Any]]) -> Prompt:
             "video": [pictures or files], "fps": 2.0}``.
 
     Raises:
-        CheckpointError: The checkpoint has no tokenizer.
+        CheckpointError: The tokenizer is missing or does not fit the model.
         PictureError: A picture cannot be read.
         UsageError: A part is of another type, or a video has no frame.
     """
     height, width = job.profile.height, job.profile.width
     check_size(height, width)
-    tokenizer = _tokenizer(job.checkpoint.folder)
+    tokenizer = load_tokenizer(job.checkpoint.folder, _markers(job.config))
     grid = height // CELL_PX, width // CELL_PX
-    ids, places, rows = list[Ints](), list[Ints](), list[Ints]()
-    samples = list[Sample]()
-    length = position = 0
-    for part in _joined(messages, job.config):
-        if isinstance(part, str):
-            tokens = np.array(tokenizer.encode(part, add_special_tokens=False).ids, np.int64)
-            place = np.tile(np.arange(len(tokens)), (3, 1)) + position
-            position += len(tokens)
-        else:
-            place = _grid_positions(part, *grid) + position
-            tokens = np.full(place.shape[1], part.pad, np.int64)
-            rows.append(np.arange(length, length + len(tokens)))
-            samples.extend(_samples(part, height, width))
-            position += max(grid)
-        ids.append(tokens)
-        places.append(place)
-        length += len(tokens)
+    parts = list(_parts(messages, job.config["vision_config"]["tokens_per_second"]))
+    visions = [part for part in parts if isinstance(part, _Vision)]
+    ids, rows = encode_prompt(
+        tokenizer,
+        [Rows(p.marker, p.steps * prod(grid)) if isinstance(p, _Vision) else p for p in parts],
+    )
     return Prompt(
-        input_ids=np.concatenate(ids),
-        position_ids=np.concatenate(places, axis=1),
+        input_ids=ids,
+        position_ids=_positions(len(ids), visions, rows, grid),
         vision_rows={"vision": np.concatenate([np.empty(0, np.int64), *rows])},
-        pictures={"vision": samples},
+        pictures={"vision": [s for vision in visions for s in _samples(vision, height, width)]},
+        stop_ids=tuple(i for text in STOP if (i := tokenizer.token_to_id(text)) is not None),
     )
 
 
-def _joined(
-    messages: Sequence[Mapping[str, Any]], config: Mapping[str, Any]
-) -> Iterator[str | _Vision]:
-    """Yield pictures and the whole text between them: tokens may span two parts of a message."""
-    for is_text, group in groupby(_parts(messages, config), lambda part: isinstance(part, str)):
-        parts = list(group)
-        yield from ["".join(map(str, parts))] if is_text else parts
+def _markers(config: Mapping[str, Any]) -> dict[str, int | None]:
+    return {
+        "<|im_start|>": None,
+        "<|im_end|>": None,
+        "<|vision_start|>": config.get("vision_start_token_id"),
+        "<|vision_end|>": config.get("vision_end_token_id"),
+        IMAGE: config["image_token_id"],
+        VIDEO: config["video_token_id"],
+    }
 
 
-def _parts(
-    messages: Sequence[Mapping[str, Any]], config: Mapping[str, Any]
-) -> Iterator[str | _Vision]:
+def _parts(messages: Sequence[Mapping[str, Any]], speed: float) -> Iterator[str | _Vision]:
+    """Yield text and what stands between it; `speed` is in positions per second."""
     if not messages or messages[0]["role"] != "system":
         yield SYSTEM
     for message in messages:
         yield f"<|im_start|>{message['role']}\n"
-        content = message["content"]
-        for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
+        for part in message_parts(message, ("text", "image", "video")):
             if part["type"] == "text":
                 yield part["text"]
             else:
                 yield "<|vision_start|>"
-                yield _vision(part, config)
+                yield _vision(part, speed)
                 yield "<|vision_end|>"
         yield "<|im_end|>\n"
     yield "<|im_start|>assistant\n"
 
 
-def _vision(part: Mapping[str, Any], config: Mapping[str, Any]) -> _Vision:
+def _vision(part: Mapping[str, Any], speed: float) -> _Vision:
     if part["type"] == "image":
-        return _Vision(config["image_token_id"], [_picture(part["image"])], np.float32(0))
-    if part["type"] != "video":
-        raise UsageError(
-            f"a message has a part of type `{part['type']}`",
-            hint="use parts of type text, image or video",
-        )
+        return _Vision(IMAGE, [read_picture(part["image"])], np.float32(0))
     if not part["video"]:
         raise UsageError("a message has a video without frames", hint="give at least one frame")
     seconds = np.float32(FRAMES / part.get("fps", FPS))
-    speed = config["vision_config"]["tokens_per_second"]
-    frames = [_picture(frame) for frame in part["video"]]
-    return _Vision(config["video_token_id"], frames, np.float32(speed) * seconds)
-
-
-def _picture(source: Image.Image | str | Path) -> Image.Image:
-    if isinstance(source, Image.Image):
-        return source.convert("RGB")
-    try:
-        with Image.open(source) as opened:
-            return ImageOps.exif_transpose(opened).convert("RGB")
-    except OSError as error:
-        raise PictureError(
-            f"cannot read the picture {source}\n  {error}", hint="give a JPEG, PNG or WebP file"
-        ) from error
+    frames = [read_picture(frame) for frame in part["video"]]
+    return _Vision(VIDEO, frames, np.float32(speed) * seconds)
 
 
 def _samples(vision: _Vision, height: int, width: int) -> Iterator[Sample]:
     for start in range(0, len(vision.frames), FRAMES):
-        step = patches(vision.frames[start : start + FRAMES], height, width)
-        yield {"hidden_states": IMAGE_CALIBRATION.graph_input(step)}
+        yield {"hidden_states": patches(vision.frames[start : start + FRAMES], height, width)}
+
+
+def _positions(
+    length: int, visions: Sequence[_Vision], rows: Sequence[Ints], grid: tuple[int, int]
+) -> Ints:
+    """Return int64 ``[3, length]``: text counts on in all three rows, vision in a grid."""
+    places, start, position = list[Ints](), 0, 0
+    for vision, run in zip(visions, rows, strict=True):
+        text = int(run[0]) - start
+        places += [_counted(text) + position, _grid_positions(vision, *grid) + position + text]
+        position += text + max(grid)
+        start = int(run[-1]) + 1
+    return np.concatenate([*places, _counted(length - start) + position], axis=1)
+
+
+def _counted(length: int) -> Ints:
+    return np.tile(np.arange(length), (3, 1))
 
 
 def _grid_positions(vision: _Vision, rows: int, columns: int) -> Ints:
@@ -153,15 +151,3 @@ def _grid_positions(vision: _Vision, rows: int, columns: int) -> Ints:
     time = (steps * vision.interval).astype(np.int64)
     axes = np.meshgrid(time, np.arange(rows), np.arange(columns), indexing="ij")
     return np.stack(axes).reshape(3, -1)
-
-
-def _tokenizer(folder: Path) -> Tokenizer:
-    from tokenizers import Tokenizer
-
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise CheckpointError(
-            f"the checkpoint has no tokenizer: {path} does not exist",
-            hint="put the published tokenizer.json into the folder",
-        )
-    return Tokenizer.from_file(str(path))

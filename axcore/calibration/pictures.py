@@ -72,6 +72,22 @@ class Picture:
             ) from error
 
 
+def read_picture(source: Image | str | Path) -> Image:
+    """Return a picture as the model is to see it, see `Picture.load`.
+
+    Args:
+        source: A JPEG, PNG or WebP file, or a picture, which is taken to be upright.
+
+    Raises:
+        PictureError: The file cannot be read.
+    """
+    from PIL.Image import Image as PillowImage
+
+    if isinstance(source, PillowImage):
+        return _to_rgb(source)
+    return Picture(str(source), partial(_read, Path(source))).load()
+
+
 def embedded_pictures() -> list[Path]:
     """Return the photographs that come with the package (`LICENSES.md` beside them)."""
     folder = Path(str(resources.files("axcore") / "data" / "pictures"))

@@ -4,29 +4,34 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
 import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from operator import itemgetter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import BudgetError, CheckpointError, ContractError
+from ..files import write_atomic
 from ..progress import Progress, Silent
 from .keys import disk_key
 from .writer import SHARD_BYTES, Entry, total_bytes, write_json, write_shards
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import numpy as np
 
     from ..types import ModelCard, Shape
 
 MARKER = "fabricated.json"
+TOKENIZER = "tokenizer.json"
 FORMAT = 1  # raised when the same card, size and seed come to mean other bytes
 SPREAD = 0.02  # the initializer_range of nearly every published config
 # Prime, so that rows of a matrix, cut from the pool one after the other, all differ.
 POOL_VALUES = 4_194_301
+MOST_MERGES = 1000  # so that prompts are about as long as with a published tokenizer
+SYLLABLES = tuple(consonant + vowel for consonant in "bdfgklmnprstvz" for vowel in "aeiou")
 
 
 def fabricate(
@@ -43,10 +48,13 @@ def fabricate(
     ``config.json`` is the card's, with its tiny overrides laid over it for "tiny"; a key is
     spelt by the first of its prefix's spellings in ``card.prefixes``. Matrices are normal with
     standard deviation 0.02, one-dimensional weights (norms) lie near 1 and biases near 0. A
-    tensor depends on seed, canonical key and shape alone.
+    tensor depends on seed, canonical key and shape alone. Where the card has `tokens`,
+    ``tokenizer.json`` knows them, all bytes, pieces of English words, and made-up words for every
+    other id.
 
     The folder appears whole or not at all, is kept when it already holds the same, and replaced
-    when it holds another fabricated checkpoint. Peak memory is some 100 MB, whatever the size.
+    when it holds another fabricated checkpoint; where only the tokenizer differs, that alone is
+    written. Peak memory is some 100 MB, whatever the size.
 
     Args:
         card: The model; must have `tensors`.
@@ -60,7 +68,8 @@ def fabricate(
         `folder`.
 
     Raises:
-        ContractError: The card says nothing of its tensors.
+        ContractError: The card says nothing of its tensors, or its tokens do not fit the
+            vocabulary.
         CheckpointError: `folder` holds something that was not fabricated.
         BudgetError: The disk has too little room.
     """
@@ -70,19 +79,25 @@ def fabricate(
     entries = _entries(card, config, seed)
     settings = {"config.json": config, **card.files}
     marker = _marker(card, size, seed, entries, shard_bytes, settings)
+    marker["tokens"] = [MOST_MERGES, dict(card.tokens(config))] if card.tokens else None
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f".{folder.name}.lock")):
-        if not _holds(folder, marker):
+        held = _held(folder)
+        if {**held, "tokens": marker["tokens"]} != marker:
             partial = folder.with_name(f".{folder.name}.partial")
             label = f"fabricate {card.id}"
             _make_room(partial, total_bytes(entries), label)
             for name, content in settings.items():
                 write_json(partial / name, content)
+            _write_tokenizer(partial, card, config)
             write_shards(partial, entries, progress or Silent(), label, shard_bytes)
             write_json(partial / MARKER, marker)
             if folder.exists():
                 shutil.rmtree(folder)
             partial.rename(folder)
+        elif held != marker:
+            _write_tokenizer(folder, card, config)
+            write_json(folder / MARKER, marker)
     return folder
 
 
@@ -138,10 +153,10 @@ def _marker(
 # Where it is written -----------------------------------------------------------------------------
 
 
-def _holds(folder: Path, marker: Mapping[str, Any]) -> bool:
-    """Say whether the work is done; refuse a folder that holds anything else than our own."""
+def _held(folder: Path) -> dict[str, Any]:
+    """Return the marker of what is there; refuse a folder that holds anything but our own."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return False
+        return {}
     path = folder / MARKER
     if not path.is_file():
         raise CheckpointError(
@@ -149,9 +164,9 @@ def _holds(folder: Path, marker: Mapping[str, Any]) -> bool:
             hint="choose another folder; only what was fabricated is ever replaced",
         )
     try:
-        return bool(json.loads(path.read_bytes()) == marker)
-    except ValueError:
-        return False
+        return dict(json.loads(path.read_bytes()))
+    except (TypeError, ValueError):
+        return {}
 
 
 def _make_room(folder: Path, total: int, label: str) -> None:
@@ -201,3 +216,92 @@ def _normal(seed: int, count: int, centre: float) -> memoryview:
     values *= SPREAD
     values += centre
     return values.astype(np.float32).astype(ml_dtypes.bfloat16).view(np.uint8).data
+
+
+# Tokenizer ---------------------------------------------------------------------------------------
+
+
+def _write_tokenizer(folder: Path, card: ModelCard, config: Mapping[str, Any]) -> None:
+    """Write a byte-level BPE that knows some English: any text has ids, any id becomes text."""
+    if card.tokens is None:
+        return
+    special = dict(card.tokens(config))
+    vocabulary, merges = _vocabulary(card, config, special)
+    flags = dict.fromkeys(("add_prefix_space", "trim_offsets"), False)
+    byte_level = {"type": "ByteLevel", "use_regex": True, **flags}
+    content = {
+        "version": "1.0",
+        "added_tokens": [_special(*item) for item in sorted(special.items(), key=itemgetter(1))],
+        "pre_tokenizer": byte_level,
+        "decoder": byte_level,
+        "model": {"type": "BPE", "vocab": vocabulary, "merges": merges},
+    }
+    write_atomic(folder / TOKENIZER, json.dumps(content, ensure_ascii=False))
+
+
+def _special(text: str, number: int) -> dict[str, Any]:
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return {"id": number, "content": text, **flags, "special": True}
+
+
+def _vocabulary(
+    card: ModelCard, config: Mapping[str, Any], special: Mapping[str, int]
+) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Return every token's id and the merges: tokens given, bytes, pieces, words, from 0 on."""
+    size = _vocabulary_size(config)
+    free = sorted(set(range(size)) - set(special.values()))
+    if len(free) != size - len(special) or len(free) < len(_alphabet()):
+        raise ContractError(
+            f"the {len(special)} tokens of the card of `{card.id}` and 256 bytes do not fit a"
+            f" vocabulary of {size}",
+            hint="give ids that all differ, each below `vocab_size`",
+        )
+    merges = _merges(min((len(free) - len(_alphabet())) // 2, MOST_MERGES))
+    pieces = ["".join(pair) for pair in merges]
+    words = itertools.filterfalse(set(pieces).__contains__, map(_word, itertools.count()))
+    texts = itertools.chain(_alphabet(), pieces, words)
+    return {**special, **dict(zip(texts, free, strict=False))}, merges
+
+
+def _merges(count: int) -> list[tuple[str, str]]:
+    """Learn pieces of words from the text that comes with axcore, the most frequent first."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    learner = Tokenizer(models.BPE())
+    learner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    size = len(_alphabet()) + count
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, initial_alphabet=_alphabet(), show_progress=False
+    )
+    texts = sorted((Path(__file__).parents[1] / "data" / "calibration_text").iterdir())
+    learner.train_from_iterator((path.read_text(encoding="utf-8") for path in texts), trainer)
+    return [(one, two) for one, two in json.loads(learner.to_str())["model"]["merges"]]
+
+
+def _vocabulary_size(config: Mapping[str, Any]) -> int:
+    parts = (config.get("text_config"), config.get("llm_config"), config)
+    return next((int(part["vocab_size"]) for part in parts if part and "vocab_size" in part), 0)
+
+
+def _alphabet() -> list[str]:
+    """Return the letter that stands for each byte in the vocabulary of a byte-level BPE.
+
+    What can be printed stands for itself, the rest follow one another from U+0100 on.
+    """
+    printed = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = len(set(range(256)) - set(printed))
+    return [*map(chr, printed), *(chr(0x100 + index) for index in range(others))]
+
+
+def _word(index: int) -> str:
+    """Return a word with a space (as a letter of `_alphabet`) before it, another for each index.
+
+    Every syllable is a digit of the index, shifted by the syllable before it, so that neighbours
+    do not look alike.
+    """
+    letters, place = "\u0120", 0
+    while index or len(letters) < 7:
+        index, digit = divmod(index, len(SYLLABLES))
+        place = (7 * place + digit + 13) % len(SYLLABLES)
+        letters += SYLLABLES[place]
+    return letters

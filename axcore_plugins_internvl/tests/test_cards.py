@@ -152,3 +152,23 @@ def test_a_profile_holds_its_tile(card: ModelCard) -> None:
     """A prompt has room for the tokens of one tile. Oracle: 28 x 28 px a token."""
     (profile,) = card.profiles.values()
     assert profile.height * profile.width // 784 < profile.max_prompt <= profile.kv_cache_len + 1
+
+
+@pytest.mark.parametrize("card", CARDS.values(), ids=CARDS)
+def test_special_tokens_have_their_published_ids(card: ModelCard) -> None:
+    """At full size, and all within the vocabulary of a small checkpoint.
+
+    Oracle: the published tokenizers of Qwen2.5 and Qwen3, each with three tokens behind its own.
+    """
+    first = 151669 if card.id.startswith("internvl3.5") else 151665
+    turns = {"<|endoftext|>": 151643, "<|im_start|>": 151644, "<|im_end|>": 151645}
+    brackets = {"<img>": first, "</img>": first + 1, "<IMG_CONTEXT>": first + 2}
+    assert card.tokens is not None
+    assert card.tokens(card.config) == {**turns, **brackets}
+    small = card.tokens(small_config(card))
+    assert small.keys() == {*turns, *brackets}
+    assert len(set(small.values())) == 6
+    assert max(small.values()) < small_config(card)["llm_config"]["vocab_size"]
+    end = {"internvl3.5": "<|im_end|>", "internvl3": "<|endoftext|>"}[card.id.rpartition("-")[0]]
+    for config, ids in ((card.config, {**turns}), (small_config(card), small)):
+        assert config["llm_config"]["eos_token_id"] == ids[end]

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from axcore import CheckpointError, Options, UnsupportedProfile, convert, lint, plan
-from axcore_plugins_minicpmv import preprocess, siglip, v2, v4
+from axcore_plugins_minicpmv import preprocess, v2, v4
 from axcore_plugins_minicpmv.slicing import slicing
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def test_layouts_feed_the_published_form(bundles: Bundles, pictures: list[Path])
     assert len(strip) == len(pieces) == sum(len(slicing(*size).sizes) for size in (WIDE, SQUARE))
     for sample, piece in zip(strip, pieces, strict=True):
         np.testing.assert_array_equal(sample["all_pixel_values"], preprocess.strip(piece))
-        np.testing.assert_array_equal(sample["position_ids"], siglip.position_ids(8, 10, 70))
+        np.testing.assert_array_equal(sample["position_ids"], preprocess.position_ids(8, 10, 70))
 
 
 @pytest.mark.parametrize("layout", ["plain", "strip"])

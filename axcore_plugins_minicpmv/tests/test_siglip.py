@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from axcore import Weight
-from axcore_plugins_minicpmv import siglip
+from axcore_plugins_minicpmv import preprocess, siglip
 
 SIDE = 70
 
@@ -44,13 +44,13 @@ def test_buckets_for_every_grid(count: int) -> None:
     """
     exact = np.array([SIDE * i // count for i in range(count)])
     exact[LOWER.get(count, [])] -= 1
-    assert siglip.buckets(count, SIDE) == exact.tolist()
+    assert preprocess.buckets(count, SIDE) == exact.tolist()
 
 
 @given(rows=st.integers(1, SIDE), columns=st.integers(1, SIDE))
 def test_ids_are_upstreams(rows: int, columns: int) -> None:
     """Row by row, int32. Oracle: torch.bucketize as the published code calls it."""
-    ours = siglip.position_ids(rows, columns, SIDE)
+    ours = preprocess.position_ids(rows, columns, SIDE)
     assert ours.dtype == np.int32
     assert ours.shape == (1, rows * columns)
     np.testing.assert_array_equal(ours[0], upstream_ids(rows, columns).numpy())
@@ -63,7 +63,7 @@ def test_picked_positions_are_those_of_the_ids(rows: int, columns: int) -> None:
     Oracle: an embedding lookup by the ids that upstream computes.
     """
     table = torch.randn(SIDE**2, 8).bfloat16()
-    down, across = (siglip.selection(siglip.buckets(n, SIDE), SIDE) for n in (rows, columns))
+    down, across = (siglip.selection(preprocess.buckets(n, SIDE), SIDE) for n in (rows, columns))
     placed = siglip.gridded(Weight("table"), SIDE, down, across).resolve(lambda _: table)
     assert torch.equal(placed, F.embedding(upstream_ids(rows, columns), table.float()))
 

@@ -17,7 +17,7 @@ from axcore import Options
 from axcore.graph.attention import explicit
 from axcore.pipeline.job import Request, open_job
 from axcore.progress import Silent
-from axcore_plugins_minicpmv import export_vision, preprocess, siglip, v2, v4
+from axcore_plugins_minicpmv import export_vision, preprocess, v2, v4
 
 from .conftest import random_weights, tiny_config
 
@@ -103,7 +103,7 @@ def check_v4(jobs: Jobs, height: int, width: int, patched: bool) -> None:
     tower, _ = export_vision(job)
     weights, pixels = dict(stored(V4.id)), noise(height, width)
     table = weights.pop("embeddings.position_embedding.weight")
-    ids = torch.from_numpy(siglip.position_ids(height // 14, width // 14, 70)).long()
+    ids = torch.from_numpy(preprocess.position_ids(height // 14, width // 14, 70)).long()
     vision = dict(job.config["vision_config"])
     names = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers")
     settings = {name: vision[name] for name in (*names, "hidden_act", "layer_norm_eps")}
@@ -191,7 +191,7 @@ def test_the_strip_layout_gives_the_same_rows(jobs: Jobs, height: int, width: in
     pixels = noise(height, width)
     (tower, _), (stripped, _) = export_vision(plain), export_vision(strip)
     expected = run(tower, plain, pixels)
-    ids = torch.from_numpy(siglip.position_ids(height // 14, width // 14, 70))
+    ids = torch.from_numpy(preprocess.position_ids(height // 14, width // 14, 70))
     made = run(stripped, strip, torch.from_numpy(preprocess.strip(pixels.numpy())), ids)
     torch.testing.assert_close(made, expected, atol=2e-5, rtol=1e-5)
 

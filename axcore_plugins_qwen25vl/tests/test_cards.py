@@ -83,3 +83,17 @@ def test_a_profile_holds_its_pictures(card: ModelCard) -> None:
     for profile in card.profiles.values():
         tokens = profile.pictures * profile.height * profile.width // 784
         assert tokens < profile.max_prompt <= profile.kv_cache_len + 1, asdict(profile)
+
+
+def test_special_tokens_have_their_published_ids() -> None:
+    """Of every model; a small one has them all within its vocabulary. Oracle: the tokenizer's."""
+    names = ("endoftext", "im_start", "im_end", "vision_start", "image_pad", "video_pad")
+    published = dict(zip(names, (151643, 151644, 151645, 151652, 151655, 151656), strict=True))
+    for card in CARDS.values():
+        assert card.tokens is not None
+        found = card.tokens(card.config)
+        assert {name: found[f"<|{name}|>"] for name in names} == published
+        small = card.tokens({**card.config, **card.tiny})
+        assert small.keys() == found.keys()
+        assert len(set(small.values())) == len(small)
+        assert max(small.values()) < card.tiny["vocab_size"]

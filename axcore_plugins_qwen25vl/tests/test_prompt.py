@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import string
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from .conftest import MakeJob
 
 SPECIAL = {  # ids of the small model's config
+    "<|endoftext|>": 499,
     "<|im_start|>": 500,
     "<|im_end|>": 501,
     "<|vision_start|>": 502,
@@ -39,7 +43,7 @@ def tokenizer() -> Tokenizer:
     """A small tokenizer: one token per byte, "ab" merged, and the model's special tokens."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {letter: index for index, letter in enumerate([*alphabet, "ab"])}
-    vocabulary |= {f"unused {index}": index for index in range(len(vocabulary), 500)}
+    vocabulary |= {f"unused {index}": index for index in range(len(vocabulary), 499)}
     made = Tokenizer(models.BPE(vocabulary, [("a", "b")]))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.add_special_tokens([AddedToken(text, special=True) for text in SPECIAL])
@@ -156,22 +160,61 @@ def test_every_placeholder_gets_a_row(job: Job, tmp_path: Path) -> None:
     np.testing.assert_array_equal(rows, typed)
 
 
-def test_samples_are_graph_inputs(job: Job) -> None:
-    """Shape, type and frames of a sample; an odd last frame fills its step.
+def test_samples_are_those_of_calibration(job: Job) -> None:
+    """Patches as they are stored; an odd last frame fills its step.
 
-    Oracle: the component's port, and the values of pictures of one colour.
+    Oracle: the component's own preprocessing, which the calibration uses.
     """
     (component,) = plugin.export_vision(job)
+    assert component.preprocess is not None
     frames = [picture(value) for value in (10, 20, 30)]
     content = [{"type": "video", "video": frames}]
     prompt = plugin.prepare_prompt(job, [{"role": "user", "content": content}])
-    values = []
-    for sample in prompt.pictures["vision"]:
-        array = sample["hidden_states"]
-        assert (array.shape, array.dtype) == (component.inputs[0].shape, np.float32)
-        red = array[0, 0, 0] * 68.5005327 + 122.7709383
-        values.append((round(float(red[0])), round(float(red[-1]))))
-    assert values == [(10, 20), (30, 30)]
+    steps = [frames[:2], frames[2:]]
+    expected = [sample for step in steps for sample in component.preprocess(step)]
+    made = prompt.pictures["vision"]
+    assert len(made) == len(expected) == 2
+    for sample, stored in zip(made, expected, strict=True):
+        assert sample["hidden_states"].dtype == np.uint8
+        np.testing.assert_array_equal(sample["hidden_states"], stored["hidden_states"])
+
+
+def test_an_answer_ends_where_the_published_models_end_it(job: Job) -> None:
+    """End of a turn, end of text. Oracle: the published generation config."""
+    assert plugin.prepare_prompt(job, []).stop_ids == (501, 499)
+
+
+def test_a_tokenizer_that_splits_a_marker_is_refused(
+    make_job: MakeJob, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    """Saved by a class that loses markers, or for another config. Oracle: which one was lost."""
+    content = json.loads(tokenizer.to_str())
+    kept = [token for token in content["added_tokens"] if token["content"] != "<|image_pad|>"]
+    (tmp_path / "tokenizer.json").write_text(json.dumps({**content, "added_tokens": kept}))
+    with pytest.raises(CheckpointError, match=r"splits `<\|image_pad\|>`"):
+        plugin.prepare_prompt(make_job(84, 112, folder=tmp_path), [])
+
+
+def test_a_prompt_is_prepared_without_what_a_board_lacks(job: Job, tmp_path: Path) -> None:
+    """No torch, no transformers, no tools of the command line. Oracle: the interpreter's list."""
+    picture().save(tmp_path / "grey.png")
+    content = [{"type": "image", "image": str(tmp_path / "grey.png")}]
+    (tmp_path / "config.json").write_text(json.dumps(job.config))
+    code = (
+        "import json, sys; from pathlib import Path; from types import SimpleNamespace as New;"
+        "import axcore_plugins_qwen25vl as plugin;"
+        "folder = Path(sys.argv[1]); config = json.loads(Path(sys.argv[2]).read_text());"
+        "checkpoint, profile = New(folder=folder), New(height=84, width=112);"
+        "job = New(config=config, checkpoint=checkpoint, profile=profile);"
+        "plugin.prepare_prompt(job, json.loads(sys.argv[3]));"
+        "print(*{'torch', 'transformers', 'pydantic', 'typer', 'psutil'} & sys.modules.keys())"
+    )
+    messages = json.dumps([{"role": "user", "content": content}])
+    arguments = [str(job.checkpoint.folder), str(tmp_path / "config.json"), messages]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], check=True, capture_output=True, text=True
+    )
+    assert done.stdout.split() == []
 
 
 def test_a_checkpoint_without_tokenizer_says_so(make_job: MakeJob, tmp_path: Path) -> None:
@@ -186,6 +229,7 @@ def test_a_checkpoint_without_tokenizer_says_so(make_job: MakeJob, tmp_path: Pat
     ("part", "error", "message"),
     [
         ({"type": "audio"}, UsageError, "audio"),
+        ({"type": "image", "url": "x"}, UsageError, "no `image`"),
         ({"type": "video", "video": []}, UsageError, "without frames"),
         ({"type": "image", "image": "missing.png"}, PictureError, "missing.png"),
     ],

@@ -22,6 +22,7 @@ from axcore.calibration import (
     embedded_pictures,
     find_pictures,
     pictures,
+    read_picture,
 )
 from axcore.errors import PictureError
 from axcore.progress import Silent
@@ -250,6 +251,18 @@ def test_a_huge_picture_is_refused_before_it_is_decoded() -> None:
     content = header[:12] + ihdr + pictures.zlib.crc32(ihdr).to_bytes(4, "big") + header[33:]
     with pytest.raises(PictureError, match="30000 x 30000"):
         picture(content).load()
+
+
+def test_a_picture_of_a_prompt_is_a_file_or_a_picture(tmp_path: Path) -> None:
+    """By path or text, upright; a picture is taken as it is but for its mode. Oracle: PIL."""
+    path = tmp_path / "photo.png"
+    path.write_bytes(encoded(PHOTO, exif=Image.Exif()))
+    for source in (path, str(path), PHOTO, PHOTO.convert("RGBA")):
+        read = read_picture(source)
+        assert read.mode == "RGB"
+        np.testing.assert_array_equal(np.asarray(read), np.asarray(PHOTO.convert("RGB")))
+    with pytest.raises(PictureError, match=r"missing\.png"):
+        read_picture(tmp_path / "missing.png")
 
 
 # Check -------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_torch_file
+from tokenizers import Tokenizer, pre_tokenizers
 
 from axcore.checkpoint import Checkpoint, check_layout, fabricate
 from axcore.errors import BudgetError, CheckpointError, ContractError
@@ -42,6 +43,14 @@ CARD = ModelCard(
     prefixes={"visual.": ("model.visual.", "visual."), "model.": ("model.",)},
     tensors=toy_tensors,
     files={"preprocessor_config.json": {"size": 448}},
+)
+
+
+SPECIAL = {"<|start|>": 3, "<|end|>": 700, "<|pad|>": 699}
+TALKING = replace(
+    CARD,
+    config={**CARD.config, "text_config": {"width": 64, "vocab_size": 701}},
+    tokens=lambda config: SPECIAL,
 )
 
 
@@ -126,14 +135,14 @@ def test_another_process_writes_the_same_bytes(tmp_path: Path) -> None:
     """Nothing depends on hash seeds or the clock; oracle: the files of a fresh interpreter."""
     code = (
         "import sys; from pathlib import Path; sys.path[:0] = [sys.argv[1], sys.argv[2]];"
-        "from axcore.checkpoint import fabricate; from test_fabricate import CARD;"
-        "fabricate(CARD, 'tiny', Path(sys.argv[3]));"
+        "from axcore.checkpoint import fabricate; from test_fabricate import TALKING;"
+        "fabricate(TALKING, 'tiny', Path(sys.argv[3]));"
         "assert 'torch' not in sys.modules or 'pytest' in sys.modules"
     )
     here = Path(__file__).parent
     arguments = [str(here.parents[1]), str(here), str(tmp_path / "there")]
     subprocess.run([sys.executable, "-c", code, *arguments], check=True)
-    assert content(tmp_path / "there") == content(fabricate(CARD, "tiny", tmp_path / "here"))
+    assert content(tmp_path / "there") == content(fabricate(TALKING, "tiny", tmp_path / "here"))
 
 
 def test_what_is_there_is_kept_and_what_differs_replaced(tmp_path: Path) -> None:
@@ -147,6 +156,69 @@ def test_what_is_there_is_kept_and_what_differs_replaced(tmp_path: Path) -> None
     fabricate(CARD, "tiny", folder, seed=1)
     assert content(folder) == content(fabricate(CARD, "tiny", tmp_path / "fresh", seed=1))
     assert not (tmp_path / ".toy.partial").exists()
+
+
+# Tokenizer ---------------------------------------------------------------------------------------
+
+
+def test_every_id_is_text_and_every_text_comes_back(tmp_path: Path) -> None:
+    """The card's tokens at their ids, bytes, words for the rest; all ids differ in their text.
+
+    Oracle: the tokenizers library, and its alphabet of bytes.
+    """
+    folder = fabricate(TALKING, "tiny", tmp_path / "toy")
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    assert tokenizer.get_vocab_size() == 701
+    assert {text: tokenizer.token_to_id(text) for text in SPECIAL} == SPECIAL
+    names = [str(tokenizer.id_to_token(index)) for index in range(701)]
+    letters = {name for name in names if len(name) == 1}
+    assert letters == set(pre_tokenizers.ByteLevel.alphabet())
+    texts = {name: tokenizer.decode([index]) for index, name in enumerate(names)}
+    made_up = [texts[name] for name in names if name not in letters and name not in SPECIAL]
+    assert len(set(made_up)) == len(made_up) == 701 - 256 - 3
+    assert all(made_up)
+    words = [text for text in made_up if text[0] == " " and text[1:].isalpha() and len(text) > 6]
+    assert len(words) > len(made_up) / 3  # the rest are pieces of English
+    text = "any text: \u00e9 \u6f22 \U0001f600\n\0<|end|>x"
+    ids = tokenizer.encode(text).ids
+    assert tokenizer.decode(ids, skip_special_tokens=False) == text
+    assert tokenizer.decode(ids) == text.replace("<|end|>", "")
+
+
+def test_words_of_a_large_vocabulary_differ(tmp_path: Path) -> None:
+    """More words than there are of three syllables. Oracle: their number."""
+    config = {**TALKING.config, "text_config": {"width": 8, "vocab_size": 400_000}}
+    folder = fabricate(replace(TALKING, config=config), "full", tmp_path / "toy")
+    vocabulary = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
+    assert len(vocabulary) == 400_000
+    assert set(vocabulary.values()) == set(range(400_000))
+
+
+def test_a_tokenizer_is_added_without_writing_weights_again(tmp_path: Path) -> None:
+    """A checkpoint made before its card had tokens; then with others. Oracle: a fresh one."""
+    folder = fabricate(replace(TALKING, tokens=None), "tiny", tmp_path / "toy")
+    marker = json.loads((folder / "fabricated.json").read_text())
+    del marker["tokens"]  # as it was written when there were none
+    (folder / "fabricated.json").write_text(json.dumps(marker))
+    before = (folder / "model.safetensors").stat()
+    for card in (TALKING, replace(TALKING, tokens=lambda config: {"<x>": 0})):
+        fabricate(card, "tiny", folder)
+        assert (folder / "model.safetensors").stat() == before
+        assert content(folder) == content(fabricate(card, "tiny", tmp_path / "fresh"))
+
+
+@pytest.mark.parametrize(
+    "tokens", [{"<x>": 701}, {"<x>": 5, "<y>": 5}, {f"<{i}>": i for i in range(500)}]
+)
+def test_tokens_that_do_not_fit_are_refused(tmp_path: Path, tokens: dict[str, int]) -> None:
+    """Beyond the vocabulary, twice the same id, no room for bytes. Oracle: 701 ids."""
+    card = replace(TALKING, tokens=lambda config: tokens)
+    with pytest.raises(ContractError, match="do not fit a vocabulary of 701"):
+        fabricate(card, "tiny", tmp_path / "toy")
+    assert not (tmp_path / "toy").exists()
+
+
+# Interruptions -----------------------------------------------------------------------------------
 
 
 class Interrupted(Exception):

@@ -1,0 +1,216 @@
+"""Tokenizers read from a checkpoint's files, and prompts encoded with them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import CheckpointError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    import numpy as np
+    from tokenizers import AddedToken, Tokenizer
+
+    Ints = np.ndarray[Any, np.dtype[np.int64]]
+
+WHOLE = "tokenizer.json"
+VOCABULARY, MERGES = "vocab.json", "merges.txt"
+ADDED, SETTINGS = "added_tokens.json", "tokenizer_config.json"
+
+# How text is cut into words where `tokenizer_config.json` does not say: what nearly all
+# tokenizers of bytes are published with that come as two files.
+WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A place in a prompt for rows of the vision side: `marker`, `count` times."""
+
+    marker: str
+    count: int
+
+
+# Load --------------------------------------------------------------------------------------------
+
+
+def load_tokenizer(folder: Path, markers: Mapping[str, int | None] | Iterable[str]) -> Tokenizer:
+    """Return the tokenizer of a checkpoint, without truncation or padding.
+
+    It is read from ``tokenizer.json`` as it is, never rebuilt by a class of transformers, some of
+    which lose markers; where there is none, from ``vocab.json`` and ``merges.txt`` of a byte-level
+    BPE with the added tokens of ``tokenizer_config.json`` or ``added_tokens.json``. The same
+    object is returned until a file changes.
+
+    Args:
+        folder: Of the checkpoint, or of what was copied from it.
+        markers: Texts that must be one token each, with the id that the config says or None.
+
+    Raises:
+        CheckpointError: There is no tokenizer, it cannot be read, or it splits a marker or gives
+            it another id.
+    """
+    tokenizer = _load(*_files(folder))
+    expected = markers if isinstance(markers, Mapping) else dict.fromkeys(markers)
+    for marker, wanted in expected.items():
+        _check_marker(tokenizer, folder, marker, wanted)
+    return tokenizer
+
+
+def _files(folder: Path) -> list[tuple[Path, int]]:
+    """Return the files that make the tokenizer, each with the time of its last change."""
+    for needed, useful in (((WHOLE,), ()), ((VOCABULARY, MERGES), (ADDED, SETTINGS))):
+        if all((folder / name).is_file() for name in needed):
+            paths = [folder / name for name in (*needed, *useful)]
+            return [(path, path.stat().st_mtime_ns) for path in paths if path.is_file()]
+    raise CheckpointError(
+        f"the checkpoint has no tokenizer: {folder / WHOLE} does not exist",
+        hint=f"put the published {WHOLE}, or {VOCABULARY} and {MERGES}, into the folder",
+    )
+
+
+@lru_cache(maxsize=4)
+def _load(*files: tuple[Path, int]) -> Tokenizer:
+    from tokenizers import Tokenizer
+
+    paths = {path.name: path for path, _ in files}
+    try:
+        whole = paths.get(WHOLE)
+        tokenizer = Tokenizer.from_file(str(whole)) if whole else _assembled(paths)
+    except Exception as error:  # the library raises no narrower one
+        names = ", ".join(map(str, paths.values()))
+        raise CheckpointError(
+            f"the tokenizer cannot be read\n  {error}\n  from: {names}",
+            hint="fetch the published files again",
+        ) from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _assembled(paths: Mapping[str, Path]) -> Tokenizer:
+    """Return a byte-level BPE made of its vocabulary, its merges and the added tokens."""
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    vocabulary, merges = models.BPE.read_file(str(paths[VOCABULARY]), str(paths[MERGES]))
+    settings = _read(paths.get(SETTINGS))
+    added = _added_tokens(_read(paths.get(ADDED)), settings.get("added_tokens_decoder", {}))
+    # In the vocabulary they keep their ids; what is added otherwise is numbered anew.
+    ids = {token.content: number for number, token in added.items()}
+    tokenizer = Tokenizer(models.BPE({**vocabulary, **ids}, merges))
+    words = Regex(settings.get("pretokenize_regex") or WORDS)
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(words, "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_tokens([added[number] for number in sorted(added)])
+    return tokenizer
+
+
+def _read(path: Path | None) -> Any:
+    return json.loads(path.read_bytes()) if path else {}
+
+
+def _added_tokens(
+    ids: Mapping[str, int], described: Mapping[str, Mapping[str, Any]]
+) -> dict[int, AddedToken]:
+    """Return the added tokens by id: those listed by name alone are special."""
+    from tokenizers import AddedToken
+
+    names = ("single_word", "lstrip", "rstrip", "normalized", "special")
+    plain = {number: AddedToken(text, special=True) for text, number in ids.items()}
+    full = {
+        int(number): AddedToken(
+            token["content"], **{name: token.get(name, False) for name in names}
+        )
+        for number, token in described.items()
+    }
+    return {**plain, **full}
+
+
+def _check_marker(tokenizer: Tokenizer, folder: Path, marker: str, wanted: int | None) -> None:
+    # Twice, as a marker that is a word by chance may be merged with its neighbours.
+    ids = tokenizer.encode(marker * 2, add_special_tokens=False).ids
+    found = ids[0] if ids == ids[:1] * 2 else None
+    if found is None:
+        raise CheckpointError(
+            f"the tokenizer splits `{marker}`: twice in a row it becomes the ids {ids}\n"
+            f"  in: {folder}",
+            hint=f"put the published {WHOLE} into the folder; saving a tokenizer by another class"
+            " than its own loses such markers",
+        )
+    if wanted is not None and found != wanted:
+        raise CheckpointError(
+            f"the tokenizer gives `{marker}` the id {found}, the config says {wanted}\n"
+            f"  in: {folder}",
+            hint="use config and tokenizer of one checkpoint",
+        )
+
+
+# Encode ------------------------------------------------------------------------------------------
+
+
+def message_parts(message: Mapping[str, Any], types: Sequence[str]) -> Sequence[Mapping[str, Any]]:
+    """Return the parts of a chat message; content that is a string is one part of text.
+
+    Args:
+        message: ``{"role": ..., "content": text or parts}``.
+        types: What parts the model takes, e.g. ``("text", "image")``.
+
+    Raises:
+        UsageError: A part is of another type, or lacks what its type names.
+    """
+    content = message["content"]
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    for part in parts:
+        kind = part.get("type")
+        if kind not in types:
+            raise UsageError(
+                f"a message has a part of type `{kind}`",
+                hint=f"the model takes parts of type {', '.join(types)}",
+            )
+        if kind not in part:
+            raise UsageError(
+                f"a part of type `{kind}` has no `{kind}`, only {', '.join(part)}",
+                hint=f'write {{"type": "{kind}", "{kind}": ...}}',
+            )
+    return parts
+
+
+def encode_prompt(tokenizer: Tokenizer, pieces: Sequence[str | Rows]) -> tuple[Ints, list[Ints]]:
+    """Encode a prompt as one text, and say where the places for rows are in it.
+
+    One text, because tokenizers treat its beginning differently. Markers that were typed by a
+    user are encoded as such, but are no places for rows.
+
+    Args:
+        tokenizer: From `load_tokenizer`, which has checked the markers.
+        pieces: Text, special tokens included, and places for rows, in order.
+
+    Returns:
+        The ids, int64 ``[n]``; for each `Rows`, int64 positions of its tokens among them.
+    """
+    import numpy as np
+
+    texts = [piece.marker * piece.count if isinstance(piece, Rows) else piece for piece in pieces]
+    encoded = tokenizer.encode("".join(texts), add_special_tokens=False)
+    starts, ends = np.array(encoded.offsets, np.int64).reshape(-1, 2).T
+    borders = np.cumsum([0, *map(len, texts)])
+    places = [
+        np.flatnonzero((starts >= start) & (ends <= end) & (starts < ends))
+        for piece, start, end in zip(pieces, borders[:-1], borders[1:], strict=True)
+        if isinstance(piece, Rows)
+    ]
+    return np.array(encoded.ids, np.int64), places

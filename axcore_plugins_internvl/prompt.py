@@ -1,0 +1,98 @@
+"""Chat messages to token ids and the tiles that the tower is run on."""
+
+from __future__ import annotations
+
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from axcore import Prompt, Rows, encode_prompt, load_tokenizer, message_parts, read_picture
+
+from . import layouts, preprocess
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from axcore import Job
+
+    from .preprocess import Pixels
+
+CONTEXT = "<IMG_CONTEXT>"
+STOP = ("<|im_end|>", "<|endoftext|>")
+# Where no other is given: `conversation.py` of the remote layout, template internvl2_5. The
+# template of the native layout has none.
+SYSTEM = (
+    "你是书生·万象，英文名是InternVL，"  # noqa: RUF001
+    "是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
+)
+
+
+def prepare(job: Job, messages: Sequence[Mapping[str, Any]]) -> Prompt:
+    """Return the prompt that asks for the assistant's next message.
+
+    A picture is cut into up to as many tiles as the graph takes at once; the tiles of all
+    pictures follow one another in its batches.
+
+    Args:
+        job: Its profile gives the size of a tile, its choice the number of tiles.
+        messages: ``{"role": ..., "content": text or parts}``; a part is ``{"type": "text",
+            "text": ...}`` or ``{"type": "image", "image": picture or file}``.
+
+    Raises:
+        CheckpointError: The tokenizer is missing or does not fit the model.
+        PictureError: A picture cannot be read.
+        UsageError: A part is of another type.
+    """
+    height, width = job.profile.height, job.profile.width
+    preprocess.check_size(height, width)
+    tiles, tokens = int(job.choice("tiles")), height * width // preprocess.CELL_PX**2
+    tokenizer = load_tokenizer(job.checkpoint.folder, _markers(job.config))
+    parts = list(_parts(job, messages))
+    ids, rows = encode_prompt(
+        tokenizer,
+        [part if isinstance(part, str) else Rows(CONTEXT, len(part) * tokens) for part in parts],
+    )
+    cut = [pixels for part in parts if not isinstance(part, str) for pixels in part]
+    return Prompt(
+        input_ids=ids,
+        position_ids=np.arange(len(ids))[None],
+        vision_rows={"vision": np.concatenate([np.empty(0, np.int64), *rows])},
+        pictures={"vision": list(preprocess.batches(cut, tiles))},
+        stop_ids=tuple(i for text in STOP if (i := tokenizer.token_to_id(text)) is not None),
+    )
+
+
+def _markers(config: Mapping[str, Any]) -> dict[str, int | None]:
+    """Return the markers; the remote layout looks their ids up in the tokenizer."""
+    plain = dict.fromkeys(("<|im_start|>", "<|im_end|>", "<img>", "</img>"))
+    return {**plain, CONTEXT: config.get("image_token_id")}
+
+
+def _parts(job: Job, messages: Sequence[Mapping[str, Any]]) -> Iterator[str | list[Pixels]]:
+    """Yield text and, where pictures are, their tiles.
+
+    Several pictures of one message are numbered, which the native layout leaves to the user.
+    """
+    native, numbers = layouts.is_native(job.config), count(1)
+    if not native and (not messages or messages[0]["role"] != "system"):
+        yield f"<|im_start|>system\n{SYSTEM}<|im_end|>\n"
+    for message in messages:
+        parts = message_parts(message, ("text", "image"))
+        several = sum(part["type"] == "image" for part in parts) > 1
+        yield f"<|im_start|>{message['role']}\n"
+        for part in parts:
+            if part["type"] == "text":
+                yield part["text"]
+            else:
+                name = f"Image-{next(numbers)}: "
+                yield from _picture(job, part["image"], "" if native or not several else name)
+        yield "<|im_end|>\n"
+    yield "<|im_start|>assistant\n"
+
+
+def _picture(job: Job, source: Any, name: str) -> Iterator[str | list[Pixels]]:
+    height, width = job.profile.height, job.profile.width
+    yield f"{name}<img>"
+    yield preprocess.pieces(read_picture(source), int(job.choice("tiles")), height, width)
+    yield "</img>\n"

@@ -1,0 +1,275 @@
+"""Messages to ids, positions and batches of tiles."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+from transformers import InternVLProcessor
+from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
+from transformers.utils.chat_template_utils import render_jinja_template
+
+import axcore_plugins_internvl as plugin
+from axcore import CheckpointError, Job, Options, PictureError, UsageError
+
+from .conftest import CARDS, native_config, photograph, small_config
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+CARD = CARDS["internvl3.5-1b"]
+SMALL = small_config(CARD)
+assert CARD.tokens is not None
+SPECIAL = CARD.tokens(SMALL)
+SIDE = 56  # px of a tile: 4 tokens
+TOKENS = 4
+
+# What the template of the native layout does: a picture is a marker and a line break.
+TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}{% if part['type'] == 'image' %}<IMG_CONTEXT>\n"
+    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@dataclass(frozen=True)
+class CheckpointStandIn:
+    """A stand-in for an opened checkpoint: what prompts look at."""
+
+    config: Mapping[str, Any]
+    folder: Path
+
+
+def built() -> Tokenizer:
+    """A small tokenizer: one token per byte, and the special tokens at their ids."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {letter: index for index, letter in enumerate(alphabet)}
+    made = Tokenizer(models.BPE({**vocabulary, **SPECIAL}, []))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.add_special_tokens([AddedToken(text, special=True) for text in SPECIAL])
+    return made
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return built()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("checkpoint")
+    built().save(str(made / "tokenizer.json"))
+    return made
+
+
+def job_for(folder: Path, layout: str = "remote", tiles: int = 1, **fields: Any) -> Job:
+    config = SMALL
+    if layout == "native":
+        config = {**native_config(SMALL).to_dict(), "image_token_id": SPECIAL["<IMG_CONTEXT>"]}
+    checkpoint = cast("Any", CheckpointStandIn({**config, **fields}, folder))
+    profile = replace(CARD.profiles["image"], height=SIDE, width=SIDE)
+    options = Options(choices={"tiles": str(tiles)})
+    return Job(CARD, "internvl", checkpoint, "image", profile, options)
+
+
+def user(*parts: str | Image.Image) -> list[dict[str, Any]]:
+    """A message of a user: text and pictures."""
+    content = [
+        {"type": "text", "text": part}
+        if isinstance(part, str)
+        else {"type": "image", "image": part}
+        for part in parts
+    ]
+    return [{"role": "user", "content": content}]
+
+
+def turn(text: str) -> str:
+    return f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
+
+
+def picture(tiles: int = 1) -> str:
+    return "<img>" + tiles * TOKENS * "<IMG_CONTEXT>" + "</img>\n"
+
+
+def test_the_prompt_of_the_remote_layout_reads_as_published(
+    folder: Path, tokenizer: Tokenizer
+) -> None:
+    """The system text of `conversation.py`, picture, line break, question. Oracle: written out."""
+    prompt = plugin.prepare_prompt(job_for(folder), user(photograph(40, 50), "what?"))
+    system = (
+        "<|im_start|>system\n你是书生·万象，英文名是InternVL，是由上海人工智能实验室、"  # noqa: RUF001
+        "清华大学及多家合作单位联合开发的多模态大语言模型。<|im_end|>\n"
+    )
+    assert prompt.input_ids.tolist() == tokenizer.encode(system + turn(picture() + "what?")).ids
+    assert prompt.position_ids.tolist() == [[*range(len(prompt.input_ids))]]
+    assert prompt.input_ids.dtype == prompt.position_ids.dtype == np.int64
+    assert prompt.stop_ids == (SPECIAL["<|im_end|>"], SPECIAL["<|endoftext|>"])
+
+
+def test_several_pictures_of_a_message_are_numbered(folder: Path, tokenizer: Tokenizer) -> None:
+    """As upstream asks to write them, on through a conversation; one alone bears no number.
+
+    Oracle: the text written out.
+    """
+    shown = photograph(40, 50)
+    messages = [
+        {"role": "system", "content": "be brief"},
+        *user(shown, "this?"),
+        {"role": "assistant", "content": "yes"},
+        *user(shown, shown, "and these?"),
+    ]
+    prompt = plugin.prepare_prompt(job_for(folder), messages)
+    written = (
+        f"<|im_start|>system\nbe brief<|im_end|>\n<|im_start|>user\n{picture()}this?<|im_end|>\n"
+        "<|im_start|>assistant\nyes<|im_end|>\n"
+        + turn(f"Image-2: {picture()}Image-3: {picture()}and these?")
+    )
+    assert prompt.input_ids.tolist() == tokenizer.encode(written).ids
+    assert len(prompt.pictures["vision"]) == 3
+
+
+pictures = st.builds(photograph, st.integers(20, 300), st.integers(20, 300))
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    parts=st.lists(st.sampled_from(["a", "b\n"]) | pictures, max_size=5),
+    tiles=st.integers(1, 7),
+)
+def test_the_native_layout_reads_as_its_processor_writes_it(
+    folder: Path, tokenizer: Tokenizer, parts: list[str | Image.Image], tiles: int
+) -> None:
+    """Ids and pixels, for any tiles and pictures; rows beyond the last tile are padding.
+
+    Oracle: transformers' template engine, its InternVL processor's tokens for a picture, and the
+    image processor.
+    """
+    messages = user(*parts)
+    rendered: Any = render_jinja_template(
+        [messages], chat_template=TEMPLATE, add_generation_prompt=True
+    )
+    text: str = rendered[0][0]
+    processor = InternVLProcessor.__new__(InternVLProcessor)
+    processor.start_image_token, processor.end_image_token = "<img>", "</img>"
+    processor.image_token, processor.image_seq_length = "<IMG_CONTEXT>", TOKENS
+    cutter = GotOcr2ImageProcessorPil(
+        size={"height": SIDE, "width": SIDE},
+        image_mean=[0.485, 0.456, 0.406],
+        image_std=[0.229, 0.224, 0.225],
+        crop_to_patches=True,
+        max_patches=max(tiles - 1, 1),
+    )
+    shown = [part for part in parts if not isinstance(part, str)]
+    values = [cutter(images=one, return_tensors="np")["pixel_values"] for one in shown]
+    for pixels in values:
+        marker = processor.replace_image_token({"num_patches": [len(pixels)]}, 0)
+        text = text.replace("<IMG_CONTEXT>\n", marker + "\n", 1)
+
+    prompt = plugin.prepare_prompt(job_for(folder, "native", tiles), messages)
+    ids = tokenizer.encode(text).ids
+    assert prompt.input_ids.tolist() == ids
+    rows = prompt.vision_rows["vision"]
+    assert rows.tolist() == [i for i, t in enumerate(ids) if t == SPECIAL["<IMG_CONTEXT>"]]
+    made = [
+        plugin.preprocess.normalised([sample["image"]]) if tiles == 1 else sample["image"]
+        for sample in prompt.pictures["vision"]
+    ]
+    count = sum(map(len, values))
+    assert len(rows) == count * TOKENS
+    assert len(made) == -(-count // tiles)
+    if count:
+        np.testing.assert_allclose(np.concatenate(made)[:count], np.concatenate(values), atol=1e-5)
+
+
+def test_tiles_of_several_pictures_share_batches(folder: Path) -> None:
+    """Two pictures of three tiles in batches of four; the last is filled. Oracle: the tiles."""
+    shown = [photograph(60, 120), photograph(120, 60)]
+    prompt = plugin.prepare_prompt(job_for(folder, tiles=4), user(*shown))
+    first, second = (sample["image"] for sample in prompt.pictures["vision"])
+    tiles = [
+        sample["image"] for one in shown for sample in plugin.preprocess.samples(one, 3, SIDE, SIDE)
+    ]
+    expected = np.concatenate(tiles)
+    assert first.shape == second.shape == (4, 3, SIDE, SIDE)
+    np.testing.assert_array_equal(first, expected[:4])
+    np.testing.assert_array_equal(second, expected[[4, 5, 4, 5]])
+    assert len(prompt.vision_rows["vision"]) == 6 * TOKENS
+
+
+@pytest.mark.parametrize("tiles", [1, 5])
+def test_samples_are_those_of_calibration(folder: Path, tiles: int) -> None:
+    """Stored form, one picture. Oracle: the component's own preprocessing."""
+    job, shown = job_for(folder, tiles=tiles), photograph(60, 120)
+    (component,) = plugin.export_vision(job)
+    assert component.preprocess is not None
+    (expected,) = component.preprocess([shown])
+    (made,) = plugin.prepare_prompt(job, user(shown)).pictures["vision"]
+    assert made["image"].dtype == expected["image"].dtype
+    np.testing.assert_array_equal(made["image"], expected["image"])
+
+
+def test_text_alone_needs_no_run(folder: Path) -> None:
+    """Oracle: a typed marker is no place for a row."""
+    prompt = plugin.prepare_prompt(job_for(folder), user("is <IMG_CONTEXT> a word?"))
+    assert prompt.pictures == {"vision": []}
+    assert prompt.vision_rows["vision"].size == 0
+
+
+@pytest.mark.parametrize(
+    ("part", "error", "message"),
+    [
+        ({"type": "video", "video": []}, UsageError, "`video`"),
+        ({"type": "image", "image": "missing.png"}, PictureError, r"missing\.png"),
+    ],
+)
+def test_a_part_that_cannot_be_used_is_named(
+    folder: Path, part: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    """The error quotes what was given."""
+    with pytest.raises(error, match=message):
+        plugin.prepare_prompt(job_for(folder), [{"role": "user", "content": [part]}])
+
+
+def test_a_tokenizer_that_does_not_fit_is_refused(folder: Path, tmp_path: Path) -> None:
+    """A marker lost, or the id of another size; no file. Oracle: what was changed."""
+    with pytest.raises(CheckpointError, match="the config says 151667"):
+        plugin.prepare_prompt(job_for(folder, "native", image_token_id=151667), [])
+    with pytest.raises(CheckpointError, match="no tokenizer"):
+        plugin.prepare_prompt(job_for(tmp_path), [])
+    content = json.loads((folder / "tokenizer.json").read_text())
+    kept = [token for token in content["added_tokens"] if token["content"] != "</img>"]
+    (tmp_path / "tokenizer.json").write_text(json.dumps({**content, "added_tokens": kept}))
+    with pytest.raises(CheckpointError, match="splits `</img>`"):
+        plugin.prepare_prompt(job_for(tmp_path), [])
+
+
+def test_a_prompt_is_prepared_without_what_a_board_lacks(folder: Path, tmp_path: Path) -> None:
+    """No torch, no transformers, no tools of the command line. Oracle: the interpreter's list."""
+    photograph(40, 50).save(tmp_path / "photo.png")
+    content = [{"type": "image", "image": str(tmp_path / "photo.png")}]
+    code = (
+        "import json, sys; from pathlib import Path; from types import SimpleNamespace as New;"
+        "import axcore_plugins_internvl as plugin;"
+        "checkpoint, profile = New(folder=Path(sys.argv[1])), New(height=56, width=56);"
+        "job = New(config={}, checkpoint=checkpoint, profile=profile, choice=lambda _: '3');"
+        "plugin.prepare_prompt(job, json.loads(sys.argv[2]));"
+        "print(*{'torch', 'transformers', 'pydantic', 'typer', 'psutil'} & sys.modules.keys())"
+    )
+    messages = json.dumps([{"role": "user", "content": content}])
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(folder), messages],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stdout.split() == []

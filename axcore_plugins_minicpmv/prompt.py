@@ -1,0 +1,129 @@
+"""Chat messages to token ids and the pieces of pictures that the tower is run on.
+
+The models write a picture alike: the whole of it between brackets, then cells row by row. What
+differs are the brackets and what stands around a message; that is said by each model's module.
+"""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL.Image import Image
+
+from axcore import Prompt, Rows, encode_prompt, load_tokenizer, message_parts, read_picture
+
+from . import preprocess
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from axcore import Job, Sample
+
+    from .slicing import Slicing
+
+    Part = str | Image
+    Piece = str | Rows
+    Write = Callable[[int, Slicing], Iterable[Piece]]
+    Samples = Callable[[Sequence[Image]], Iterable[Sample]]
+
+
+def assemble(
+    job: Job,
+    parts: Iterable[Part],
+    write: Write,
+    samples: Samples,
+    *,
+    components: tuple[str, str],
+    markers: Mapping[str, int | None],
+    stop: Sequence[str],
+) -> Prompt:
+    """Return the prompt that its parts make.
+
+    Args:
+        job: Its choice says how a picture meets the static size.
+        parts: Text and pictures, in order.
+        write: Returns what stands for a picture, given its number and how it is cut.
+        samples: Turns pictures into what the tower is run on, as for calibration.
+        components: Names of the first component and of that whose rows the prompt takes.
+        markers: See `axcore.load_tokenizer`.
+        stop: Tokens that end an answer.
+    """
+    tokenizer = load_tokenizer(job.checkpoint.folder, markers)
+    pieces, pictures = list[Any](), list[Image]()
+    for part in parts:
+        if isinstance(part, str):
+            pieces.append(part)
+        else:
+            cut = preprocess.cut(*part.size, job.choice("fit"))
+            pieces += write(len(pictures), cut)
+            pictures.append(part)
+    ids, rows = encode_prompt(tokenizer, pieces)
+    first, last = components
+    return Prompt(
+        input_ids=ids,
+        position_ids=np.arange(len(ids))[None],
+        vision_rows={last: np.concatenate([np.empty(0, np.int64), *rows])},
+        pictures={first: list(samples(pictures))},
+        stop_ids=tuple(i for text in stop if (i := tokenizer.token_to_id(text)) is not None),
+    )
+
+
+def lines(message: Mapping[str, Any]) -> list[Part]:
+    """Return the content of a message, its parts a line each: pictures and the text between."""
+    parts = list[Any]()
+    for part in message_parts(message, ("text", "image")):
+        parts += ["\n", part["text"] if part["type"] == "text" else read_picture(part["image"])]
+    content = list[Any]()
+    for is_text, group in groupby(parts[1:], lambda part: isinstance(part, str)):
+        joined = list(group)
+        content += ["".join(joined)] if is_text else joined
+    return content
+
+
+def trimmed(content: Sequence[Part]) -> list[Part]:
+    """Return a message without white space at its beginning and end."""
+    parts = list(content)
+    if parts and isinstance(parts[0], str):
+        parts[0] = parts[0].lstrip()
+    if parts and isinstance(parts[-1], str):
+        parts[-1] = parts[-1].rstrip()
+    return parts
+
+
+def bracketed(tag: str, rows: Rows) -> list[Piece]:
+    """Return places for the rows of a piece between ``<tag>`` and ``</tag>``."""
+    return [f"<{tag}>", rows, f"</{tag}>"]
+
+
+def cells(cut: Slicing, tag: str, rows: Rows) -> Iterator[Piece]:
+    """Yield the cells of a picture: a line for each row of them, nothing where it is not cut."""
+    for row in range(cut.rows):
+        if row:
+            yield "\n"
+        yield from bracketed(tag, rows) * cut.columns
+
+
+def numbered(rows: Rows) -> Write:
+    """Return how V-4 and V-4.6 write a picture: its number, the whole, and slices."""
+
+    def write(number: int, cut: Slicing) -> Iterator[Piece]:
+        yield f"<image_id>{number}</image_id>"
+        yield from bracketed("image", rows)
+        yield from cells(cut, "slice", rows)
+
+    return write
+
+
+def nested(rows: Rows) -> Write:
+    """Return how V-2 writes a picture: the whole, and cells like it between slice brackets."""
+
+    def write(_: int, cut: Slicing) -> Iterator[Piece]:
+        yield from bracketed("image", rows)
+        if cut.rows:
+            yield "<slice>"
+            yield from cells(cut, "image", rows)
+            yield "</slice>"
+
+    return write

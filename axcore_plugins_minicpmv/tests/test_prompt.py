@@ -1,0 +1,376 @@
+"""Messages to ids, positions and pieces of pictures."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+from transformers import MiniCPMV4_6Processor
+from transformers.models.minicpmv4_6.image_processing_pil_minicpmv4_6 import (
+    MiniCPMV4_6ImageProcessorPil,
+)
+
+import axcore_plugins_minicpmv as plugin
+from axcore import CheckpointError, Job, Options, PictureError, UsageError
+from axcore_plugins_minicpmv import preprocess, v2, v4, v46
+
+from .conftest import tiny_config
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from axcore import ModelCard
+
+CARDS = {card.id: card for module in (v4, v2, v46) for card in module.cards()}
+SIZES = {"minicpm-v-4": (84, 112), "minicpm-v-2": (84, 112), "minicpm-v-4.6": (112, 112)}
+FIRST_AND_LAST = {
+    "minicpm-v-4": ("siglip", "resampler"),
+    "minicpm-v-2": ("siglip", "resampler"),
+    "minicpm-v-4.6": ("vision", "vision"),
+}
+UNK = 64 * "<unk>"
+
+
+@dataclass(frozen=True)
+class CheckpointStandIn:
+    """A stand-in for an opened checkpoint: what prompts look at."""
+
+    config: Mapping[str, Any]
+    folder: Path
+
+
+def special(card: ModelCard) -> Mapping[str, int]:
+    assert card.tokens is not None
+    return card.tokens(tiny_config(card))
+
+
+def tokenizer_of(card: ModelCard) -> Tokenizer:
+    """A small tokenizer: one token per byte, and the special tokens at their ids."""
+    tokens = special(card)
+    free = (index for index in range(512) if index not in tokens.values())
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = dict(zip(alphabet, free, strict=False))
+    made = Tokenizer(models.BPE({**vocabulary, **tokens}, []))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.add_special_tokens([AddedToken(text, special=True) for text in tokens])
+    return made
+
+
+TOKENIZERS = {name: tokenizer_of(card) for name, card in CARDS.items()}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a checkpoint's folder for each model."""
+    made = tmp_path_factory.mktemp("checkpoints")
+    for name, tokenizer in TOKENIZERS.items():
+        (made / name).mkdir()
+        tokenizer.save(str(made / name / "tokenizer.json"))
+    return made
+
+
+def job_for(folder: Path, name: str, **choices: str) -> Job:
+    card = CARDS[name]
+    checkpoint = cast("Any", CheckpointStandIn(tiny_config(card), folder))
+    height, width = SIZES[name]
+    profile = replace(card.profiles["image"], height=height, width=width)
+    return Job(card, "minicpmv", checkpoint, "image", profile, Options(choices=choices))
+
+
+def user(*parts: str | Image.Image) -> dict[str, Any]:
+    """A message of a user: text and pictures."""
+    content = [
+        {"type": "text", "text": part}
+        if isinstance(part, str)
+        else {"type": "image", "image": part}
+        for part in parts
+    ]
+    return {"role": "user", "content": content}
+
+
+def picture(width: int = 60, height: int = 50) -> Image.Image:
+    return Image.new("RGB", (width, height), (10, 20, 30))
+
+
+def check(root: Path, job: Job, messages: list[dict[str, Any]], written: str) -> None:
+    """Hold a prompt against the text that it must be."""
+    tokenizer, tokens = TOKENIZERS[job.card.id], special(job.card)
+    prompt = plugin.prepare_prompt(job, messages)
+    ids = tokenizer.encode(written).ids
+    assert prompt.input_ids.tolist() == ids
+    assert prompt.position_ids.tolist() == [[*range(len(ids))]]
+    _, last = FIRST_AND_LAST[job.card.id]
+    pad = tokens["<|image_pad|>" if last == "vision" else "<unk>"]
+    assert prompt.vision_rows[last].tolist() == [i for i, found in enumerate(ids) if found == pad]
+
+
+# What is written ---------------------------------------------------------------------------------
+
+
+def test_v4_numbers_its_pictures(root: Path) -> None:
+    """Start of text, turns, a line per part, ids on through the conversation.
+
+    Oracle: the published layout written out.
+    """
+    messages = [
+        {"role": "system", "content": "be brief"},
+        user(picture(), "this?"),
+        {"role": "assistant", "content": "yes"},
+        user(picture(), picture(), "and these?"),
+    ]
+    first, second, third = (
+        f"<image_id>{number}</image_id><image>{UNK}</image>" for number in range(3)
+    )
+    written = (
+        "<s><|im_start|>system\nbe brief<|im_end|>\n"
+        f"<|im_start|>user\n{first}\nthis?<|im_end|>\n<|im_start|>assistant\nyes<|im_end|>\n"
+        f"<|im_start|>user\n{second}\n{third}\nand these?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    check(root, job_for(root / "minicpm-v-4", "minicpm-v-4"), messages, written)
+
+
+def test_v4_writes_slices_behind_the_whole(root: Path) -> None:
+    """Two columns and three rows. Oracle: the published layout written out."""
+    cell = f"<slice>{UNK}</slice>"
+    grid = "\n".join([2 * cell] * 3)
+    written = (
+        f"<s><|im_start|>user\n<image_id>0</image_id><image>{UNK}</image>{grid}\nwhat?<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+    job = job_for(root / "minicpm-v-4", "minicpm-v-4", fit="slice")
+    check(root, job, [user(picture(896, 1344), "what?")], written)
+
+
+def test_v2_speaks_in_plain_text(root: Path) -> None:
+    """Roles as text, and slices between brackets of their own, each like a picture.
+
+    Oracle: the published layout written out.
+    """
+    whole = f"<image>{UNK}</image>"
+    grid = "\n".join([2 * whole] * 3)
+    written = f"<s><用户>{whole}<slice>{grid}</slice>\nwhat?<AI>it<用户>sure?<AI>"
+    messages = [
+        user(picture(896, 1344), "what?"),
+        {"role": "assistant", "content": "it"},
+        user("sure?"),
+    ]
+    check(root, job_for(root / "minicpm-v-2", "minicpm-v-2", fit="slice"), messages, written)
+    short = [user(picture(896, 1344), "what?")]
+    job = job_for(root / "minicpm-v-2", "minicpm-v-2")
+    check(root, job, short, f"<s><用户>{whole}\nwhat?<AI>")
+
+
+sizes = st.tuples(st.integers(20, 900), st.integers(20, 900))
+
+
+@settings(max_examples=25, deadline=None)
+@given(shown=st.lists(sizes, max_size=3), downsample=st.sampled_from(["16x", "4x"]))
+def test_v46_writes_what_its_processor_writes(
+    root: Path, shown: list[tuple[int, int]], downsample: str
+) -> None:
+    """Numbers, pieces and their grid, at the tokens of the static size.
+
+    Oracle: transformers' processor, its image processor's grids, and the template: a line per
+    part, trimmed, with an empty block of thought.
+    """
+    job = job_for(root / "minicpm-v-4.6", "minicpm-v-4.6", fit="slice", downsample=downsample)
+    pictures = [picture(*size) for size in shown]
+    tokens = 112 * 112 // (56 if downsample == "16x" else 28) ** 2
+    cutter = MiniCPMV4_6ImageProcessorPil(downsample_mode=downsample)
+    blocks = [_block(cutter, one, tokens) for one in pictures]
+    names = SimpleNamespace(image_id_start_token="<image_id>", image_id_end_token="</image_id>")
+    prepend = cast("Any", MiniCPMV4_6Processor)._prepend_local_ids
+    lines = [*prepend(names, ["x" * len(blocks)], blocks, "x"), "what?"]
+    written = (
+        "<|im_start|>user\n" + "\n".join(lines) + "<|im_end|>\n"
+        "<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    )
+    check(root, job, [user(*pictures, "what?\n ")], written)
+
+
+def _block(cutter: Any, shown: Image.Image, tokens: int) -> str:
+    """Return what transformers writes for a picture whose pieces all have the static size."""
+    made = cutter(shown, return_tensors="np")
+    sizes = np.full_like(made["target_sizes"], 1)
+    sizes[:, 0] = tokens
+    names = SimpleNamespace(
+        image_start_token="<image>",
+        image_end_token="</image>",
+        image_token="<|image_pad|>",
+        slice_start_token="<slice>",
+        slice_end_token="</slice>",
+        slice_mode=True,
+    )
+    inputs = {**made, "target_sizes": sizes}
+    write = cast("Any", MiniCPMV4_6Processor).replace_image_token
+    return str(write(names, inputs, 0, image_token_divisor=1))
+
+
+def test_v46_trims_messages(root: Path) -> None:
+    """White space around a message goes, within it stays. Oracle: the text written out."""
+    written = (
+        "<|im_start|>system\nbe  brief<|im_end|>\n<|im_start|>user\n"
+        "<image_id>0</image_id><image><|image_pad|><|image_pad|><|image_pad|><|image_pad|></image>"
+        "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    )
+    messages = [{"role": "system", "content": " be  brief\n"}, user(picture(), "  ")]
+    check(root, job_for(root / "minicpm-v-4.6", "minicpm-v-4.6"), messages, written)
+
+
+# What is run -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fit", ["stretch", "pad", "slice"])
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("minicpm-v-4", {"layout": "plain"}),
+        ("minicpm-v-4", {"layout": "strip"}),
+        ("minicpm-v-2", {}),
+        ("minicpm-v-4.6", {"downsample": "4x"}),
+    ],
+)
+def test_samples_are_those_of_calibration(
+    root: Path, name: str, more: dict[str, str], fit: str
+) -> None:
+    """In order, one per run of rows. Oracle: the first component's own preprocessing."""
+    job = job_for(root / name, name, fit=fit, **more)
+    first, *_ = components = plugin.export_vision(job)
+    shown = [picture(500, 500), picture(50, 60)]
+    prompt = plugin.prepare_prompt(job, [user(*shown, "what?")])
+    assert first.preprocess is not None
+    expected = list(first.preprocess(shown))
+    made = prompt.pictures[first.name]
+    assert len(made) == len(expected) == (2 if fit != "slice" else 4)
+    for one, other in zip(made, expected, strict=True):
+        assert one.keys() == other.keys() == {port.name for port in first.inputs}
+        for key in one:
+            assert one[key].dtype == other[key].dtype
+            np.testing.assert_array_equal(one[key], other[key])
+    last = components[-1]
+    assert len(prompt.vision_rows[last.name]) == len(made) * last.rows
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_text_alone_needs_no_run(root: Path, name: str) -> None:
+    """Typed markers are no places for rows; an answer ends as published. Oracle: the ids."""
+    prompt = plugin.prepare_prompt(
+        job_for(root / name, name), [user("is <unk> or <|image_pad|> a word?")]
+    )
+    first, last = FIRST_AND_LAST[name]
+    assert prompt.pictures == {first: []}
+    assert prompt.vision_rows[last].size == 0
+    ends = {
+        "minicpm-v-4": ("</s>", "<|im_end|>"),
+        "minicpm-v-2": ("</s>",),
+        "minicpm-v-4.6": ("<|im_end|>", "<|endoftext|>"),
+    }
+    assert prompt.stop_ids == tuple(special(CARDS[name])[text] for text in ends[name])
+
+
+# What is refused ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_what_cannot_be_used_is_named(root: Path, tmp_path: Path, name: str) -> None:
+    """Parts, pictures, tokenizers. Oracle: what was given."""
+    job = job_for(root / name, name)
+    wrong: list[tuple[dict[str, Any], type[Exception], str]] = [
+        ({"type": "video", "video": []}, UsageError, "`video`"),
+        ({"type": "image", "image": "missing.png"}, PictureError, r"missing\.png"),
+    ]
+    for part, error, message in wrong:
+        with pytest.raises(error, match=message):
+            plugin.prepare_prompt(job, [{"role": "user", "content": [part]}])
+    with pytest.raises(CheckpointError, match="no tokenizer"):
+        plugin.prepare_prompt(job_for(tmp_path, name), [])
+    content = json.loads((root / name / "tokenizer.json").read_text())
+    kept = [token for token in content["added_tokens"] if token["content"] != "<slice>"]
+    (tmp_path / "tokenizer.json").write_text(json.dumps({**content, "added_tokens": kept}))
+    with pytest.raises(CheckpointError, match="splits `<slice>`"):
+        plugin.prepare_prompt(job_for(tmp_path, name), [])
+
+
+def test_v2_knows_no_system(root: Path) -> None:
+    """Its prompts are of users and answers alone. Oracle: the role that is named."""
+    with pytest.raises(UsageError, match="role `system`"):
+        plugin.prepare_prompt(
+            job_for(root / "minicpm-v-2", "minicpm-v-2"), [{"role": "system", "content": "x"}]
+        )
+
+
+# Elsewhere ---------------------------------------------------------------------------------------
+
+
+def test_special_tokens_have_their_published_ids() -> None:
+    """At full size, and all within the vocabulary of a small checkpoint.
+
+    Oracle: the published tokenizers; the brackets of V-4.6 follow the order of V-4's.
+    """
+    early = {"<unk>": 0, "<s>": 1, "</s>": 2, "<image>": 101, "</image>": 102}
+    early |= {"<slice>": 111, "</slice>": 112}
+    numbers = {"<image_id>": 113, "</image_id>": 114}
+    turns = {"<|im_end|>": 73440, "<|im_start|>": 73441}
+    late = {"<|endoftext|>": 248044, "<|im_start|>": 248045, "<|im_end|>": 248046}
+    late |= {"<|image_pad|>": 248056, "<|video_pad|>": 248057}
+    published: dict[str, dict[str, int]] = {
+        "minicpm-v-4": {**early, **numbers, **turns},
+        "minicpm-v-2": early,
+        "minicpm-v-4.6": late,
+    }
+    for name, card in CARDS.items():
+        assert card.tokens is not None
+        found, small = card.tokens(card.config), special(card)
+        assert {text: found[text] for text in published[name]} == published[name]
+        assert found.keys() == small.keys()
+        size = card.config.get("text_config", card.config)["vocab_size"]
+        for tokens, most in ((found, size), (small, 512)):
+            assert len(set(tokens.values())) == len(tokens)
+            assert max(tokens.values()) < most
+    v46_tokens = v46.tokens(CARDS["minicpm-v-4.6"].config)
+    assert v46_tokens["<image>"] == 248077
+    assert v46_tokens["</image_id>"] - v46_tokens["<image>"] == 114 - 101
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_a_prompt_is_prepared_without_what_a_board_lacks(
+    root: Path, tmp_path: Path, name: str
+) -> None:
+    """No torch, no transformers, no tools of the command line. Oracle: the interpreter's list."""
+    picture(500, 500).save(tmp_path / "photo.png")
+    content = [{"type": "image", "image": str(tmp_path / "photo.png")}]
+    code = (
+        "import json, sys; from pathlib import Path; from types import SimpleNamespace as New;"
+        "import axcore_plugins_minicpmv as plugin;"
+        "config, folder, name = json.loads(sys.argv[1]), Path(sys.argv[2]), sys.argv[3];"
+        "choices = {'fit': 'slice', 'layout': 'strip', 'downsample': '16x'};"
+        "job = New(config=config, checkpoint=New(folder=folder), card=New(id=name),"
+        " profile=New(height=112, width=112), choice=choices.get);"
+        "plugin.prepare_prompt(job, json.loads(sys.argv[4]));"
+        "print(*{'torch', 'transformers', 'pydantic', 'typer', 'psutil'} & sys.modules.keys())"
+    )
+    messages = json.dumps([{"role": "user", "content": content}])
+    arguments = [json.dumps(tiny_config(CARDS[name])), str(root / name), name, messages]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], check=True, capture_output=True, text=True
+    )
+    assert done.stdout.split() == []
+
+
+def test_pieces_are_said_as_they_are_made() -> None:
+    """The grid that a prompt writes is that of the samples. Oracle: the number of samples."""
+    for size in ((60, 50), (500, 500), (896, 1344)):
+        for fit in ("stretch", "pad", "slice"):
+            said = preprocess.cut(*size, fit, 14)
+            assert len(said.sizes) == len(list(preprocess.samples(picture(*size), 28, 28, fit)))
