@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .choices import settle
-from .errors import ToolchainError, UsageError
+from .errors import UsageError
 from .plugins import Registry
 from .progress import Progress, Silent
 from .types import Options
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from .bundle import Bundle
     from .graph.lint import Finding
     from .graph.verify import Verification
+    from .packaging import Runtime
     from .pipeline.job import Request, Source, Weights
     from .pipeline.plan import Plan
     from .plugins import Entry
     from .quantization.gptq import Device, Quantised
     from .runtime.runner import Runner
-    from .types import Toolchain
 
 
 def list_models(registry: Registry | None = None) -> list[Entry]:
@@ -171,10 +171,13 @@ def build(
     from .pipeline.decoder import open_decoder
     from .pipeline.workspace import Workspace
 
-    opened, known = Bundle.open(bundle), registry or Registry()
-    tool = _available(toolchain or opened.manifest["toolchain"], command, known)
-    request, reporter = opened.build_request, progress or Silent()
-    chosen = settle(f"toolchain `{tool.name}`", tool.options, options or {})
+    opened, known, reporter = Bundle.open(bundle), registry or Registry(), progress or Silent()
+    request, name = opened.build_request, toolchain or opened.manifest["toolchain"]
+    tool = known.toolchains.get(name)
+    if tool is None:
+        installed = ", ".join(known.toolchains) or "none"
+        raise UsageError(f"no toolchain `{name}`", hint=f"installed: {installed}")
+    chosen = settle(f"toolchain `{name}`", tool.options, options or {})
     # Configurations and scripts are there to be edited; everything else must be as written.
     opened.check_files(set(opened.files) - set(tool.prepare(request, chosen)))
     with Workspace(opened.folder, request.model).locked(), explained_full_disk(opened.folder):
@@ -188,23 +191,11 @@ def build(
         )
 
 
-def _available(name: str, command: str | None, registry: Registry) -> Toolchain:
-    """Return the toolchain of that name, if it can run here."""
-    known = registry.toolchains
-    if name not in known:
-        raise UsageError(f"no toolchain `{name}`", hint=f"installed: {', '.join(known) or 'none'}")
-    found = known[name].availability(command)
-    if not found.available:
-        raise ToolchainError(
-            f"toolchain `{name}` is not available: {found.detail}", hint=found.remedy
-        )
-    return known[name]
-
-
 def load(
     bundle: Path,
     *,
     backend: str = "onnx",
+    options: Mapping[str, str] | None = None,
     progress: Progress | None = None,
     registry: Registry | None = None,
 ) -> Runner:
@@ -214,6 +205,7 @@ def load(
         bundle: A folder that `convert` and `build` filled, or that of a board.
         backend: "onnx" runs on this machine what the embedded toolchain built, "axengine" runs
             on a board what Pulsar2 built.
+        options: Options of the backend (see `Backend.options`).
         progress: Where to report.
         registry: The plugins; None finds the installed ones.
 
@@ -223,7 +215,38 @@ def load(
     from .runtime.runner import Runner
 
     with (progress or Silent()).task("load", 1, "model"):
-        return Runner.open(Path(bundle), registry or Registry(), backend)
+        return Runner.open(Path(bundle), registry or Registry(), backend, options)
+
+
+def package(
+    bundle: Path,
+    out: Path,
+    *,
+    runtime: Runtime,
+    progress: Progress | None = None,
+    registry: Registry | None = None,
+) -> Bundle:
+    """Lay a built bundle out for a board, in a folder that can be copied there as it is.
+
+    Args:
+        bundle: A folder that `convert` and `build` filled.
+        out: The new folder. One that was packaged before is replaced.
+        runtime: "axllm" for Axera's ``axllm run`` and ``axllm serve``, "python" for the loop that
+            `load` runs.
+        progress: Where to report.
+        registry: The plugins; None finds the installed ones.
+
+    Returns:
+        `out`, whose manifest lists its files; a folder for Python can be given to `load`.
+
+    Raises:
+        AxcoreError: One of its subclasses says what is missing or does not fit; `out` is as it was.
+    """
+    from .bundle import Bundle
+    from .packaging import package as run
+
+    known = registry or Registry()
+    return Bundle.open(run(Path(bundle), Path(out), runtime, known, progress or Silent()))
 
 
 def quantize(

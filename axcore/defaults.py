@@ -65,7 +65,7 @@ def llm_build_args(job: Job) -> LlmBuildArgs:
 
 @hookimpl(trylast=True)
 def decoder(job: Job) -> Decoder:
-    """Describe a decoder in the shape of Llama, Qwen2 or Qwen3, as config and tensors say."""
+    """Describe Llama or what is built like it, as config and tensors say."""
     from .language.decoder import default_decoder
 
     return default_decoder(job)

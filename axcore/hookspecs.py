@@ -121,8 +121,8 @@ def decoder(job: Job) -> Decoder | None:
     """Return the language model as stages: one per layer, and one for final norm and head.
 
     Called by a build whose toolchain makes the decoder layers here rather than by a vendor's
-    builder. `Decoder` says what the stages take and return. The default covers decoders of the
-    shape of Llama, Qwen2 and Qwen3, read from the config.
+    builder. `Decoder` says what the stages take and return. The default covers Llama
+    and what is built like it, as config and tensors say.
 
     Raises:
         UnsupportedModel: The layers are of a kind that is not built here.

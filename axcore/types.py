@@ -513,7 +513,7 @@ class Decoder:
     """The language model as stages, for toolchains that build its layers here.
 
     Attributes:
-        kind: Type name that begins the names of the layer files, e.g. ``qwen3``.
+        kind: Type name that begins the names of the layer files, e.g. ``llama``.
         layers: One stage per layer. ``forward(K_cache, V_cache, indices, input, mask)`` with
             ``[1, h, D]`` twice, int64 ``[r, n]``, ``[1, n, H]`` and ``[1, n, h + n]`` returns the
             cache rows of the n tokens, ``[1, n, D]`` twice, and the state behind the layer. All

@@ -129,7 +129,7 @@ def test_a_bad_plugin_is_named_and_the_others_work(install: Install, fault: str)
     assert registry.plugins.keys() == {"a_good", "z_good"}
     names = {entry.card.id for entry in registry.entries}
     assert names == {"good-1b", "good-3b", "late-1b", "late-3b"}
-    assert registry.toolchains.keys() == {"pulsar2"}
+    assert registry.toolchains.keys() == {"pulsar2", "onnx"}
 
 
 def test_reserved_and_repeated_names(install: Install) -> None:

@@ -1,11 +1,13 @@
-"""The default `decoder`: layers and head of language models in the shape of Llama, Qwen2, Qwen3.
+"""The default `decoder`: layers and head of Llama and of what is built like it.
 
 Every layer sees its history as an argument and returns the rows that belong into it, so that who
 runs it keeps the cache. Parameters carry the names of transformers; whether projections have
 biases, and queries and keys a norm, is read off the checkpoint's tensors.
 
-Source: transformers, ``LlamaDecoderLayer``, ``Qwen2DecoderLayer``, ``Qwen3DecoderLayer``,
-``Qwen2_5_VLTextModel`` (rotary sections); MiniCPM, ``MiniCPMDecoderLayer`` (scales).
+Covered are grouped-query attention with a head size of its own, biases, norms of queries and keys,
+rotary positions in one row or in three, and scales of residuals and logits.
+
+Source: transformers, ``LlamaDecoderLayer`` and the decoder layers of its descendants.
 """
 
 from __future__ import annotations

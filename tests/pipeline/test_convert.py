@@ -54,6 +54,7 @@ EXPECTED = {
     "config.json",
     "generation_config.json",
     "preprocessor_config.json",
+    "tokenizer.json",
 }
 
 
