@@ -178,8 +178,11 @@ def build(
         installed = ", ".join(known.toolchains) or "none"
         raise UsageError(f"no toolchain `{name}`", hint=f"installed: {installed}")
     chosen = settle(f"toolchain `{name}`", tool.options, options or {})
-    # Configurations and scripts are there to be edited; everything else must be as written.
-    opened.check_files(set(opened.files) - set(tool.prepare(request, chosen)))
+    # Configurations and scripts are there to be edited, those of the conversion's toolchain too;
+    # everything else must be as written.
+    wrote = known.toolchains.get(opened.manifest["toolchain"], tool)
+    editable = {*wrote.prepare(request), *tool.prepare(request, chosen)}
+    opened.check_files(set(opened.files) - editable)
     with Workspace(opened.folder, request.model).locked(), explained_full_disk(opened.folder):
         return tool.build(
             opened.folder,

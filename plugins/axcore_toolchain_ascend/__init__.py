@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shlex
 from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from axcore import Availability, ToolchainError, hookimpl
 
@@ -20,16 +20,11 @@ if TYPE_CHECKING:
 
     from axcore import BuildRequest, Decoder, Progress
 
-__all__ = ["Ascend", "Engine", "engines", "environment", "toolchains"]
+    from .backend import AscendBackend
+
+__all__ = ["Ascend", "backends", "environment", "toolchains"]
 
 _NO_OPTIONS: Mapping[str, str] = MappingProxyType({})
-
-
-class Engine(NamedTuple):
-    """A module with pyaxengine's surface, and the suffix of the vision graphs it loads."""
-
-    module: str
-    suffix: str
 
 
 class Ascend:
@@ -121,9 +116,12 @@ def toolchains() -> list[Ascend]:
     return [Ascend()]
 
 
-def engines() -> dict[str, Engine]:
-    """Return what runs vision graphs on a card, by name. Nothing is imported here."""
-    return {
-        "ascend": Engine(f"{__name__}.om", ".om"),
-        "ascend-onnx": Engine(f"{__name__}.cann", ".onnx"),
-    }
+@hookimpl
+def backends() -> list[AscendBackend]:
+    """Register what runs bundles on a card: OM files, or ONNX files through CANN's provider."""
+    from .backend import AscendBackend
+
+    return [
+        AscendBackend("ascend", f"{__name__}.om", ".om", "ais_bench"),
+        AscendBackend("ascend-onnx", f"{__name__}.cann", ".onnx", "onnxruntime-cann"),
+    ]

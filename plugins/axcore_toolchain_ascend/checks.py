@@ -9,7 +9,7 @@ from axcore import Availability
 
 from .environment import environment
 
-_PACKAGES = {
+REMEDIES = {
     "ais_bench": "install the ais_bench and aclruntime wheels to run .om files",
     "onnxruntime-cann": "install it into an environment of its own, without onnxruntime, to run "
     ".onnx files on the card",
@@ -20,7 +20,7 @@ _PACKAGES = {
 def checks() -> dict[str, Availability]:
     """Return packages and environment variables by name, each with what would make it available."""
     return {
-        **{name: _package(name, remedy) for name, remedy in _PACKAGES.items()},
+        **{name: _package(name, remedy) for name, remedy in REMEDIES.items()},
         **{name: _variable(name, value) for name, value in environment("run").items()},
     }
 

@@ -53,7 +53,7 @@ class InferenceSession(Session):
 def _load(path: str | Path, device: int) -> Any:
     apply_environment("run", device)
     try:
-        from ais_bench.infer.interface import InferSession  # type: ignore[import-not-found]
+        from ais_bench.infer.interface import InferSession
     except ImportError as error:
         raise ToolchainError(
             f"{path} needs ais_bench, which cannot be imported: {error}",
