@@ -82,7 +82,8 @@ def toolchains() -> list[Toolchain]:
 
 @hookimpl
 def backends() -> list[Backend]:
-    """Bring ONNX Runtime for what the embedded toolchain builds, and boards' own engine."""
+    """Bring ONNX Runtime for what the embedded toolchain builds, boards' own engine, PyTorch."""
     from .runtime.backends import EngineBackend
+    from .runtime.torch_backend import TorchBackend
 
-    return [EngineBackend("onnx", ".onnx"), EngineBackend("axengine", ".axmodel")]
+    return [EngineBackend("onnx", ".onnx"), EngineBackend("axengine", ".axmodel"), TorchBackend()]

@@ -202,6 +202,7 @@ def cards() -> list[ModelCard]:
             tensors=tensors,
             choices={"fit": preprocess.FIT, "fold-scales": _FOLD},
             recognises=_recognises,
+            text_model={"architectures": ["LlamaForCausalLM"], "model_type": "llama"},
             files=_FILES,
             tokens=lambda _: TOKENS,
         )

@@ -76,6 +76,16 @@ def as_stored(
     return stored
 
 
+def float_keys(checkpoint: Checkpoint) -> list[str]:
+    """Return the keys of the float model; a quantised projection is one tensor."""
+    packed = (".qzeros", ".g_idx", ".scales")
+    return [
+        key.removesuffix(".qweight") + ".weight" if key.endswith(".qweight") else key
+        for key in checkpoint.tensors
+        if not key.endswith(packed)
+    ]
+
+
 def float_shape(checkpoint: Checkpoint, key: str) -> Shape:
     """Return the shape of what `float_tensor` reads; raises as it does."""
     stem = key.removesuffix(".weight")

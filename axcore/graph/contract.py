@@ -134,9 +134,7 @@ def _check_weights(stage: Stage, checkpoint: Checkpoint) -> None:
 def _resolved_shape(stage: Stage, name: str, checkpoint: Checkpoint) -> Shape:
     weight = stage.weights()[name]
     try:
-        tensor = weight.resolve(
-            lambda key: torch.empty(checkpoint.float_shape(key), device="meta")
-        )
+        tensor = weight.resolve(lambda key: torch.empty(checkpoint.float_shape(key), device="meta"))
     except RuntimeError as error:
         raise CheckpointError(
             f"{', '.join(weight.keys())} cannot be brought into the form of"

@@ -12,7 +12,6 @@ Source: transformers, ``LlamaDecoderLayer`` and the decoder layers of its descen
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..checkpoint.quantised import float_keys
 from ..errors import UnsupportedModel
 from ..types import Decoder, Stage
 from .embedding import HEAD_KEYS, find_embedding
+from .plain import HEAD, folded_scale
 from .rotary import inverse_frequencies, sections
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def default_decoder(job: Job) -> Decoder:
     """
     config, checkpoint = job.text_config, job.checkpoint
     embedding = find_embedding(checkpoint, job.config).key
-    head = next((key for key in HEAD_KEYS if key in _floats(checkpoint)), embedding)
+    head = next((key for key in HEAD_KEYS if key in float_keys(checkpoint)), embedding)
     # A lone head that serves as the embedding too stands beside the layers' module.
     prefix = embedding.removesuffix("embed_tokens.weight").replace("lm_head.weight", "model.")
     shape = _shape(job, prefix)
@@ -94,13 +95,12 @@ def default_decoder(job: Job) -> Decoder:
     for layer in layers:
         _check_tensors(layer, checkpoint)
     vocabulary = checkpoint.info(head).shape[0]
-    factor = config["dim_model_base"] / shape.hidden if config.get("dim_model_base") else 1.0
     return Decoder(
         kind=str(config.get("model_type") or job.config["model_type"]),
         layers=layers,
         head=Stage(
             "post",
-            Head(shape, vocabulary, factor),
+            Head(shape, vocabulary, folded_scale(HEAD, config)),
             {"norm.weight": f"{prefix}norm.weight", "lm_head.weight": head},
         ),
         width=shape.hidden,
@@ -111,7 +111,7 @@ def default_decoder(job: Job) -> Decoder:
 
 
 def _shape(job: Job, prefix: str) -> Shape:
-    config, tensors = job.text_config, _floats(job.checkpoint)
+    config, tensors = job.text_config, float_keys(job.checkpoint)
     first = f"{prefix}layers.0."
     heads, hidden = config["num_attention_heads"], config["hidden_size"]
     head_dim = config.get("head_dim") or hidden // heads
@@ -119,7 +119,6 @@ def _shape(job: Job, prefix: str) -> Shape:
     _refuse(activation not in _ACTIVATIONS, f"the activation `{activation}`")
     _refuse(bool(config.get("use_sliding_window")), "a sliding window")
     frequencies, factor = inverse_frequencies(config, head_dim, job.profile.kv_cache_len + 1)
-    depth_scale = config.get("scale_depth")
     return Shape(
         hidden=hidden,
         inner=config["intermediate_size"],
@@ -132,27 +131,17 @@ def _shape(job: Job, prefix: str) -> Shape:
         out_bias=f"{first}self_attn.o_proj.bias" in tensors,
         mlp_bias=f"{first}mlp.gate_proj.bias" in tensors,
         norms=f"{first}self_attn.q_norm.weight" in tensors,
-        residual=depth_scale / math.sqrt(config["num_hidden_layers"]) if depth_scale else 1.0,
+        residual=folded_scale("o_proj.weight", config),
         frequencies=frequencies,
         attention_factor=factor,
         sections=sections(config, head_dim),
     )
 
 
-def _floats(checkpoint: Checkpoint) -> set[str]:
-    """Return the keys of a float model, where projections may be stored quantised."""
-    packed = (".qzeros", ".scales", ".g_idx")
-    return {
-        key.removesuffix(".qweight") + ".weight" if key.endswith(".qweight") else key
-        for key in checkpoint.tensors
-        if not key.endswith(packed)
-    }
-
-
 def _check_tensors(layer: Stage, checkpoint: Checkpoint) -> None:
     """A tensor that no parameter takes would silently change the model."""
     assert isinstance(layer.keys, str)
-    held = {key for key in _floats(checkpoint) if key.startswith(layer.keys)}
+    held = {key for key in float_keys(checkpoint) if key.startswith(layer.keys)}
     taken = {key for weight in layer.weights().values() for key in weight.keys()}
     if odd := sorted(held ^ taken):
         verb = "lacks" if odd[0] in taken else "holds"

@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..errors import CheckpointError, UnsupportedModel, UsageError
+from ..language.plain import HEAD, folded_scale, plain_config, plain_names
 from ..types import LlmCheckpoint
 
 if TYPE_CHECKING:
     from ..plugins import Registry
     from ..types import Job, Shape
 
-EMBEDDING = "embed_tokens.weight"
-HEAD = "lm_head.weight"
 LAYERS = "model.layers."
 GROUP_SIZES = (16, 32, 64, 128, 256, 512, 1024)
 """What GPTQModel offers, besides -1."""
@@ -45,11 +44,13 @@ def language_of(job: Job, registry: Registry) -> Language:
 
     Raises:
         CheckpointError: It is quantised already, or holds tensors that no plain one has.
-        UnsupportedModel: The family does not say which plain model it is.
+        UnsupportedModel: The family does not say which plain model it is, or it has scales that a
+            plain one lacks.
     """
     _check_float(job)
-    config = _plain_config(job)
-    names = _names(job, registry.call(job.family, "embed_extract", job=job).key)
+    config = plain_config(job)
+    names = plain_names(job, registry.call(job.family, "embed_extract", job=job).key)
+    _check_unscaled(job, names)
     config["tie_word_embeddings"] = HEAD not in names
     shapes = {name: job.checkpoint.info(key).shape for name, key in names.items()}
     matrices = {n: s for n, s in shapes.items() if n.startswith(LAYERS) and len(s) == 2}
@@ -85,38 +86,12 @@ def _check_float(job: Job) -> None:
         )
 
 
-def _names(job: Job, embedding: str) -> dict[str, str]:
-    """Map the name in a plain model to the canonical key of each of its tensors."""
-    body = embedding.removesuffix(EMBEDDING)
-    names, odd = {}, []
-    for key in job.checkpoint.tensors:
-        if key.startswith(job.card.text_prefixes):
-            if key.startswith(body):
-                names["model." + key.removeprefix(body)] = key
-            elif key.endswith(HEAD):
-                names[HEAD] = key
-            else:
-                odd.append(key)
-    if odd:
-        raise CheckpointError(
-            f"{len(odd)} tensors of the language model are neither below `{body}` nor its head\n"
-            f"  first: {', '.join(odd[:3])}\n  in: {job.checkpoint.folder}",
-            hint=f"`{job.card.id}` cannot be quantised",
-        )
-    return names
-
-
-def _plain_config(job: Job) -> dict[str, Any]:
-    config = {
-        name: value
-        for name, value in {**job.text_config, **job.card.text_model}.items()
-        if value is not None and not name.endswith("_config") and name != "auto_map"
-    }
-    architecture = next(iter(config.get("architectures") or ()), None)
-    if not str(architecture).endswith("ForCausalLM"):
+def _check_unscaled(job: Job, names: Mapping[str, str]) -> None:
+    """Folded scales could be quantised, but the whole would apply them once more."""
+    scaled = [name for name in names if folded_scale(name, job.text_config) != 1]
+    if scaled:
         raise UnsupportedModel(
-            f"`{job.card.id}` does not say which text model its language model is\n"
-            f"  architecture of that part: {architecture}",
-            hint="the family's model card says it in `text_model`",
+            f"`{job.card.id}` scales what {len(scaled)} of its tensors compute, as no plain text"
+            f" model does\n  first: {scaled[0]}, by {folded_scale(scaled[0], job.text_config):g}",
+            hint="build its language model from the float checkpoint",
         )
-    return config

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from ..plain import parse
 from ..types import Embedding, Job, Profile
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from ..plugins import Registry
     from ..types import GraphFile, LlmBuildArgs
@@ -37,6 +38,7 @@ class Deployment:
         layers: Number of decoder layers.
         embedding: Shape and scale of the token embedding.
         stop_ids: Tokens that end an answer, as the checkpoint configures them.
+        hook: Calls a hook of the model's family: its name, then its arguments by name.
     """
 
     folder: Path
@@ -46,6 +48,7 @@ class Deployment:
     layers: int
     embedding: Embedding
     stop_ids: frozenset[int]
+    hook: Callable[..., Any]
 
     @classmethod
     def open(cls, folder: Path, registry: Registry) -> Deployment:
@@ -61,17 +64,17 @@ class Deployment:
             raise BundleError(
                 f"{folder} holds the vision side alone", hint="convert again without --vision-only"
             )
-        entry = registry.find(manifest["model"]["id"])
         checkpoint = Checkpoint(folder, read_config(folder), (), {})
         try:
+            entry = registry.find(manifest["model"]["id"])
+            task = manifest["model"]["task"]
             profile = parse(Profile, manifest["model"]["profile"])
             embedding = parse(Embedding, manifest["embedding"])
-        except (KeyError, ValueError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise BundleError(
-                f"the manifest of {folder} cannot be understood: {error}",
+                f"the manifest of {folder} cannot be understood: {error!r}",
                 hint="convert again with this version",
             ) from error
-        task = manifest["model"]["task"]
         return cls(
             folder,
             Job(entry.card, entry.family, checkpoint, task, profile, bundle.options),
@@ -80,6 +83,7 @@ class Deployment:
             request.decoder_layers,
             embedding,
             _stop_ids(checkpoint),
+            partial(registry.call, entry.family),
         )
 
     def layer_files(self, suffix: str) -> tuple[list[Path], Path]:
@@ -147,13 +151,22 @@ def _existing(path: Path, remedy: str) -> Path:
     return path
 
 
+def _settings(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_bytes()))
+    except (TypeError, ValueError) as error:
+        raise BundleError(
+            f"{path} cannot be understood: {error}", hint="run the same `axcore convert` again"
+        ) from error
+
+
 def _stop_ids(checkpoint: Checkpoint) -> frozenset[int]:
     """Return every configured end of a sequence: of the generation file, and of each config."""
     path = checkpoint.folder / "generation_config.json"
     parts = [checkpoint.config]
     parts += [checkpoint.config.get(name) or {} for name in ("text_config", "llm_config")]
     if path.is_file():
-        parts.append(json.loads(path.read_bytes()))
+        parts.append(_settings(path))
     found: set[int] = set()
     for part in parts:
         value = part.get("eos_token_id")

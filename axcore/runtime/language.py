@@ -122,7 +122,9 @@ class LayerModels:
         self._steps = [group for group in ordered if group.is_step]
         self._chunks = [group for group in ordered if not group.is_step]
         _check_lengths(self._steps[-1:], self._chunks[-1:], deployment, layers[0])
-        self._state_dtype = self._steps[0].inputs["input"].dtype
+        state = self._steps[0].inputs["input"]
+        _check_head(self._head, head, state, deployment)
+        self._state_dtype = state.dtype
         self._caches = self._empty_caches(1)
         self._mask: Array | None = None
         self.max_prompt = self._chunks[-1].history + self._chunks[-1].count
@@ -248,10 +250,15 @@ def _common_groups(
 ) -> list[Group]:
     """Return the shape groups that all layers have."""
     groups = shape_groups(sessions[0])
+    if set(groups[0].inputs) != set(_INPUTS):
+        raise BundleError(
+            f"{files[0]} is no layer model: it takes {', '.join(groups[0].inputs)}",
+            hint=_rebuild(deployment),
+        )
     for session, path in zip(sessions, files, strict=True):
-        if set(groups[0].inputs) != set(_INPUTS) or shape_groups(session) != groups:
+        if shape_groups(session) != groups:
             raise BundleError(
-                f"{path} has other inputs or shapes than a layer beside {files[0].name}",
+                f"{path} has other inputs or shapes than {files[0].name} beside it",
                 hint=_rebuild(deployment),
             )
     return groups
@@ -274,6 +281,19 @@ def _check_lengths(
         raise BundleError(
             f"{file} takes states of {width}; the embedding is {expected} wide",
             hint=f"the files are of different models: {_rebuild(deployment)}",
+        )
+
+
+def _check_head(head: Session, file: Path, state: Spec, deployment: Deployment) -> None:
+    """Hold the head against what the layers give and what the embedding has rows for."""
+    inputs, outputs = shape_groups(head)[0]
+    rows, sizes = deployment.embedding.shape[0], [spec.shape[-1] for spec in outputs.values()]
+    if inputs != {"input": state} or len(sizes) != 1 or sizes[0] < rows:
+        taken = ", ".join(f"{name} {spec.dtype} {spec.shape}" for name, spec in inputs.items())
+        raise BundleError(
+            f"{file} takes {taken} and returns {', '.join(map(str, sizes))} values\n"
+            f"  the layers give {state.dtype} {state.shape}, the vocabulary has {rows} tokens",
+            hint=_rebuild(deployment),
         )
 
 

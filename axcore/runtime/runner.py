@@ -79,6 +79,7 @@ class Runner:
     Attributes:
         deployment, language: As given.
         embeddings: The token embedding.
+        tokenizer: Of the model.
     """
 
     def __init__(
@@ -91,7 +92,7 @@ class Runner:
         self.deployment, self._registry = deployment, registry
         self._vision, self.language = vision, language
         self.embeddings = Embeddings(deployment)
-        self._tokenizer = load_tokenizer(deployment.folder, ())
+        self.tokenizer = load_tokenizer(deployment.folder, ())
         self._read = _Read()
 
     @classmethod
@@ -159,7 +160,7 @@ class Runner:
             answer: Filled in as the answer grows.
         """
         answer = answer if answer is not None else Answer()
-        stream = TextStream(self._tokenizer)
+        stream = TextStream(self.tokenizer)
         for token in self._tokens(prompt, sampling or Sampling(), max_new_tokens, answer):
             piece = stream.push(token)
             answer.text += piece
@@ -218,6 +219,11 @@ class Runner:
         answer.decode_s += time.perf_counter() - started
         answer.steps += 1
         return logits
+
+    def forget(self) -> None:
+        """Drop caches and pictures, so that nothing depends on what was asked before."""
+        self._read.keep(0)
+        self._vision.forget()
 
     def rows(self, prompt: Prompt) -> Array:
         """Return what the language model reads: float32 ``[n, hidden]``.

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+from math import prod
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from ..errors import ContractError
-from .engine import open_session
+from ..errors import BundleError, ContractError
+from .engine import open_session, shape_groups
 
 if TYPE_CHECKING:
-    from ..types import GraphFile, Prompt, Sample
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from ..types import Component, GraphFile, Prompt, Sample
     from .deployment import Deployment
     from .engine import Engine, Session
 
@@ -24,6 +29,9 @@ class VisionModel(Protocol):
 
     def run(self, sample: Sample) -> Array:
         """Return float32 ``[rows, hidden]`` for one stored sample of the first component."""
+
+    def features(self, sample: Sample) -> dict[str, Array]:
+        """Return the first output of every component for such a sample, in order, by name."""
 
 
 class VisionSide:
@@ -49,6 +57,10 @@ class VisionSide:
             )
         return np.concatenate(made)[: len(wanted)] if made else np.empty((0, 0), np.float32)
 
+    def forget(self) -> None:
+        """Drop the rows of every picture."""
+        self._known.clear()
+
     def _run(self, sample: Sample) -> Array:
         identity = hashlib.sha256()
         for array in sample.values():
@@ -70,15 +82,29 @@ class VisionSessions:
         deployment: Where they are.
         engine: What runs them.
         suffix: Of the files that it reads.
+        instead: Stem of a graph to a file that takes its place.
     """
 
-    def __init__(self, deployment: Deployment, engine: Engine, suffix: str) -> None:
+    def __init__(
+        self,
+        deployment: Deployment,
+        engine: Engine,
+        suffix: str,
+        instead: Mapping[str, Path] = MappingProxyType({}),
+    ) -> None:
         self._deployment, self._engine, self._suffix = deployment, engine, suffix
+        self._instead = instead
         self._sessions: list[tuple[GraphFile, Session]] = []
 
     def run(self, sample: Sample) -> Array:
+        """Return the rows of the last component."""
+        last = list(self.features(sample).values())[-1]
+        return last.astype(np.float32).reshape(-1, last.shape[-1])
+
+    def features(self, sample: Sample) -> dict[str, Array]:
         """Run every graph in turn; each receives what the one before returned."""
         self._open()
+        found: dict[str, Array] = {}
         features: dict[str, Array] = dict(sample)
         before: GraphFile | None = None
         for graph, session in self._sessions:
@@ -87,14 +113,43 @@ class VisionSessions:
             outputs = session.run(None, _fitted(feed, graph, session))
             names = [port.name for port in session.get_outputs()]
             features, before = dict(zip(names, outputs, strict=True)), graph
-        first = features[names[0]]
-        return first.astype(np.float32).reshape(-1, first.shape[-1])
+            found[graph.component] = outputs[0]
+        return found
 
     def _open(self) -> None:
         if not self._sessions:
-            files = ((g, self._deployment.vision_file(g, self._suffix))
-                     for g in self._deployment.graphs)  # fmt: skip
-            self._sessions = [(graph, open_session(self._engine, path)) for graph, path in files]
+            self._sessions = [(graph, self._session(graph)) for graph in self._deployment.graphs]
+
+    def _session(self, graph: GraphFile) -> Session:
+        path = self._file(graph)
+        session = open_session(self._engine, path)
+        _check(graph, session, path)
+        return session
+
+    def _file(self, graph: GraphFile) -> Path:
+        other = self._instead.get(graph.stem)
+        return other or self._deployment.vision_file(graph, self._suffix)
+
+
+def _check(graph: GraphFile, session: Session, path: Path) -> None:
+    """Hold a session against the manifest; axes may lie otherwise than in the exported graph."""
+    found = shape_groups(session)[0]
+    for does, ports, specs in (
+        ("takes", graph.inputs, found.inputs),
+        ("returns", graph.outputs, found.outputs),
+    ):
+        wanted = {port.name: prod(port.shape) for port in ports}
+        sizes = {name: prod(spec.shape) for name, spec in specs.items()}
+        if sizes != wanted:
+            raise BundleError(
+                f"{path} {does} {_listed(sizes)}; the bundle says {_listed(wanted)}",
+                hint="the file is of another model or size: run the same `axcore convert`, or"
+                " `axcore build`, again",
+            )
+
+
+def _listed(sizes: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} of {size} values" for name, size in sizes.items())
 
 
 def _fitted(feed: Sample, graph: GraphFile, session: Session) -> dict[str, Array]:
@@ -110,7 +165,7 @@ def _fitted(feed: Sample, graph: GraphFile, session: Session) -> dict[str, Array
     return fitted
 
 
-def feature_sources(graph: GraphFile, behind: GraphFile) -> dict[str, str]:
+def feature_sources(graph: GraphFile | Component, behind: GraphFile | Component) -> dict[str, str]:
     """Map each input of `behind` to the output of `graph` it receives, by name or else position.
 
     Raises:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,14 @@ import onnx
 import pytest
 from ml_dtypes import bfloat16
 from onnx import TensorProto, helper
+
+from axcore import Embedding, LlmBuildArgs, Registry
+from axcore.runtime.deployment import EMBEDDING_FILE, Deployment
+
+from ..built import finished, own
+from ..bundles import checkpoint, own_cache
+
+__all__ = ["checkpoint", "finished", "own", "own_cache"]
 
 Array = np.ndarray[Any, Any]
 Values = Mapping[str, tuple[int, Sequence[int | str]]]
@@ -176,6 +185,25 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> ToyLanguageModel:
     save(folder / "toy_post.onnx", nodes, *ports, {"head": head})
     embedding = rounded(random.standard_normal((VOCABULARY, WIDTH)).astype(np.float32))
     return ToyLanguageModel(folder, layers, head, embedding, groups)
+
+
+@pytest.fixture(scope="session")
+def toy_deployment(
+    toy: ToyLanguageModel, finished: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Deployment:
+    """`toy` in a folder with its embedding and a tokenizer; nothing ends its answers."""
+    folder = tmp_path_factory.mktemp("toy") / "deployment"
+    shutil.copytree(toy.folder, folder)
+    toy.embedding.astype(bfloat16).tofile(folder / EMBEDDING_FILE)
+    shutil.copyfile(finished / "tokenizer.json", folder / "tokenizer.json")
+    return replace(
+        Deployment.open(finished, Registry()),
+        folder=folder,
+        llm=LlmBuildArgs(CHUNK, CACHE, HISTORIES),
+        layers=LAYERS,
+        embedding=Embedding("embed", (VOCABULARY, WIDTH)),
+        stop_ids=frozenset(),
+    )
 
 
 @pytest.fixture(scope="session")

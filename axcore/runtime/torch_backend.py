@@ -1,0 +1,58 @@
+"""The reference: PyTorch with the weights of the checkpoint that a bundle was made from."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
+
+from ..types import Availability, Choice
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from .deployment import Deployment
+    from .language import LanguageModel
+    from .vision import VisionModel
+
+_NEEDED = ("torch", "transformers")
+
+
+class TorchBackend:
+    """The family's vision stages and transformers' decoder; nothing built is read.
+
+    Lengths are those of the bundle, so that it answers what the bundle can be held against.
+    """
+
+    name = "torch"
+    options: Mapping[str, Choice] = {
+        "device": Choice(("cpu", "cuda", "npu"), "where it runs; npu needs torch_npu"),
+        "dtype": Choice(
+            ("float32", "bfloat16", "float16"),
+            "precision; float32 is the reference and takes twice the memory of the others",
+        ),
+    }
+
+    def availability(self) -> Availability:
+        """Say whether both libraries are installed."""
+        try:
+            found = [f"{name} {version(name)}" for name in _NEEDED]
+        except PackageNotFoundError as error:
+            return Availability(
+                False, f"{error.name} is not installed", "pip install 'axcore[evaluate]'"
+            )
+        return Availability(True, ", ".join(found))
+
+    def open(
+        self, deployment: Deployment, options: Mapping[str, str]
+    ) -> tuple[VisionModel, LanguageModel]:
+        """Load the language model now, the vision side when it is needed.
+
+        Raises:
+            CheckpointError: The checkpoint is gone, damaged, or of another model.
+            UnsupportedModel: transformers has no such language model.
+            UsageError: The device is not there.
+        """
+        from .torch_model import TorchLanguage, TorchVision, place_of, with_weights
+
+        place, job = place_of(options["device"], options["dtype"]), with_weights(deployment)
+        return TorchVision(deployment, job, place), TorchLanguage(deployment, job, place)

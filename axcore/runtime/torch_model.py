@@ -1,0 +1,297 @@
+"""Vision stages and transformers' decoders in PyTorch, with weights read from a checkpoint."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..bundle import Bundle
+from ..checkpoint import Checkpoint
+from ..errors import CheckpointError, ToolchainError, UnsupportedModel, UsageError
+from ..language.plain import BODY, EMBEDDING, HEAD, folded_scale, plain_config, plain_names
+from .vision import feature_sources
+
+if TYPE_CHECKING:
+    from ..types import Component, Job, Port, Sample, Stage
+    from .deployment import Deployment
+
+Array = np.ndarray[Any, Any]
+
+
+class Place(NamedTuple):
+    """Where numbers are, and their precision."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+    def put(self, value: Tensor) -> Tensor:
+        """Return `value` here; what is no float keeps its dtype."""
+        return value.to(self.device, self.dtype if value.is_floating_point() else value.dtype)
+
+
+def place_of(device: str, dtype: str) -> Place:
+    """Return a device that is there.
+
+    Args:
+        device: "cpu", "cuda" or "npu".
+        dtype: "float32", "bfloat16" or "float16".
+
+    Raises:
+        UsageError: It is not there.
+    """
+    hint = "use --device cpu, or install the driver and a PyTorch built for the device"
+    if device == "npu":
+        try:
+            import_module("torch_npu")  # it brings the device
+        except (ImportError, OSError) as error:
+            raise UsageError(
+                f"--device npu needs torch_npu, which does not load\n  {error}",
+                hint="install CANN and the torch_npu of this PyTorch's version, source CANN's"
+                " set_env.sh, or use --device cpu",
+            ) from error
+    if not getattr(torch, device).is_available():
+        raise UsageError(f"PyTorch {torch.__version__} finds no device `{device}`", hint=hint)
+    return Place(torch.device(device), getattr(torch, dtype))
+
+
+def with_weights(deployment: Deployment) -> Job:
+    """Return the job with the checkpoint that the bundle was made from.
+
+    Raises:
+        CheckpointError: It is gone or damaged.
+    """
+    folder = Path(Bundle.open(deployment.folder).manifest["checkpoint"]["folder"])
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"the checkpoint that {deployment.folder} was made from is gone\n  folder: {folder}",
+            hint="put it back, or convert again; the other backends do not need it",
+        )
+    prefixes = deployment.job.card.prefixes
+    return replace(deployment.job, checkpoint=Checkpoint.open(folder, prefixes))
+
+
+# Vision ------------------------------------------------------------------------------------------
+
+
+class TorchVision:
+    """The stages of a family's `export_vision`, unpatched; `VisionModel` says what it does.
+
+    Weights are read when the first picture comes, and kept.
+
+    Args:
+        deployment: Whose vision side.
+        job: The same, with weights.
+        place: Where it runs.
+    """
+
+    def __init__(self, deployment: Deployment, job: Job, place: Place) -> None:
+        self._deployment, self._job, self._place = deployment, job, place
+        self._chains: list[tuple[Component, list[nn.Module]]] = []
+
+    def run(self, sample: Sample) -> Array:
+        """Return the rows of the last component."""
+        last = list(self.features(sample).values())[-1]
+        return last.reshape(-1, last.shape[-1])
+
+    def features(self, sample: Sample) -> dict[str, Array]:
+        """Run every component in turn; each receives what the one before returned."""
+        self._open()
+        found: dict[str, Array] = {}
+        features: dict[str, Array] = dict(sample)
+        before: Component | None = None
+        for component, modules in self._chains:
+            sources = feature_sources(before, component) if before else {n: n for n in features}
+            feed = {port: features[name] for port, name in sources.items()}
+            outputs = self._run(component, modules, feed)
+            names = [port.name for port in component.outputs]
+            features, before = dict(zip(names, outputs, strict=True)), component
+            found[component.name] = outputs[0]
+        return found
+
+    def _open(self) -> None:
+        if not self._chains:
+            components = self._deployment.hook("export_vision", job=self._job)
+            self._chains = [(c, [self._loaded(stage) for stage in c.stages]) for c in components]
+
+    def _loaded(self, stage: Stage) -> nn.Module:
+        """Return a stage's module with weights."""
+        read, put = self._job.checkpoint.tensor, self._place.put
+        # Cloned, as a slice would keep the whole tensor in memory.
+        weights = {name: put(w.resolve(read)).clone() for name, w in stage.weights().items()}
+        module = copy.deepcopy(stage.module)
+        module.load_state_dict(weights, strict=False, assign=True)  # buffers are there already
+        return module.to(*self._place).eval()
+
+    def _run(self, component: Component, modules: list[nn.Module], feed: Sample) -> list[Array]:
+        state = tuple(self._input(component, port, feed) for port in component.inputs)
+        with torch.inference_mode():
+            for module in modules:
+                result = module(*state)
+                state = (result,) if isinstance(result, Tensor) else tuple(result)
+        return [_array(value) for value in state]
+
+    def _input(self, component: Component, port: Port, feed: Sample) -> Tensor:
+        array = component.calibration.graph_input(feed[port.name])
+        return self._place.put(torch.tensor(array).reshape(port.shape))
+
+
+def _array(value: Tensor) -> Array:
+    array: Array = (value.float() if value.is_floating_point() else value).cpu().numpy()
+    return array
+
+
+# Language ----------------------------------------------------------------------------------------
+
+
+class TorchLanguage:
+    """A language model of transformers; `LanguageModel` says what it does.
+
+    The class is that of the whole checkpoint where transformers has it, else of the plain text
+    model that the family names. Rotary positions that stretch with the length do so as the class
+    has it, not once for all.
+
+    Args:
+        deployment: Gives the lengths.
+        job: The same, with weights.
+        place: Where it runs.
+
+    Raises:
+        CheckpointError: Tensors are missing or damaged, or there are some that it has no place for.
+        ToolchainError: transformers does not load.
+        UnsupportedModel: transformers has no such class.
+    """
+
+    def __init__(self, deployment: Deployment, job: Job, place: Place) -> None:
+        llm = deployment.llm
+        self._place = place
+        self._body, self._head = _decoder(job, deployment.embedding.key, place)
+        self._cache = self._empty_cache()
+        self._batch = 1
+        self.max_prompt = llm.prefill_len + max(llm.last_kv_cache_len, default=0)
+        self.context = llm.kv_cache_len + 1
+        self.filled = 0
+        self.max_batch = sys.maxsize
+
+    def resume(self, known: int, prompt: int) -> int:
+        """Keep what is known; a state that mixes all positions starts anew."""
+        del prompt
+        if known and self._crop(known):
+            self.filled = known
+        else:
+            self._cache, self.filled = self._empty_cache(), 0
+        return self.filled
+
+    def prefill(self, rows: Array, positions: Array) -> Array:
+        """Read all rows at once."""
+        if len(rows) != self._batch:
+            self._cache, self.filled, self._batch = self._empty_cache(), 0, len(rows)
+        places = torch.tensor(positions, device=self._place.device)[:, None]
+        return self._run(rows, places.expand(-1, len(rows), -1))
+
+    def decode(self, rows: Array, position: int) -> Array:
+        """Read a row of each prompt."""
+        places = torch.full((1, len(rows), 1), position, device=self._place.device)
+        return self._run(rows[:, None], places)
+
+    def _run(self, rows: Array, places: Tensor) -> Array:
+        """Run rows ``[b, n, hidden]`` at places int64 ``[r, b, n]``."""
+        before, self.filled = self.filled, 0  # an interrupted run leaves nothing to rely on
+        with torch.inference_mode():
+            result = self._body(
+                inputs_embeds=self._place.put(torch.tensor(rows)),
+                position_ids=places if len(places) > 1 else places[0],
+                past_key_values=self._cache,
+                use_cache=True,
+            )
+            logits = self._head(result.last_hidden_state[:, -1])
+        self.filled = before + rows.shape[1]
+        return _array(logits)
+
+    def _empty_cache(self) -> Any:
+        from transformers import DynamicCache
+
+        return DynamicCache(config=self._body.config)
+
+    def _crop(self, length: int) -> bool:
+        """Keep the first `length` positions, and say whether that could be done."""
+        from transformers.cache_utils import DynamicLayer
+
+        layers = self._cache.layers
+        if any(type(layer) is not DynamicLayer for layer in layers):
+            return self.filled == length
+        # Layer by layer: an interrupted run has filled some and not others.
+        for layer in layers:
+            if surplus := layer.get_seq_length() - length:
+                layer.crop(-surplus)
+        return True
+
+
+def _decoder(job: Job, embedding: str, place: Place) -> tuple[Any, Any]:
+    """Return body and head with weights, each tensor read once."""
+    with torch.device("meta"):
+        whole = _empty_model(job)
+    body, head = whole.get_decoder(), whole.get_output_embeddings()
+    body.embed_tokens = None  # rows come from outside
+    names = plain_names(job, embedding)
+    wanted = {BODY + name: name for name in body.state_dict()}
+    _check_names(job, names.keys() - {HEAD, BODY + EMBEDDING}, wanted.keys())
+
+    def load(name: str, key: str) -> Tensor:
+        value, scale = job.checkpoint.float_tensor(key), folded_scale(name, job.text_config)
+        return place.put(value if scale == 1 else value.float() * scale)
+
+    body.load_state_dict({own: load(n, names[n]) for n, own in wanted.items()}, assign=True)
+    head.weight = nn.Parameter(load(HEAD, names.get(HEAD, embedding)), requires_grad=False)
+    for name, module in list(body.named_modules()):
+        if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
+            body.set_submodule(name, type(module)(body.config).to(place.device))
+    return body.eval(), head.eval()
+
+
+def _check_names(job: Job, found: set[str], wanted: Any) -> None:
+    if odd := sorted(found ^ wanted):
+        verb = "lacks" if odd[0] in wanted else "holds"
+        raise CheckpointError(
+            f"the language model of {job.checkpoint.folder} is not what transformers expects\n"
+            f"  it {verb} `{odd[0]}`" + (f" and {len(odd) - 1} more" if odd[1:] else ""),
+            hint="look for an edited config.json, or install another version of transformers",
+        )
+
+
+def _empty_model(job: Job) -> Any:
+    """Return the class for the whole, or for the plain text model, without weights."""
+    own = _class(str(job.config["architectures"][0]))
+    if own is not None:
+        return own(own.config_class(**job.config))
+    config = plain_config(job)
+    plain = _class(config["architectures"][0])
+    if plain is None:
+        raise UnsupportedModel(
+            f"transformers has no `{config['architectures'][0]}`, which the language model of"
+            f" `{job.card.id}` is",
+            hint="install a later transformers, or use another --backend",
+        )
+    return plain(plain.config_class(**config))
+
+
+def _class(name: str) -> Any:
+    """Return a model class of transformers; nothing that a checkpoint brings is executed."""
+    try:
+        import transformers
+
+        found = getattr(transformers, name, None)
+    except (ImportError, RuntimeError) as error:  # RuntimeError: a broken torchvision beside it
+        raise ToolchainError(
+            f"transformers does not load\n  {error}",
+            hint="pip install 'axcore[evaluate]'; if torchvision is broken, uninstall it",
+        ) from error
+    fitting = isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)
+    return found if fitting else None
