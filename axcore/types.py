@@ -661,16 +661,21 @@ class Backend(Protocol):
     def availability(self) -> Availability:
         """Say whether it can run here."""
 
-    def open(
-        self, deployment: Deployment, options: Mapping[str, str]
-    ) -> tuple[VisionModel, LanguageModel]:
-        """Open what runs the pictures and what runs the language model.
+    def vision(self, deployment: Deployment, options: Mapping[str, str]) -> VisionModel:
+        """Return what runs the pictures; it opens its files when it is first used.
 
         Args:
             deployment: What is run.
             options: Of those that it declares: what was given, and defaults.
 
         Raises:
-            BundleError: Files are missing, damaged, or of other lengths than the manifest says.
+            BundleError: Files are missing or damaged.
             ToolchainError: A library that it needs does not load.
+        """
+
+    def language(self, deployment: Deployment, options: Mapping[str, str]) -> LanguageModel:
+        """Open what runs the language model; arguments and errors as `vision` has them.
+
+        Raises:
+            BundleError: Files are of other lengths than the manifest says, too.
         """

@@ -107,11 +107,14 @@ class Impatient:
     def availability(self):
         return Availability(True, "a stand-in for a user")
 
-    def open(self, deployment, options):
+    def vision(self, deployment, options):
         if "mood" in options:
             raise ToolchainError(f"opened with {options}", hint="stay calm")
-        vision, model = EngineBackend("onnx", ".onnx").open(deployment, {})
-        return vision, Interrupted(model, int(options["patience"]))
+        return EngineBackend("onnx", ".onnx").vision(deployment, {})
+
+    def language(self, deployment, options):
+        model = EngineBackend("onnx", ".onnx").language(deployment, {})
+        return Interrupted(model, int(options["patience"]))
 
 
 @hookimpl

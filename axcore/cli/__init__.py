@@ -6,14 +6,16 @@ import os
 import sys
 
 from ..errors import AxcoreError, UsageError
-from . import run  # noqa: F401 - registers its commands
+from . import package, run  # noqa: F401 - they register their commands
 from .app import app
 from .console import fail
+from .evaluate import evaluate_app
 from .quantize import quantize_app
 
 __all__ = ["app", "main"]
 
 app.add_typer(quantize_app, name="quantize", help="Make the language model smaller.")
+app.add_typer(evaluate_app, name="evaluate", help="Judge accuracy, fidelity and throughput.")
 
 
 def main() -> None:

@@ -16,9 +16,10 @@ from packaging.requirements import Requirement
 from .console import size
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from ..plugins import Registry
+    from ..types import Availability
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,15 @@ class Check:
 
 
 def examine(registry: Registry) -> list[Check]:
-    """Return the state of packages, plugins, toolchains, machine and environment."""
-    return [*_packages(), *_plugins(registry), *_toolchains(registry), *_machine(), *_environment()]
+    """Return the state of packages, plugins, toolchains, backends, machine and environment."""
+    return [
+        *_packages(),
+        *_plugins(registry),
+        *_toolchains(registry),
+        *_backends(registry),
+        *_machine(),
+        *_environment(),
+    ]
 
 
 def _packages() -> Iterator[Check]:
@@ -63,9 +71,23 @@ def _plugins(registry: Registry) -> Iterator[Check]:
 
 def _toolchains(registry: Registry) -> Iterator[Check]:
     for name, toolchain in registry.toolchains.items():
-        found = toolchain.availability()
-        status: Literal["ok", "absent"] = "ok" if found.available else "absent"
-        yield Check(f"toolchain {name}", status, found.detail, found.remedy)
+        yield _available(f"toolchain {name}", toolchain.availability(), toolchain.options)
+        for what, found in toolchain.checks().items():
+            yield _available(f"{name}: {what}", found)
+
+
+def _backends(registry: Registry) -> Iterator[Check]:
+    for name, backend in registry.backends.items():
+        yield _available(f"backend {name}", backend.availability(), backend.options)
+
+
+def _available(name: str, found: Availability, options: Iterable[str] = ()) -> Check:
+    """Say on one line what was found, and which options there are."""
+    status: Literal["ok", "absent"] = "ok" if found.available else "absent"
+    own = ", ".join(f"--{option}" for option in options)
+    detail = ": ".join(line.strip() for line in found.detail.splitlines())
+    detail += f" (options: {own})" if own else ""
+    return Check(name, status, detail, found.remedy)
 
 
 def _machine() -> Iterator[Check]:

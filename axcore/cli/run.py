@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .. import api
-from ..errors import AxcoreError, UsageError
-from .app import BundleFolder, Json, _registry, app
+from ..calibration.pictures import find_pictures, read_picture
+from ..errors import AxcoreError, BudgetError, UsageError
+from .app import FAMILY_OPTIONS, BundleFolder, Json, _choices, _registry, app
 from .console import emit, fail, progress
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+
+    from PIL.Image import Image
 
     from ..runtime.runner import Answer, Runner
     from ..runtime.sampling import Sampling
@@ -28,7 +31,7 @@ Video = Annotated[
     list[Path] | None,
     typer.Option(help="Frames of a video: a folder, or files; repeatable, in order."),
 ]
-Fps = Annotated[float, typer.Option(help="Frames per second of the video.")]
+Fps = Annotated[float, typer.Option(help="Frames per second of the video.", min=0.01)]
 System = Annotated[str | None, typer.Option(help="System message; default: the model's own.")]
 Tokens = Annotated[
     int | None, typer.Option("--max-new-tokens", help="Length of an answer at most.", min=1)
@@ -41,11 +44,12 @@ Seed = Annotated[int | None, typer.Option(help="Makes sampling repeatable.")]
 Backend = Annotated[
     str, typer.Option(help="What runs it: onnx (this machine), axengine (a board), or a plugin's.")
 ]
-FRAMES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+INTERRUPTED = 130  # what shells report of a program that Ctrl-C ended
 
 
-@app.command()
+@app.command(context_settings=FAMILY_OPTIONS)
 def run(
+    context: typer.Context,
     bundle: BundleFolder,
     prompt: Annotated[str, typer.Option("-p", "--prompt", help="What to ask.")],
     image: Pictures = None,
@@ -61,20 +65,26 @@ def run(
     backend: Backend = "onnx",
     as_json: Json = False,
 ) -> None:
-    """Ask a question about pictures, and stream the answer."""
+    """Ask a question about pictures, and stream the answer.
+
+    Backends may have further options: see `axcore doctor`. Ctrl-C ends the answer early.
+    """
     sampling = _sampling(temperature, top_k, top_p, repetition_penalty, seed)
-    message = _message(prompt, image or [], video or [], fps)
-    messages = [*_system(system), message]
-    runner = _open(bundle, backend)
+    pictures = [read_picture(path) for path in image or ()]
+    messages = [*_system(system), _message(prompt, pictures, _frames(video or ()), fps)]
+    runner = _open(bundle, backend, _choices(context.args))
     answer = _stream(runner, messages, sampling, max_new_tokens, shown=not as_json)
     if as_json:
         emit(_data(answer))
     else:
-        typer.echo(_summary(answer), err=True)
+        _sum_up(answer, runner)
+    if answer.finish_reason == "interrupted":
+        raise typer.Exit(INTERRUPTED)
 
 
-@app.command()
+@app.command(context_settings=FAMILY_OPTIONS)
 def chat(
+    context: typer.Context,
     bundle: BundleFolder,
     system: System = None,
     max_new_tokens: Tokens = None,
@@ -87,10 +97,12 @@ def chat(
 ) -> None:
     """Talk to a bundle; Ctrl-C stops an answer, Ctrl-D ends.
 
-    /image FILE gives a picture to the next question, /reset begins anew, /quit ends.
+    /image FILE gives a picture to the next question, /reset begins anew, /quit ends. Backends may
+    have further options: see `axcore doctor`.
     """
     sampling = _sampling(temperature, top_k, top_p, repetition_penalty, seed)
-    talk = _Chat(_open(bundle, backend), _system(system), sampling, max_new_tokens)
+    runner = _open(bundle, backend, _choices(context.args))
+    talk = _Chat(runner, _system(system), sampling, max_new_tokens)
     typer.echo("/image FILE, /reset, /quit; Ctrl-C stops an answer", err=True)
     while (line := _ask()) is not None and line != "/quit":
         try:
@@ -114,7 +126,7 @@ class _Chat:
     def reset(self) -> None:
         """Forget everything but the system message."""
         self.messages = list(self.beginning)
-        self.pictures: list[Path] = []
+        self.pictures: list[Image] = []
 
     def take(self, line: str) -> None:
         """Do what a line says; a question that fails leaves the conversation as it was."""
@@ -122,19 +134,23 @@ class _Chat:
         if command == "/reset":
             self.reset()
         elif command == "/image":
-            path = Path(rest.strip()).expanduser()
-            if not path.is_file():
-                raise UsageError(f"no file {path}", hint="write /image and the path of a picture")
-            self.pictures.append(path)
+            self.pictures.append(read_picture(Path(rest.strip()).expanduser()))
+            typer.echo(f"pictures for the next question: {len(self.pictures)}", err=True)
         elif command.startswith("/"):
             raise UsageError(f"no command {command}", hint="/image FILE, /reset or /quit")
         elif line.strip():
             self._answer(line)
 
     def _answer(self, question: str) -> None:
-        asked = [*self.messages, _message(question, self.pictures, [], 1.0)]
-        answer = _stream(self.runner, asked, self.sampling, self.max_new_tokens, shown=True)
-        typer.echo(_summary(answer), err=True)
+        asked = [*self.messages, _message(question, self.pictures)]
+        try:
+            answer = _stream(self.runner, asked, self.sampling, self.max_new_tokens, shown=True)
+        except BudgetError as error:
+            error.hint += "; /reset begins anew"
+            raise
+        _sum_up(answer, self.runner)
+        if answer.finish_reason == "interrupted" and not answer.text:
+            return  # as if it had not been asked
         self.messages = [*asked, {"role": "assistant", "content": answer.text}]
         self.pictures = []
 
@@ -148,9 +164,11 @@ def _ask() -> str | None:
         return None
 
 
-def _open(bundle: Path, backend: str) -> Runner:
+def _open(bundle: Path, backend: str, options: Mapping[str, str]) -> Runner:
     with progress() as reporter:
-        return api.load(bundle, backend=backend, progress=reporter, registry=_registry())
+        return api.load(
+            bundle, backend=backend, options=options, progress=reporter, registry=_registry()
+        )
 
 
 def _stream(
@@ -165,8 +183,8 @@ def _stream(
     from ..runtime.runner import Answer
 
     answer = Answer()
-    prompt = runner.prepare(messages)
     with contextlib.suppress(KeyboardInterrupt):
+        prompt = runner.prepare(messages)
         for piece in runner.answer(prompt, sampling, max_new_tokens, answer):
             if shown:
                 typer.echo(piece, nl=False)
@@ -177,26 +195,17 @@ def _stream(
 
 
 def _message(
-    text: str, pictures: Sequence[Path], video: Sequence[Path], fps: float
+    text: str, pictures: Sequence[Image], frames: Sequence[Image] = (), fps: float = 1.0
 ) -> dict[str, Any]:
-    parts: list[dict[str, Any]] = [{"type": "image", "image": path} for path in pictures]
-    if video:
-        parts.append({"type": "video", "video": _frames(video), "fps": fps})
+    parts: list[dict[str, Any]] = [{"type": "image", "image": picture} for picture in pictures]
+    if frames:
+        parts.append({"type": "video", "video": frames, "fps": fps})
     return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
 
 
-def _frames(sources: Sequence[Path]) -> list[Path]:
+def _frames(sources: Sequence[Path]) -> list[Image]:
     """Return the frames of a video: files as they are given, those of a folder by name."""
-    found: list[Path] = []
-    for source in sources:
-        inside = sorted(source.iterdir()) if source.is_dir() else [source]
-        found += [path for path in inside if path.suffix.lower() in FRAMES or path == source]
-    if not found:
-        raise UsageError(
-            f"no frames in {', '.join(map(str, sources))}",
-            hint=f"give a folder with files of type {', '.join(FRAMES)}",
-        )
-    return found
+    return [frame.load() for source in sources for frame in find_pictures([source])]
 
 
 def _system(text: str | None) -> list[dict[str, Any]]:
@@ -216,10 +225,18 @@ def _data(answer: Answer) -> dict[str, Any]:
     return asdict(answer) | rates
 
 
-def _summary(answer: Answer) -> str:
+def _sum_up(answer: Answer, runner: Runner) -> None:
+    """Tell lengths and times, and whether the answer lacks its end."""
     reused = f" ({answer.reused_tokens} kept)" if answer.reused_tokens else ""
-    return (
+    typer.echo(
         f"{answer.prompt_tokens} prompt tokens{reused}, {len(answer.token_ids)} new"
         f" ({answer.finish_reason}); first token after {answer.first_token_s:.2f} s"
-        f" (pictures {answer.vision_s:.2f} s), then {answer.tokens_per_s:.1f} tokens/s"
+        f" (pictures {answer.vision_s:.2f} s), then {answer.tokens_per_s:.1f} tokens/s",
+        err=True,
     )
+    if answer.finish_reason == "context":
+        typer.echo(
+            f"note: the answer was cut off: with the prompt it fills all {runner.language.context}"
+            " tokens of this build",
+            err=True,
+        )

@@ -37,19 +37,16 @@ class EngineBackend:
             return Availability(False, error.message, error.hint)
         return Availability(True, getattr(engine, "__name__", self.name))
 
-    def open(
-        self, deployment: Deployment, options: Mapping[str, str]
-    ) -> tuple[VisionModel, LanguageModel]:
-        """Open the vision graphs when they are needed, the layer models now.
-
-        Raises:
-            BundleError: Files are missing, damaged, or of other lengths than the manifest says.
-            ToolchainError: The engine does not load.
-        """
+    def vision(self, deployment: Deployment, options: Mapping[str, str]) -> VisionModel:
+        """Return the vision graphs, which are opened when they are needed."""
         del options
-        from .language import LayerModels
         from .vision import VisionSessions
 
-        engine = load_engine(self.name)
-        vision = VisionSessions(deployment, engine, self.suffix)
-        return vision, LayerModels(deployment, engine, self.suffix)
+        return VisionSessions(deployment, load_engine(self.name), self.suffix)
+
+    def language(self, deployment: Deployment, options: Mapping[str, str]) -> LanguageModel:
+        """Open the layer models."""
+        del options
+        from .language import LayerModels
+
+        return LayerModels(deployment, load_engine(self.name), self.suffix)

@@ -117,8 +117,8 @@ class Runner:
         deployment = Deployment.open(folder, registry)
         found = available_backend(backend, registry)
         chosen = settle(f"backend `{backend}`", found.options, options or {})
-        vision, language = found.open(deployment, chosen)
-        return cls(deployment, registry, VisionSide(vision), language)
+        vision = VisionSide(found.vision(deployment, chosen))
+        return cls(deployment, registry, vision, found.language(deployment, chosen))
 
     def prepare(self, messages: Sequence[Mapping[str, Any]]) -> Prompt:
         """Return the prompt for `messages`, checked against the limits.

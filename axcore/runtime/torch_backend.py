@@ -42,17 +42,27 @@ class TorchBackend:
             )
         return Availability(True, ", ".join(found))
 
-    def open(
-        self, deployment: Deployment, options: Mapping[str, str]
-    ) -> tuple[VisionModel, LanguageModel]:
-        """Load the language model now, the vision side when it is needed.
+    def vision(self, deployment: Deployment, options: Mapping[str, str]) -> VisionModel:
+        """Return the vision side, which is loaded when it is needed.
+
+        Raises:
+            CheckpointError: The checkpoint is gone or damaged.
+            UsageError: The device is not there.
+        """
+        from .torch_model import TorchVision, place_of, with_weights
+
+        place = place_of(options["device"], options["dtype"])
+        return TorchVision(deployment, with_weights(deployment), place)
+
+    def language(self, deployment: Deployment, options: Mapping[str, str]) -> LanguageModel:
+        """Load the language model.
 
         Raises:
             CheckpointError: The checkpoint is gone, damaged, or of another model.
             UnsupportedModel: transformers has no such language model.
             UsageError: The device is not there.
         """
-        from .torch_model import TorchLanguage, TorchVision, place_of, with_weights
+        from .torch_model import TorchLanguage, place_of, with_weights
 
-        place, job = place_of(options["device"], options["dtype"]), with_weights(deployment)
-        return TorchVision(deployment, job, place), TorchLanguage(deployment, job, place)
+        place = place_of(options["device"], options["dtype"])
+        return TorchLanguage(deployment, with_weights(deployment), place)

@@ -51,23 +51,32 @@ class AscendBackend:
         except PackageNotFoundError:
             return Availability(False, f"{self._needs} is not installed", REMEDIES[self._needs])
 
-    def open(
-        self, deployment: Deployment, options: Mapping[str, str]
-    ) -> tuple[VisionModel, LanguageModel]:
-        """Open the vision graphs when they are needed, the language model now.
+    def vision(self, deployment: Deployment, options: Mapping[str, str]) -> VisionModel:
+        """Return the vision graphs, which are opened when they are needed.
 
         Raises:
             BundleError: A graph is missing: `axcore build --toolchain ascend` makes it.
-            CheckpointError: The checkpoint that the bundle was made from is gone.
             ToolchainError: A library of the card does not load.
-            UsageError: PyTorch finds no card.
         """
-        from axcore.runtime.torch_model import TorchLanguage, place_of, with_weights
+        del options
         from axcore.runtime.vision import VisionSessions
 
         from .environment import apply_environment
 
         apply_environment("run")  # before anything of CANN is loaded
-        vision = VisionSessions(deployment, import_module(self._module), self._suffix)
+        return VisionSessions(deployment, import_module(self._module), self._suffix)
+
+    def language(self, deployment: Deployment, options: Mapping[str, str]) -> LanguageModel:
+        """Load the language model.
+
+        Raises:
+            CheckpointError: The checkpoint that the bundle was made from is gone.
+            UsageError: PyTorch finds no card.
+        """
+        from axcore.runtime.torch_model import TorchLanguage, place_of, with_weights
+
+        from .environment import apply_environment
+
+        apply_environment("run")
         place = place_of(options["decoder-device"], options["dtype"])
-        return vision, TorchLanguage(deployment, with_weights(deployment), place)
+        return TorchLanguage(deployment, with_weights(deployment), place)

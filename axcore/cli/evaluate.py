@@ -1,0 +1,326 @@
+"""`axcore evaluate`: commands that judge a conversion."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import UsageError
+from .app import FAMILY_OPTIONS, BundleFolder, Json, _choices, _registry
+from .console import emit, progress, table
+from .run import Backend, Penalty, System, Temperature, TopK, TopP, _sampling
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ..evaluate import Agreement, Comparison, Judgement, VisionFidelity
+
+evaluate_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+
+PictureSource = Annotated[
+    Path, typer.Option("--images", help="Folder of pictures, archive or picture.")
+]
+Answers = Annotated[list[Path], typer.Argument(help="Prediction files, one or more.")]
+Common = Annotated[bool, typer.Option("--common", help="Judge the pictures that are in all files.")]
+LISTED = 10
+
+
+@evaluate_app.callback()
+def root() -> None:
+    """Judge a conversion: its answers, its vision side, its speed.
+
+    Backends have options of their own, which every command that runs a model takes as well.
+    """
+
+
+@evaluate_app.command(context_settings=FAMILY_OPTIONS)
+def captions(
+    context: typer.Context,
+    bundle: BundleFolder,
+    images: PictureSource,
+    out: Annotated[Path, typer.Option("-o", "--out", help="Prediction file.")],
+    sample: Annotated[
+        int | None, typer.Option(help="Pictures to draw; default: all.", min=1)
+    ] = None,
+    seed: Annotated[
+        int, typer.Option(help="Of the draw, and of sampling at a temperature.", min=0)
+    ] = 1234,
+    prompt: Annotated[
+        str | None,
+        typer.Option("-p", "--prompt", help="Default: Describe this image in detail."),
+    ] = None,
+    system: System = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Length of an answer at most.", min=1)] = 256,
+    temperature: Temperature = 0.0,
+    top_k: TopK = 0,
+    top_p: TopP = 1.0,
+    repetition_penalty: Penalty = 1.0,
+    base_names: Annotated[
+        bool,
+        typer.Option("--base-names", help="Name pictures by base name, as a reference side does."),
+    ] = False,
+    backend: Backend = "onnx",
+    as_json: Json = False,
+) -> None:
+    """Ask about every picture of a folder; run again it continues.
+
+    Exits 1 where pictures have no answer; the reasons are in OUT's .run.json.
+    """
+    from ..evaluate import Captions, Question, write_captions
+
+    question = Question(system=system) if prompt is None else Question(prompt, system)
+    sampling = _sampling(
+        temperature, top_k, top_p, repetition_penalty, seed if temperature else None
+    )
+    with progress() as reporter:
+        file = write_captions(
+            bundle,
+            images,
+            out,
+            Captions(question, sampling, max_new_tokens),
+            sample=sample,
+            seed=seed,
+            base_names=base_names,
+            backend=backend,
+            options=_choices(context.args),
+            progress=reporter,
+            registry=_registry(),
+        )
+    if as_json:
+        emit({"file": file.path, "answers": file.answers, "errors": file.errors})
+    else:
+        typer.echo(f"{file.path}: {len(file.answers)} answers, {len(file.errors)} errors")
+    if file.errors:
+        raise typer.Exit(1)
+
+
+@evaluate_app.command("clip-score")
+def clip_score(
+    files: Answers,
+    images: PictureSource,
+    clip: Annotated[
+        Path, typer.Option(help="Weights: open_clip's file, or a Hugging Face CLIP folder.")
+    ],
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="Vocabulary of the CLIP; default: beside its weights.")
+    ] = None,
+    common: Common = False,
+    confidence: Annotated[float, typer.Option(help="Level of the interval.")] = 0.95,
+    as_json: Json = False,
+) -> None:
+    """Score answers by CLIP: mean cosine of picture and answer; tell whether two files differ."""
+    from ..evaluate import judge
+
+    with progress() as reporter:
+        judged = judge(
+            files,
+            images,
+            clip,
+            tokenizer=tokenizer,
+            common=common,
+            confidence=confidence,
+            progress=reporter,
+        )
+    emit(_judged(files, judged)) if as_json else _print_judged(files, judged)
+
+
+@evaluate_app.command()
+def agreement(
+    first: Annotated[Path, typer.Argument(help="Prediction file.")],
+    second: Annotated[Path, typer.Argument(help="Prediction file to compare with.")],
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="tokenizer.json or its folder; default: compare words.")
+    ] = None,
+    common: Common = False,
+    as_json: Json = False,
+) -> None:
+    """Count equal answers, and show where the others part; no judge is needed."""
+    from ..evaluate import agreement as compare
+    from ..evaluate import match, read_predictions, tokens_of, words
+
+    answers = match([read_predictions(first), read_predictions(second)], common=common)
+    found = compare(answers, tokens_of(tokenizer) if tokenizer else words)
+    if as_json:
+        return emit({**asdict(found), "equal": found.equal, "share": found.share})
+    return _print_agreement(found)
+
+
+@evaluate_app.command(context_settings=FAMILY_OPTIONS)
+def vision(
+    context: typer.Context,
+    bundle: BundleFolder,
+    images: PictureSource,
+    backend: Annotated[str | None, typer.Option(help="What is compared; default: onnx.")] = None,
+    against: Annotated[str, typer.Option(help="Backend that is the reference.")] = "torch",
+    onnx: Annotated[
+        list[Path] | None,
+        typer.Option(help="A quantised file in place of the graph it fits; repeatable."),
+    ] = None,
+    features: Annotated[
+        Path | None,
+        typer.Option(help="Features from elsewhere: FOLDER/COMPONENT/photo.jpg.npy."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare the features of the vision side with a reference, the worst picture first."""
+    from ..evaluate import measure_vision
+
+    if backend and (onnx or features):
+        raise UsageError(
+            f"--backend {backend} and files to compare were both given",
+            hint="give one of --backend, --onnx and --features",
+        )
+    with progress() as reporter:
+        found = measure_vision(
+            bundle,
+            images,
+            backend=backend or "onnx",
+            onnx=onnx or (),
+            features=features,
+            against=against,
+            options=_choices(context.args),
+            progress=reporter,
+            registry=_registry(),
+        )
+    if as_json:
+        emit({"results": [_finite(asdict(r)) for r in found.results], "skipped": found.skipped})
+    else:
+        _print_fidelity(found)
+    if found.skipped:
+        raise typer.Exit(1)
+
+
+@evaluate_app.command(context_settings=FAMILY_OPTIONS)
+def throughput(
+    context: typer.Context,
+    bundle: BundleFolder,
+    out: Annotated[Path, typer.Option("-o", "--out", help="Table, as CSV; JSON goes beside it.")],
+    image: Annotated[Path | None, typer.Option(help="A picture; default: text alone.")] = None,
+    prompt: Annotated[
+        str | None, typer.Option("-p", "--prompt", help="Default: a long essay is asked for.")
+    ] = None,
+    batch_sizes: Annotated[str, typer.Option(help="Prompts at once, as in 1-4,8.")] = "1-10",
+    input_lens: Annotated[
+        str, typer.Option(help="Prompt lengths in tokens, as in 128,256; default: as it is.")
+    ] = "",
+    output_len: Annotated[int, typer.Option(help="Tokens of an answer, 2 or more.")] = 256,
+    backend: Backend = "onnx",
+    mindie_columns: Annotated[
+        bool, typer.Option("--mindie-columns", help="Name the columns as MindIE does.")
+    ] = False,
+    plot: Annotated[
+        Path | None, typer.Option(help="PNG, SVG or PDF; default: a PNG beside the table.")
+    ] = None,
+    no_plot: Annotated[bool, typer.Option("--no-plot", help="Draw nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Measure first-token time, decode time, tokens per second and memory by batch size."""
+    from ..evaluate import check_plot, measure_throughput, plot_throughput
+    from ..evaluate.throughput import COLUMNS, PROMPT, cells
+
+    picture = plot or out.with_suffix(".png")
+    check_plot(picture)
+    with progress() as reporter:
+        done = measure_throughput(
+            bundle,
+            out,
+            image=image,
+            prompt=PROMPT if prompt is None else prompt,
+            batch_sizes=_numbers("--batch-sizes", batch_sizes),
+            input_lens=_numbers("--input-lens", input_lens),
+            output_len=output_len,
+            backend=backend,
+            options=_choices(context.args),
+            mindie_columns=mindie_columns,
+            progress=reporter,
+            registry=_registry(),
+        )
+    emit(done) if as_json else table([COLUMNS, *map(cells, done)])
+    if not no_plot:
+        plot_throughput(done, picture, f"{bundle.resolve().name}, {backend}")
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    """Return the numbers of a list such as ``1-4,8``."""
+    found: list[int] = []
+    for part in filter(None, text.replace(" ", "").split(",")):
+        if not (match := re.fullmatch(r"(\d+)(?:-(\d+))?", part)):
+            raise UsageError(f"{option} {text} is no list of numbers", hint="write it as in 1-4,8")
+        low, high = match.groups()
+        found += range(int(low), int(high or low) + 1)
+    return found
+
+
+# What is printed ---------------------------------------------------------------------------------
+
+
+def _judged(files: Sequence[Path], judged: Judgement) -> dict[str, Any]:
+    scores = judged.scores
+    return {
+        "means": {str(path): mean for path, mean in zip(files, scores.means, strict=True)},
+        "scores": dict(zip(scores.names, scores.values.T.tolist(), strict=True)),
+        "skipped": dict(scores.skipped),
+        "comparison": judged.comparison,
+        "most_different": judged.differences,
+    }
+
+
+def _print_judged(files: Sequence[Path], judged: Judgement) -> None:
+    means = zip(files, judged.scores.means, strict=True)
+    table([("ANSWERS", "CLIP SCORE"), *((str(path), f"{mean:.6f}") for path, mean in means)])
+    typer.echo(f"{len(judged.scores.names)} pictures, {len(judged.scores.skipped)} left out")
+    if judged.comparison is None:
+        return
+    typer.echo()
+    rows = [("MOST DIFFERENT", "FIRST", "SECOND", "DIFFERENCE")]
+    rows += [
+        (one.name, f"{one.first:.4f}", f"{one.second:.4f}", f"{one.difference:+.4f}")
+        for one in judged.differences
+    ]
+    table(rows)
+    typer.echo(f"\n{_verdict(files, judged.comparison)}")
+
+
+def _verdict(files: Sequence[Path], found: Comparison) -> str:
+    interval = (
+        f"{found.difference:+.4f}, {found.confidence:.0%} interval {found.low:+.4f} to"
+        f" {found.high:+.4f}, {found.count} pictures"
+    )
+    if found.verdict == "no difference shown":
+        return f"no difference shown ({interval})"
+    return f"{files[0]} is {found.verdict} than {files[1]} ({interval})"
+
+
+def _print_agreement(found: Agreement) -> None:
+    typer.echo(f"{found.equal} of {found.count} answers are equal ({found.share:.1%})")
+    if found.divergences:
+        rows = [("PICTURE", "TOKEN", "FIRST", "SECOND")]
+        rows += [
+            (one.name, str(one.position), repr(one.first), repr(one.second))
+            for one in found.divergences[:LISTED]
+        ]
+        table(rows)
+    if (more := len(found.divergences) - LISTED) > 0:
+        typer.echo(f"and {more} more")
+
+
+def _print_fidelity(found: VisionFidelity) -> None:
+    rows = [("PICTURE", "COMPONENT", "COSINE", "MAX ABS", "SNR [dB]")]
+    rows += [
+        (one.picture, one.component, f"{one.cosine:.6f}", f"{one.max_abs:.3g}", f"{one.snr_db:.2f}")
+        for one in found.results
+    ]
+    table(rows)
+
+
+def _finite(data: dict[str, Any]) -> dict[str, Any]:
+    """Spell what JSON has no numbers for: "inf", "-inf" and "nan"."""
+    return {
+        name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in data.items()
+    }

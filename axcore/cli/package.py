@@ -1,0 +1,38 @@
+"""`axcore package`: what a board takes, in one folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from .. import api
+from .app import BundleFolder, Json, _registry, app
+from .console import emit, progress, size
+
+
+@app.command()
+def package(
+    bundle: BundleFolder,
+    runtime: Annotated[
+        Literal["axllm", "python"],
+        typer.Option(help="What runs it there: Axera's axllm, or Python."),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", help="New folder; default: ./BUNDLE-RUNTIME."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Lay a built bundle out for a board: a folder to copy there as it is."""
+    target = out or Path(f"{bundle.resolve().name}-{runtime}")
+    with progress() as reporter:
+        packaged = api.package(
+            bundle, target, runtime=runtime, progress=reporter, registry=_registry()
+        )
+    if as_json:
+        return emit({"folder": str(packaged.folder), **packaged.manifest})
+    files = packaged.manifest["files"]
+    total = sum(entry["size"] for entry in files.values())
+    return typer.echo(f"{packaged.folder}: {len(files)} files, {size(total)}")

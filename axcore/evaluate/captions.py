@@ -1,0 +1,156 @@
+"""What a model says about pictures, written picture by picture."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..bundle import MANIFEST, Bundle
+from ..errors import AxcoreError
+from ..plugins import Registry
+from ..progress import Silent
+from ..runtime.runner import Runner
+from ..runtime.sampling import Sampling
+from .pictures import Question, drawn, one_line, pictures_to_judge, tried
+from .predictions import PredictionFile, keys_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ..calibration import Picture
+    from ..progress import Progress
+
+MAX_NEW_TOKENS = 256
+
+
+@dataclass(frozen=True)
+class Captions:
+    """How answers are got.
+
+    Attributes:
+        question: What is asked.
+        sampling: How tokens are chosen.
+        max_new_tokens: Length of an answer at most.
+    """
+
+    question: Question = Question()
+    sampling: Sampling = Sampling()
+    max_new_tokens: int = MAX_NEW_TOKENS
+
+    def ask(self, runner: Runner, picture: Picture) -> str:
+        """Return the answer about one picture; it does not depend on those before.
+
+        Raises:
+            PictureError: The picture cannot be read.
+            BudgetError: It makes the prompt too long.
+        """
+        runner.forget()
+        prompt = runner.prepare(self.question.messages(picture.load()))
+        return "".join(runner.answer(prompt, self.sampling, self.max_new_tokens))
+
+
+def write_captions(
+    bundle: Path,
+    images: Path,
+    out: Path,
+    captions: Captions | None = None,
+    *,
+    sample: int | None = None,
+    seed: int = 1234,
+    base_names: bool = False,
+    backend: str = "onnx",
+    options: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
+    registry: Registry | None = None,
+) -> PredictionFile:
+    """Ask about every picture and keep the answers; run again it continues.
+
+    The file is whole after each picture. A picture that fails is noted with the reason, and asked
+    again in the next run. Where every picture has its answer, no model is loaded.
+
+    Args:
+        bundle: What is asked.
+        images: Folder (with all below it), archive or picture.
+        out: The prediction file, see `PredictionFile`.
+        captions: Question, sampling and length; None takes `Captions`' defaults, which are greedy.
+        sample: Pictures to draw; None, or more than there are, takes all.
+        seed: Of the draw.
+        base_names: Name pictures by their base names, as the reference side of a comparison does.
+        backend: What runs the model.
+        options: Options of the backend.
+        progress: Where to report; warned of pictures that fail.
+        registry: The plugins; None finds the installed ones.
+
+    Raises:
+        PictureError: There is no picture, or none can be read.
+        UsageError: The file was begun under other settings, or pictures would share an entry.
+        AxcoreError: Another subclass says what keeps the model from running.
+    """
+    captions, options = captions or Captions(), options or {}
+    progress, registry = progress or Silent(), registry or Registry()
+    chosen = drawn(pictures_to_judge(images), sample, seed)
+    keys = keys_of([picture.name for picture in chosen], base_names=base_names)
+    settings = _settings(Bundle.open(bundle), captions, backend, options, base_names)
+    file = PredictionFile(out, settings)
+    waiting = [picture for picture in chosen if keys[picture.name] not in file.answers]
+    if kept := len(chosen) - len(waiting):
+        progress.say(f"{kept} of {len(chosen)} pictures have their answers already")
+    if waiting:
+        with progress.task("load", 1, "model"):
+            runner = Runner.open(bundle, registry, backend, options)
+        answer_pictures(runner, waiting, keys, captions, file, progress)
+    return file
+
+
+def answer_pictures(
+    runner: Runner,
+    pictures: list[Picture],
+    keys: Mapping[str, str],
+    captions: Captions,
+    file: PredictionFile,
+    progress: Progress,
+) -> None:
+    """Add an answer, or the reason why there is none, for each of `pictures`.
+
+    Args:
+        runner: What is asked.
+        pictures: About which.
+        keys: A picture's name to its name in the file.
+        captions: How.
+        file: Where to.
+        progress: Where to report.
+
+    Raises:
+        AxcoreError: Every picture failed and the file is empty: the last error.
+    """
+    failure: AxcoreError | None = None
+
+    def ask(picture: Picture) -> str:
+        return captions.ask(runner, picture)
+
+    for picture, made in tried("answer", pictures, ask, progress):
+        if isinstance(made, AxcoreError):
+            file.fail(keys[picture.name], one_line(made))
+            failure = made
+        else:
+            file.record(keys[picture.name], made)
+    if failure and not file.answers:
+        raise failure
+
+
+def _settings(
+    bundle: Bundle, captions: Captions, backend: str, options: Mapping[str, str], base_names: bool
+) -> dict[str, Any]:
+    """Return what the answers depend on; the pictures drawn may be others when a run goes on."""
+    manifest = (bundle.folder / MANIFEST).read_bytes()
+    return {
+        "model": bundle.manifest["model"]["id"],
+        "task": bundle.manifest["model"]["task"],
+        "manifest_sha256": hashlib.sha256(manifest).hexdigest(),
+        **asdict(captions),
+        "backend": backend,
+        "options": dict(options),
+        "base_names": base_names,
+    }

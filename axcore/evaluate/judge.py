@@ -1,0 +1,73 @@
+"""Prediction files before the judge: scores of each, and whether two differ."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .clip import ClipScores, clip_scores, pictures_by_name
+from .clip_model import Clip
+from .predictions import match, read_predictions
+from .statistics import Comparison, PictureDifference, compare, most_different
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from ..progress import Progress
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What the judge found.
+
+    Attributes:
+        scores: Of every file.
+        comparison: Of two files, the first minus the second; None for any other number.
+        differences: Of two files, the pictures on which they differ most.
+    """
+
+    scores: ClipScores
+    comparison: Comparison | None = None
+    differences: tuple[PictureDifference, ...] = ()
+
+
+def judge(
+    files: Sequence[Path],
+    images: Path,
+    clip: Path,
+    *,
+    tokenizer: Path | None = None,
+    common: bool = False,
+    confidence: float = 0.95,
+    most: int = 5,
+    progress: Progress | None = None,
+) -> Judgement:
+    """Score prediction files by CLIP, and compare two.
+
+    Args:
+        files: One or more.
+        images: Where the pictures are.
+        clip: Weights of the judge, see `Clip.load`.
+        tokenizer: Its vocabulary; None looks beside the weights.
+        common: Leave out what is not in all files, instead of refusing it.
+        confidence: Level of the interval.
+        most: Pictures to name on which two files differ.
+        progress: Where to report.
+
+    Raises:
+        UsageError: The files are not about the same pictures, or there is no vocabulary.
+        PictureError: Pictures are missing, or none can be read.
+        CheckpointError: The weights are damaged or those of another model.
+    """
+    answers = match([read_predictions(path) for path in files], common=common)
+    pictures = pictures_by_name(images, answers)
+    scores = clip_scores(Clip.load(clip, tokenizer), answers, pictures, progress)
+    if len(files) != 2:
+        return Judgement(scores)
+    first, second = scores.values
+    return Judgement(
+        scores,
+        compare(first, second, confidence=confidence),
+        tuple(most_different(scores.names, first, second, most)),
+    )

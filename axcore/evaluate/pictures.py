@@ -1,0 +1,106 @@
+"""The pictures of an evaluation: which ones, what is asked, and going on where one fails."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ..calibration import Picture, find_pictures
+from ..errors import AxcoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from PIL.Image import Image
+
+    from ..progress import Progress
+
+T = TypeVar("T")
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+DESCRIBE = "Describe this image in detail."
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked of every picture.
+
+    Attributes:
+        prompt: The user's words, behind the picture.
+        system: System message; None leaves the model's own.
+    """
+
+    prompt: str = DESCRIBE
+    system: str | None = None
+
+    def messages(self, image: Image | None) -> list[dict[str, Any]]:
+        """Return the conversation, in the form that `prepare_prompt` takes."""
+        before: list[dict[str, Any]] = []
+        if self.system is not None:
+            before = [{"role": "system", "content": self.system}]
+        shown = [] if image is None else [{"type": "image", "image": image}]
+        content = [*shown, {"type": "text", "text": self.prompt}]
+        return [*before, {"role": "user", "content": content}]
+
+
+def pictures_to_judge(source: Path) -> list[Picture]:
+    """Return what looks like a picture, by content or by name.
+
+    So a damaged or empty file among good ones is told of rather than passed over.
+
+    Raises:
+        PictureError: Nothing at all is a picture by its content.
+    """
+    found = {picture.name: picture for picture in find_pictures([source])}
+    if source.is_dir():
+        for path in source.rglob("*"):
+            if path.suffix.lower() in SUFFIXES and path.is_file():
+                found.setdefault(str(path), Picture(str(path), path.read_bytes))
+    return [found[name] for name in sorted(found, key=_parts)]
+
+
+def drawn(pictures: Sequence[Picture], count: int | None, seed: int) -> list[Picture]:
+    """Draw `count` pictures, all where it is None or more than there are; keep their order.
+
+    Equal pictures and seeds give an equal draw.
+    """
+    if count is None or count >= len(pictures):
+        return list(pictures)
+    chosen = random.Random(seed).sample(range(len(pictures)), count)  # noqa: S311 - no secret
+    return [pictures[index] for index in sorted(chosen)]
+
+
+def tried(
+    label: str, pictures: Sequence[Picture], work: Callable[[Picture], T], progress: Progress
+) -> Iterator[tuple[Picture, T | AxcoreError]]:
+    """Yield each picture with what `work` makes of it, or with the error by which it failed."""
+    with progress.task(label, len(pictures), "pictures") as task:
+        for picture in pictures:
+            made = _attempt(partial(work, picture), picture)
+            if isinstance(made, AxcoreError):
+                progress.warn(f"left out: {one_line(made)}")
+            yield picture, made
+            task.advance()
+
+
+def one_line(error: AxcoreError) -> str:
+    """Return an error's message without its line breaks."""
+    return "; ".join(line.strip() for line in error.message.splitlines())
+
+
+def _attempt(work: Callable[[], T], picture: Picture) -> T | AxcoreError:
+    try:
+        return work()
+    except AxcoreError as error:
+        return error
+    except RuntimeError as error:  # what engines raise, memory that they cannot get included
+        made = AxcoreError(f"`{picture.name}` could not be run\n  {error}")
+        made.__cause__ = error
+        return made
+
+
+def _parts(name: str) -> tuple[str, ...]:
+    return Path(name).parts

@@ -1,0 +1,320 @@
+"""How fast a backend answers, for several prompts at once and for longer ones."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import statistics
+import time
+from bisect import bisect_right
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..calibration import read_picture
+from ..errors import BudgetError, UsageError
+from ..files import explained_full_disk, write_atomic
+from ..plugins import Registry
+from ..progress import Silent
+from ..runtime.runner import Runner
+from .memory import PeakMemory
+from .pictures import Question
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from PIL.Image import Image
+
+    from ..progress import Progress
+    from ..types import Prompt
+
+Array = np.ndarray[Any, Any]
+PROMPT = "Write an essay about this image, in at least 256 words."
+BATCH_SIZES = tuple(range(1, 11))
+OUTPUT_LEN = 256
+WARM_UP = 2  # tokens
+FILLER = " and"
+
+COLUMNS = (
+    "batch",
+    "input_len",
+    "output_len",
+    "embedding_len",
+    "first_token_time(ms)",
+    "non_first_token_time(ms)",
+    "ResponseTime(ms)",
+    "E2E Throughput Average(Tokens/s)",
+    "peak_memory(MB)",
+)
+MINDIE_COLUMNS = (*COLUMNS[:4], "fisrt_token_time(ms)", *COLUMNS[5:8])
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One run: equal prompts side by side, from picture files in memory to texts.
+
+    Attributes:
+        batch: Prompts at once.
+        input_len: Tokens of one prompt, pictures included.
+        output_len: Tokens of one answer; its end is ignored.
+        embedding_len: Tokens of one prompt that stand for pictures.
+        first_token_ms: Until the first token: prompt, pictures and prefill, of all prompts.
+        step_ms: Of every token after it, of all prompts.
+        response_ms: From start to end, turning tokens into text included.
+        peak_bytes: Resident memory at its highest; None where the system does not tell.
+        device_peak_bytes: Memory of torch's tensors on an accelerator; None where none is used.
+    """
+
+    batch: int
+    input_len: int
+    output_len: int
+    embedding_len: int
+    first_token_ms: float
+    step_ms: tuple[float, ...]
+    response_ms: float
+    peak_bytes: int | None
+    device_peak_bytes: int | None
+
+    @property
+    def later_token_ms(self) -> float:
+        """Mean of the tokens after the first."""
+        return statistics.fmean(self.step_ms)
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Tokens of all answers over the time from start to end."""
+        return self.batch * self.output_len / (self.response_ms / 1000)
+
+
+def measure_throughput(
+    bundle: Path,
+    out: Path,
+    *,
+    image: Path | None = None,
+    prompt: str = PROMPT,
+    batch_sizes: Sequence[int] = BATCH_SIZES,
+    input_lens: Sequence[int] = (),
+    output_len: int = OUTPUT_LEN,
+    backend: str = "onnx",
+    options: Mapping[str, str] | None = None,
+    mindie_columns: bool = False,
+    progress: Progress | None = None,
+    registry: Registry | None = None,
+) -> list[Measurement]:
+    """Measure every prompt length with every batch size, and write a table after each.
+
+    A batch is one prompt repeated; its picture is prepared and run once for each. Before a
+    measurement a warm-up answers with `WARM_UP` tokens. Ends of answers are ignored, so each has
+    `output_len` tokens, the likeliest ones.
+
+    Args:
+        bundle: What is measured.
+        out: The table, as CSV; all figures go into a JSON file of its name beside it.
+        image: A picture; None measures text alone.
+        prompt: Text behind it.
+        batch_sizes: Prompts at once.
+        input_lens: Lengths of the prompt in tokens, pictures included. Its text is padded to each,
+            or to just below where whole words do not fit. Empty takes the prompt as it is.
+        output_len: Tokens of an answer, 2 or more.
+        backend: What runs the model.
+        options: Options of the backend.
+        mindie_columns: Name the columns as MindIE does, its misspelling included; memory is then
+            in the JSON file alone.
+        progress: Where to report.
+        registry: The plugins; None finds the installed ones.
+
+    Raises:
+        PictureError: The picture cannot be read.
+        UsageError: The backend does not run so many prompts at once, or a prompt is longer than
+            it is to be.
+        BudgetError: Prompt and answer are longer than the model was built for.
+        AxcoreError: Another subclass says what keeps the model from running.
+    """
+    progress, registry, options = progress or Silent(), registry or Registry(), options or {}
+    _check_numbers(batch_sizes, input_lens, output_len)
+    details = out.with_suffix(".json")
+    if details == out:
+        raise UsageError(f"{out} is where all figures go", hint="give -o a name that ends in .csv")
+    shown = read_picture(image) if image else None
+    with progress.task("load", 1, "model"):
+        runner = Runner.open(bundle, registry, backend, options)
+    _check_batch(max(batch_sizes), runner, backend)
+    questions = [_padded(runner, prompt, shown, length) for length in input_lens or (None,)]
+    for question in questions:
+        _check_room(runner, question, shown, output_len)
+    facts = {
+        "model": runner.deployment.job.card.id,
+        "task": runner.deployment.job.task,
+        "backend": backend,
+        "options": dict(options),
+        "image": str(image) if image else None,
+        "prompt": prompt,
+    }
+    done: list[Measurement] = []
+    runs = [(question, batch) for question in questions for batch in batch_sizes]
+    with progress.task("measure", len(runs), "batches") as task:
+        for question, batch in runs:
+            _answer(runner, question, shown, batch, WARM_UP)
+            done.append(_answer(runner, question, shown, batch, output_len))
+            write_table(out, done, mindie_columns=mindie_columns)
+            _write_json(details, facts, done)
+            task.advance()
+    return done
+
+
+def write_table(
+    path: Path, measurements: Sequence[Measurement], *, mindie_columns: bool = False
+) -> None:
+    """Write the measurements as CSV, one line each.
+
+    Raises:
+        BudgetError: The disk is full; the file is as it was.
+    """
+    columns = MINDIE_COLUMNS if mindie_columns else COLUMNS
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(cells(one)[: len(columns)] for one in measurements)
+    with explained_full_disk(path.parent):
+        write_atomic(path, buffer.getvalue())
+
+
+def cells(one: Measurement) -> list[str]:
+    """Return a line of the table, under `COLUMNS`."""
+    times = (one.first_token_ms, one.later_token_ms, one.response_ms, one.tokens_per_s)
+    memory = one.device_peak_bytes or one.peak_bytes
+    return [
+        *map(str, (one.batch, one.input_len, one.output_len, one.embedding_len)),
+        *(f"{value:.2f}" for value in times),
+        "" if memory is None else f"{memory / 1e6:.1f}",
+    ]
+
+
+def _write_json(path: Path, facts: Mapping[str, Any], done: Sequence[Measurement]) -> None:
+    derived = [
+        asdict(one) | {"later_token_ms": one.later_token_ms, "tokens_per_s": one.tokens_per_s}
+        for one in done
+    ]
+    with explained_full_disk(path.parent):
+        write_atomic(path, json.dumps({**facts, "measurements": derived}, indent=2) + "\n")
+
+
+# Measuring ---------------------------------------------------------------------------------------
+
+
+def _answer(
+    runner: Runner, question: Question, image: Image | None, batch: int, output_len: int
+) -> Measurement:
+    """Answer `batch` prompts from the beginning, and take the times."""
+    memory, moments = PeakMemory(), [time.perf_counter()]
+    prompt, rows = _read(runner, question, image, batch)
+    tokens = []
+    for chosen in _greedy(runner, prompt, rows, output_len):
+        tokens.append(chosen)
+        moments.append(time.perf_counter())
+    for ids in np.stack(tokens, axis=1):
+        runner.tokenizer.decode(ids.tolist())
+    finished = time.perf_counter()
+    first, *steps = (1000 * (after - before) for before, after in pairwise(moments))
+    return Measurement(
+        batch=batch,
+        input_len=len(prompt.input_ids),
+        output_len=output_len,
+        embedding_len=sum(map(len, prompt.vision_rows.values())),
+        first_token_ms=first,
+        step_ms=tuple(steps),
+        response_ms=1000 * (finished - moments[0]),
+        peak_bytes=memory.host_bytes,
+        device_peak_bytes=memory.device_bytes,
+    )
+
+
+def _read(
+    runner: Runner, question: Question, image: Image | None, batch: int
+) -> tuple[Prompt, Array]:
+    """Prepare every prompt and run its picture; return one of them and the rows of all."""
+    made = []
+    for _ in range(batch):
+        runner.forget()
+        prompt = runner.prepare(question.messages(image))
+        made.append(runner.rows(prompt))
+    return prompt, np.stack(made)
+
+
+def _greedy(runner: Runner, prompt: Prompt, rows: Array, output_len: int) -> Iterator[Array]:
+    """Yield the likeliest token of each prompt, int64 ``[batch]``, `output_len` times."""
+    runner.language.resume(0, len(prompt.input_ids))
+    tokens = runner.language.prefill(rows, prompt.position_ids).argmax(-1)
+    yield tokens
+    position = int(prompt.position_ids.max()) + 1
+    for step in range(output_len - 1):
+        state = runner.embeddings.rows(tokens)
+        tokens = runner.language.decode(state, position + step).argmax(-1)
+        yield tokens
+
+
+# Before work starts ------------------------------------------------------------------------------
+
+
+def _padded(runner: Runner, prompt: str, image: Image | None, length: int | None) -> Question:
+    """Return the question whose prompt has `length` tokens, or just below."""
+    plain = Question(prompt)
+    if length is None:
+        return plain
+
+    def count(fillers: int) -> int:
+        try:
+            padded = replace(plain, prompt=prompt + FILLER * fillers)
+            return len(runner.prepare(padded.messages(image)).input_ids)
+        except BudgetError:
+            return runner.language.context + 1
+
+    shortest = count(0)
+    if shortest > length:
+        raise UsageError(
+            f"the prompt has {shortest} tokens before any padding, {length} are asked for",
+            hint="leave the shorter lengths out of --input-lens, or shorten --prompt",
+        )
+    # Each filler is a token at least.
+    fillers = bisect_right(range(length - shortest + 1), length, key=count) - 1
+    return replace(plain, prompt=prompt + FILLER * fillers)
+
+
+def _check_numbers(batch_sizes: Sequence[int], input_lens: Sequence[int], output_len: int) -> None:
+    if not batch_sizes or min((*batch_sizes, *input_lens)) < 1 or output_len < WARM_UP:
+        raise UsageError(
+            f"batch sizes {list(batch_sizes)}, input lengths {list(input_lens)} and an output"
+            f" length of {output_len} cannot be measured",
+            hint="give sizes and lengths of 1 or more, and 2 output tokens or more",
+        )
+
+
+def _check_batch(wanted: int, runner: Runner, backend: str) -> None:
+    most = runner.language.max_batch
+    if wanted > most:
+        raise UsageError(
+            f"a batch of {wanted} was asked for; backend `{backend}` runs {most} with these layer"
+            " models",
+            hint=f"give --batch-sizes {most if most == 1 else f'1-{most}'}; for more,"
+            f" `axcore build {runner.deployment.folder} --toolchain onnx --free-batch` and"
+            " --backend onnx, or --backend torch",
+        )
+
+
+def _check_room(runner: Runner, question: Question, image: Image | None, output_len: int) -> None:
+    count, context = (
+        len(runner.prepare(question.messages(image)).input_ids),
+        runner.language.context,
+    )
+    # The last token is not read again.
+    if count + output_len - 1 > context:
+        raise BudgetError(
+            f"a prompt of {count} tokens and {output_len} new ones need"
+            f" {count + output_len - 1} positions; this build has {context}",
+            hint=f"give an --output-len of at most {max(0, context + 1 - count)}, or convert with a"
+            " longer --kv-cache-len",
+        )

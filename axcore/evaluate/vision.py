@@ -1,0 +1,233 @@
+"""The vision side of a backend, of a quantised graph or of a board, against the reference's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..choices import settle
+from ..errors import AxcoreError, GraphError, UsageError
+from ..plugins import Registry
+from ..progress import Silent
+from ..runtime.deployment import Deployment
+from ..runtime.engine import load_engine, open_session
+from ..runtime.runner import available_backend
+from ..runtime.vision import VisionSessions
+from .fidelity import Fidelity, dumped_features, fidelity, load_features, worst_first
+from .pictures import Question, one_line, pictures_to_judge, tried
+from .predictions import keys_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from ..calibration import Picture
+    from ..progress import Progress
+    from ..runtime.engine import Node
+    from ..runtime.vision import VisionModel
+    from ..types import Port, Sample
+
+Array = np.ndarray[Any, Any]
+Named = dict[str, Array]
+
+
+@dataclass(frozen=True)
+class VisionFidelity:
+    """How close the features are.
+
+    Attributes:
+        results: One per picture and component, the worst first.
+        skipped: Picture that failed, to why.
+    """
+
+    results: tuple[Fidelity, ...]
+    skipped: Mapping[str, str]
+
+
+def measure_vision(
+    bundle: Path,
+    images: Path,
+    *,
+    backend: str = "onnx",
+    onnx: Sequence[Path] = (),
+    features: Path | None = None,
+    against: str = "torch",
+    options: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
+    registry: Registry | None = None,
+) -> VisionFidelity:
+    """Compare features picture by picture and component by component.
+
+    The features of a component are its first output. A picture that is run in several pieces
+    (tiles, slices) has their features one behind the other on a new first axis.
+
+    Args:
+        bundle: Whose vision side.
+        images: Folder (with all below it), archive or picture.
+        backend: What is compared, unless `onnx` or `features` is given.
+        onnx: Files, quantised perhaps, that take the place of exported graphs with the same inputs
+            and outputs; the other graphs stay as they are.
+        features: Folder of features from elsewhere, see `dumped_features`. Components without a
+            folder in it are left out.
+        against: Backend that is the reference.
+        options: Options of the two backends; each takes those that it has.
+        progress: Where to report; warned of pictures that fail.
+        registry: The plugins; None finds the installed ones.
+
+    Raises:
+        PictureError: There is no picture, or none can be read.
+        UsageError: `onnx` and `features` are both given, or there is nothing to compare.
+        AxcoreError: Another subclass says what keeps a side from running.
+    """
+    progress, registry, options = progress or Silent(), registry or Registry(), options or {}
+    if onnx and features:
+        raise UsageError(
+            "ONNX files and features were both given", hint="give --onnx or --features, not both"
+        )
+    pictures = pictures_to_judge(images)
+    deployment = Deployment.open(bundle, registry)
+    names = [against] if onnx or features else [backend, against]
+    shares = _shared(names, options, registry)
+    reference = _open(deployment, against, shares[against], registry)
+    side: VisionModel | _Dump
+    if features:
+        keys_of([picture.name for picture in pictures], base_names=True)
+        side = _Dump(features)
+    elif onnx:
+        side = _with_files(deployment, onnx)
+    else:
+        side = _open(deployment, backend, shares[backend], registry)
+    return _compare(_Samples(deployment), pictures, side, reference, progress)
+
+
+def _compare(
+    samples: _Samples,
+    pictures: Sequence[Picture],
+    side: VisionModel | _Dump,
+    reference: VisionModel,
+    progress: Progress,
+) -> VisionFidelity:
+    def work(picture: Picture) -> list[Fidelity]:
+        shown = samples.of(picture)
+        theirs = _features(reference, shown)
+        ours = side.of(picture, theirs) if isinstance(side, _Dump) else _features(side, shown)
+        return [fidelity(picture.name, name, ours[name], theirs[name]) for name in ours]
+
+    results: list[Fidelity] = []
+    skipped: dict[str, str] = {}
+    failure: AxcoreError | None = None
+    for picture, made in tried("compare", pictures, work, progress):
+        if isinstance(made, AxcoreError):
+            skipped[picture.name], failure = one_line(made), made
+        else:
+            results += made
+    if failure and not results:
+        raise failure
+    return VisionFidelity(tuple(worst_first(results)), skipped)
+
+
+@dataclass(frozen=True)
+class _Samples:
+    """Makes of a picture what the vision side is run on, as a prompt does."""
+
+    deployment: Deployment
+
+    def of(self, picture: Picture) -> list[Sample]:
+        messages = Question().messages(picture.load())
+        prompt = self.deployment.hook("prepare_prompt", job=self.deployment.job, messages=messages)
+        return [sample for samples in prompt.pictures.values() for sample in samples]
+
+
+@dataclass(frozen=True)
+class _Dump:
+    """Features that lie in a folder."""
+
+    folder: Path
+
+    def of(self, picture: Picture, components: Mapping[str, Array]) -> Named:
+        there = [name for name in components if (self.folder / name).is_dir()]
+        if not there:
+            raise UsageError(
+                f"{self.folder} has no folder {' or '.join(components)}",
+                hint="save the features of photo.jpg in COMPONENT/photo.jpg.npy",
+            )
+        name = Path(picture.name).name
+        return {part: load_features(dumped_features(self.folder, part, name)) for part in there}
+
+
+def _features(model: VisionModel, samples: Sequence[Sample]) -> Named:
+    made = [model.features(sample) for sample in samples]
+    return {name: np.stack([one[name] for one in made]) for name in made[0]}
+
+
+def _open(
+    deployment: Deployment, name: str, options: Mapping[str, str], registry: Registry
+) -> VisionModel:
+    found = available_backend(name, registry)
+    return found.vision(deployment, settle(f"backend `{name}`", found.options, options))
+
+
+def _shared(
+    names: Sequence[str], options: Mapping[str, str], registry: Registry
+) -> dict[str, dict[str, str]]:
+    """Give each backend the options that it has; what none has goes to the first, to be refused."""
+    has = {name: available_backend(name, registry).options for name in names}
+    orphans = {option for option in options if not any(option in own for own in has.values())}
+    return {
+        name: {
+            option: value
+            for option, value in options.items()
+            if option in has[name] or (option in orphans and name == names[0])
+        }
+        for name in names
+    }
+
+
+# ONNX files in place of graphs -------------------------------------------------------------------
+
+
+def _with_files(deployment: Deployment, files: Sequence[Path]) -> VisionSessions:
+    """Return the exported graphs under ONNX Runtime, `files` in the place of those they fit."""
+    instead = {_place(deployment, path): path for path in files}
+    if len(instead) < len(files):
+        raise UsageError(
+            f"{len(files)} files take the place of only {len(instead)} graphs",
+            hint="give one file for each graph",
+        )
+    return VisionSessions(deployment, load_engine("onnx"), ".onnx", instead)
+
+
+def _place(deployment: Deployment, path: Path) -> str:
+    """Return the stem of the graph that has the inputs and outputs of `path`.
+
+    Where several have them, the file's name must begin with the stem.
+    """
+    session = open_session(load_engine("onnx"), path)
+    sides = session.get_inputs(), session.get_outputs()
+    fitting = [
+        graph.stem
+        for graph in deployment.graphs
+        if all(map(_same, (graph.inputs, graph.outputs), sides))
+    ]
+    if len(fitting) > 1:
+        fitting = [stem for stem in fitting if path.stem.startswith(stem)]
+    if len(fitting) != 1:
+        raise GraphError(
+            f"{path} takes the place of no graph of {deployment.folder}\n"
+            f"  it has: {_listed(sides)}\n"
+            + "\n".join(f"  {g.stem}: {_listed((g.inputs, g.outputs))}" for g in deployment.graphs),
+            hint="inputs and outputs must be those of the graph, and where graphs are alike the"
+            " file's name must begin as the graph's",
+        )
+    return fitting[0]
+
+
+def _same(ports: Sequence[Port], nodes: Sequence[Node]) -> bool:
+    return {(p.name, tuple(p.shape)) for p in ports} == {(n.name, tuple(n.shape)) for n in nodes}
+
+
+def _listed(sides: Sequence[Sequence[Port] | Sequence[Node]]) -> str:
+    texts = [", ".join(f"{port.name} {list(port.shape)}" for port in side) for side in sides]
+    return " → ".join(texts)

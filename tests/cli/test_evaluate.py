@@ -1,0 +1,284 @@
+"""`axcore evaluate`: what the commands print, write and return."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from axcore.evaluate import dumped_features
+
+from ..bundles import Axcore
+from ..evaluate import toy
+from ..evaluate.answering import PICTURES, built, built_free
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture(scope="module")
+def model(own_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle that answers one prompt at a time."""
+    return built(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture(scope="module")
+def free_model(own_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle that answers several prompts at once."""
+    return built_free(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Three pictures, one of them damaged."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name in ("cat.jpg", "coffee.jpg"):
+        shutil.copy(PICTURES / name, folder)
+    (folder / "empty.jpg").touch()
+    return folder
+
+
+def answers(path: Path, **given: str) -> Path:
+    path.write_text(json.dumps({f"{name}.jpg": text for name, text in given.items()}))
+    return path
+
+
+# Captions ----------------------------------------------------------------------------------------
+
+
+def test_captions(axcore: Axcore, model: Path, images: Path, tmp_path: Path) -> None:
+    """Answers are written, the damaged picture is told of, and the exit code says so.
+
+    Oracle: the file, and the same run as JSON.
+    """
+    out = tmp_path / "a.json"
+    arguments = (
+        "evaluate", "captions", model, "--images", images, "-p", "Say", "--max-new-tokens", 4,
+        "--base-names", "-o", out,
+    )  # fmt: skip
+    first = axcore(*arguments)
+    assert (first.code, first.out) == (1, f"{out}: 2 answers, 1 errors\n")
+    assert "warning: left out:" in first.err
+    assert "empty.jpg" in first.err
+    again = axcore(*arguments, "--json")
+    data = json.loads(again.out)
+    assert data["answers"] == json.loads(out.read_text())
+    assert set(data["answers"]) == {"cat.jpg", "coffee.jpg"}
+    assert set(data["errors"]) == {"empty.jpg"}
+    assert "2 of 3 pictures have their answers already" in again.err
+    (images / "empty.jpg").unlink()
+    out.with_name("a.run.json").unlink()
+    assert axcore(*arguments).code == 0
+
+
+def test_options_of_a_backend(axcore: Axcore, model: Path, images: Path, tmp_path: Path) -> None:
+    """What the command does not know goes to the backend, which refuses it. Oracle: the message."""
+    done = axcore(
+        "evaluate", "captions", model, "--images", images, "-o", tmp_path / "a", "--device", "x"
+    )
+    assert done.code == 2
+    assert "backend `onnx` has no option --device" in done.err
+
+
+# The judge ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    """A tiny judge."""
+    folder = tmp_path / "clip"
+    folder.mkdir()
+    torch.save(toy.weights(), folder / "open_clip_pytorch_model.bin")
+    toy.write_merges(folder)
+    return folder
+
+
+def test_clip_score(axcore: Axcore, images: Path, clip: Path, tmp_path: Path) -> None:
+    """Means, the pictures that differ most, and a verdict; two pictures show nothing.
+
+    Oracle: the scores in JSON, whose means and differences are worked out here.
+    """
+    one = answers(tmp_path / "one.json", cat="the cat", coffee="a cup", empty="nothing")
+    two = answers(tmp_path / "two.json", cat="the dog", coffee="a cup", empty="nothing")
+    arguments = ("evaluate", "clip-score", one, two, "--images", images, "--clip", clip)
+    done = axcore(*arguments, "--json")
+    data = json.loads(done.out)
+    assert set(data["skipped"]) == {"empty.jpg"}
+    scores: dict[str, list[float]] = data["scores"]
+    for side, path in enumerate((one, two)):
+        values = [pair[side] for pair in scores.values()]
+        assert data["means"][str(path)] == pytest.approx(sum(values) / 2)
+    assert scores["coffee.jpg"][0] == scores["coffee.jpg"][1]
+    assert data["most_different"][0]["name"] == "cat.jpg"
+    assert data["comparison"]["verdict"] == "no difference shown"
+    text = axcore(*arguments).out
+    assert f"{data['means'][str(one)]:.6f}" in text
+    assert "2 pictures, 1 left out" in text
+    assert "no difference shown (" in text.splitlines()[-1]
+
+
+def test_a_verdict(axcore: Axcore, clip: Path, tmp_path: Path) -> None:
+    """Six pictures that lean one way are enough, whichever file comes first.
+
+    Oracle: the order of the means; the answers are chosen so that every picture leans alike.
+    """
+    names = [path.stem for path in PICTURES.glob("*.jpg")]
+    files = [
+        answers(tmp_path / f"{text}.json", **dict.fromkeys(names, text)) for text in ("cat", "og")
+    ]
+    arguments = ("--images", PICTURES, "--clip", clip)
+    data = json.loads(axcore("evaluate", "clip-score", *files, *arguments, "--json").out)
+    differences = [first - second for first, second in data["scores"].values()]
+    assert len({value > 0 for value in differences}) == 1
+    better = differences[0] > 0
+    text = axcore("evaluate", "clip-score", *files, *arguments).out.splitlines()[-1]
+    assert text.startswith(f"{files[0]} is {'better' if better else 'worse'} than {files[1]} (")
+    text = axcore("evaluate", "clip-score", *files[::-1], *arguments).out.splitlines()[-1]
+    assert text.startswith(f"{files[1]} is {'worse' if better else 'better'} than {files[0]} (")
+
+
+def test_one_file_is_scored_alone(axcore: Axcore, clip: Path, tmp_path: Path) -> None:
+    """There is nothing to compare it with. Oracle: the output's lines."""
+    one = answers(tmp_path / "one.json", cat="the cat")
+    done = axcore("evaluate", "clip-score", one, "--images", PICTURES, "--clip", clip)
+    assert done.out.splitlines()[2:] == ["1 pictures, 0 left out"]
+
+
+def test_files_about_other_pictures(axcore: Axcore, clip: Path, tmp_path: Path) -> None:
+    """Refused before gigabytes are read; --common judges the rest. Oracle: the messages."""
+    one = answers(tmp_path / "one.json", cat="a", coffee="b")
+    two = answers(tmp_path / "two.json", cat="a")
+    arguments = ("--images", PICTURES, "--clip", clip)
+    done = axcore("evaluate", "clip-score", one, two, *arguments)
+    assert done.code == 2
+    assert "has besides: 1 (coffee.jpg)" in done.err
+    done = axcore("evaluate", "clip-score", one, two, *arguments, "--common")
+    assert "1 pictures, 0 left out" in done.out
+
+
+def test_agreement(axcore: Axcore, tmp_path: Path) -> None:
+    """The share, and where answers part, in words. Oracle: the texts."""
+    one = answers(tmp_path / "one.json", a="a red cat", b="same", c="a dog")
+    two = answers(tmp_path / "two.json", a="a red dog", b="same", c="a dog")
+    done = axcore("evaluate", "agreement", one, two)
+    assert done.out.splitlines()[0] == "2 of 3 answers are equal (66.7%)"
+    assert done.out.splitlines()[-1].split() == ["a.jpg", "2", "'", "cat'", "'", "dog'"]
+    data = json.loads(axcore("evaluate", "agreement", one, two, "--json").out)
+    assert (data["equal"], data["count"]) == (2, 3)
+    assert data["divergences"][0]["position"] == 2
+
+
+def test_agreement_in_tokens(axcore: Axcore, model: Path, tmp_path: Path) -> None:
+    """With the model's tokenizer; a long list is cut. Oracle: the number of lines, the count."""
+    texts = {f"p{i}": f"word {i}" for i in range(12)}
+    one = answers(tmp_path / "one.json", **texts)
+    two = answers(tmp_path / "two.json", **dict.fromkeys(texts, "other"))
+    done = axcore("evaluate", "agreement", one, two, "--tokenizer", model)
+    lines = done.out.splitlines()
+    assert lines[0] == "0 of 12 answers are equal (0.0%)"
+    assert (len(lines), lines[-1]) == (13, "and 2 more")
+
+
+# Vision ------------------------------------------------------------------------------------------
+
+
+def test_vision(axcore: Axcore, model: Path, images: Path) -> None:
+    """Equal sides in text and JSON, which has no number for infinity; the damaged one is skipped.
+
+    Oracle: a backend against itself.
+    """
+    arguments = ("evaluate", "vision", model, "--images", images, "--against", "onnx")
+    text = axcore(*arguments)
+    assert text.code == 1
+    assert text.out.splitlines()[0].split() == [
+        "PICTURE", "COMPONENT", "COSINE", "MAX", "ABS", "SNR", "[dB]",
+    ]  # fmt: skip
+    assert text.out.splitlines()[1].split()[1:] == ["vision", "1.000000", "0", "inf"]
+    data = json.loads(axcore(*arguments, "--json").out)
+    assert [one["snr_db"] for one in data["results"]] == ["inf", "inf"]
+    assert list(data["skipped"]) == [str(images / "empty.jpg")]
+    (images / "empty.jpg").unlink()
+    assert axcore(*arguments).code == 0
+
+
+def test_vision_of_one_thing_at_a_time(axcore: Axcore, model: Path, tmp_path: Path) -> None:
+    """A backend and files at once are refused. Oracle: the message."""
+    done = axcore(
+        "evaluate", "vision", model, "--images", PICTURES, "--backend", "onnx",
+        "--features", dumped_features(tmp_path, "vision", "a").parent,
+    )  # fmt: skip
+    assert done.code == 2
+    assert "give one of --backend, --onnx and --features" in done.err
+
+
+# Throughput --------------------------------------------------------------------------------------
+
+
+def test_throughput(axcore: Axcore, free_model: Path, tmp_path: Path) -> None:
+    """Table on the terminal and as CSV, JSON and plot beside it. Oracle: each other."""
+    out = tmp_path / "t.csv"
+    done = axcore(
+        "evaluate", "throughput", free_model, "--image", PICTURES / "cat.jpg", "-p", "a",
+        "--batch-sizes", "1-2,4", "--output-len", 3, "-o", out,
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    lines = out.read_text().splitlines()
+    assert [line.split()[0] for line in done.out.splitlines()] == ["batch", "1", "2", "4"]
+    assert [line.split(",")[0] for line in lines] == ["batch", "1", "2", "4"]
+    assert done.out.splitlines()[3].split() == lines[3].split(",")
+    assert len(json.loads(out.with_suffix(".json").read_text())["measurements"]) == 3
+    assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_throughput_without_matplotlib(
+    axcore: Axcore, free_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error says what to install, and the table is there; --no-plot needs nothing.
+
+    Oracle: the files.
+    """
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    arguments = (
+        "evaluate", "throughput", free_model, "-p", "a", "--batch-sizes", 1, "--output-len", 2,
+    )  # fmt: skip
+    done = axcore(*arguments, "-o", tmp_path / "a.csv")
+    assert done.code == 1
+    assert "a plot needs matplotlib" in done.err
+    assert (tmp_path / "a.csv").exists()
+    done = axcore(*arguments, "-o", tmp_path / "b.csv", "--no-plot", "--mindie-columns")
+    assert (done.code, done.err.count("error")) == (0, 0)
+    assert "fisrt_token_time(ms)" in (tmp_path / "b.csv").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--batch-sizes", "1-"], "--batch-sizes 1- is no list of numbers"),
+        (["--input-lens", "a"], "--input-lens a is no list of numbers"),
+        (["--batch-sizes", "3-1"], "batch sizes [], input lengths []"),
+        (["--plot", "t.txt"], "a plot cannot be written as t.txt"),
+        (["--batch-sizes", "1-10"], "a batch of 10 was asked for; backend `onnx` runs 1"),
+        (["--batch-sizes", "1", "--backend", "npu"], "no backend `npu`"),
+    ],
+)
+def test_throughput_refuses(
+    axcore: Axcore, model: Path, tmp_path: Path, arguments: list[Any], message: str
+) -> None:
+    """Wrong numbers, and batches that static shapes do not run. Oracle: messages, no file."""
+    done = axcore("evaluate", "throughput", model, "-p", "a", "-o", tmp_path / "t.csv", *arguments)
+    assert done.code == 2
+    assert message in done.err
+    assert not (tmp_path / "t.csv").exists()
+
+
+def test_a_static_build_names_what_would_run_batches(
+    axcore: Axcore, model: Path, tmp_path: Path
+) -> None:
+    """The remedy is a command. Oracle: the hint."""
+    done = axcore("evaluate", "throughput", model, "-o", tmp_path / "t.csv")
+    assert f"axcore build {model} --toolchain onnx --free-batch" in done.err

@@ -1,0 +1,27 @@
+"""The shared bundles."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ..bundles import axcore_command, own_cache
+from . import answering
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["axcore_command", "own_cache"]
+
+
+@pytest.fixture(scope="session")
+def model(own_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle that answers one prompt at a time."""
+    return answering.built(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture(scope="session")
+def free_model(own_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle that answers several prompts at once."""
+    return answering.built_free(tmp_path_factory.getbasetemp())

@@ -1,0 +1,190 @@
+"""Answers about a folder of pictures. The oracle is a model opened anew for every picture."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from PIL import Image
+
+from axcore import BudgetError, Registry, UsageError
+from axcore.evaluate import Captions, PredictionFile, Question, write_captions
+from axcore.evaluate.pictures import pictures_to_judge
+from axcore.runtime.runner import Answer, Runner
+from axcore.runtime.sampling import Sampling
+
+from ..bundles import Recorder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+from .answering import PICTURES
+
+CAPTIONS = Captions(Question("Say."), Sampling(), 6)
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Four pictures to change."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name in ("astronaut", "cat", "coffee", "rocket"):
+        shutil.copy(PICTURES / f"{name}.jpg", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(model: Path) -> dict[str, str]:
+    """Answers of a model that has been asked nothing before."""
+    return dict(_expected(model))
+
+
+def _expected(model: Path) -> Iterator[tuple[str, str]]:
+    registry = Registry()
+    for name in ("astronaut", "cat", "coffee", "rocket"):
+        runner = Runner.open(model, registry)
+        picture = {"type": "image", "image": PICTURES / f"{name}.jpg"}
+        content = [picture, {"type": "text", "text": "Say."}]
+        prompt = runner.prepare([{"role": "user", "content": content}])
+        yield f"{name}.jpg", "".join(runner.answer(prompt, CAPTIONS.sampling, 6))
+
+
+class Interrupting(Recorder):
+    """A progress that is interrupted, as by Ctrl-C, after some pictures."""
+
+    def __init__(self, after: int) -> None:
+        super().__init__()
+        self.left = after
+
+    def advance(self, amount: float = 1) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+
+
+def write(model: Path, images: Path, out: Path, **changes: Any) -> PredictionFile:
+    return write_captions(model, images, out, **{"captions": CAPTIONS, **changes})
+
+
+def test_answers_do_not_depend_on_those_before(
+    model: Path, images: Path, expected: dict[str, str], tmp_path: Path
+) -> None:
+    """One model for all pictures says what a new one says of each; the file has it all.
+
+    Oracle: `expected`, whose answers differ.
+    """
+    assert len(set(expected.values())) > 1
+    out = tmp_path / "a.json"
+    file = write(model, images, out, base_names=True)
+    assert file.answers == expected
+    assert json.loads(out.read_text()) == expected
+    paths = write(model, images, tmp_path / "b.json").answers
+    assert paths == {str(images / name): text for name, text in expected.items()}
+
+
+def test_nothing_of_a_picture_before_is_used(model: Path, images: Path) -> None:
+    """Equal beginnings are read anew, so that a resumed run rounds as an uninterrupted one.
+
+    Oracle: the tokens kept where nothing is forgotten.
+    """
+    runner, (picture, *_) = Runner.open(model, Registry()), pictures_to_judge(images)
+    CAPTIONS.ask(runner, picture)
+    prompt, answer = runner.prepare(CAPTIONS.question.messages(picture.load())), Answer()
+    next(runner.answer(prompt, answer=answer))
+    assert answer.reused_tokens == len(prompt.input_ids) - 1
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, "answer", partial(runner.answer, answer=answer))
+        CAPTIONS.ask(runner, picture)
+    assert answer.reused_tokens == 0
+
+
+def test_an_interrupted_run_goes_on_where_it_was(
+    model: Path, images: Path, expected: dict[str, str], tmp_path: Path
+) -> None:
+    """After two of four pictures the file holds two, and the next run asks about two.
+
+    Oracle: `expected`, and a third run that finds nothing to do and loads no model.
+    """
+    out = tmp_path / "a.json"
+    with pytest.raises(KeyboardInterrupt):
+        write(model, images, out, base_names=True, progress=Interrupting(after=2))
+    names = sorted(expected)
+    assert json.loads(out.read_text()) == {name: expected[name] for name in names[:2]}
+    progress = Recorder()
+    assert write(model, images, out, base_names=True, progress=progress).answers == expected
+    assert progress.said == ["2 of 4 pictures have their answers already"]
+    lost = Path(shutil.copytree(model, tmp_path / "bundle"))
+    for path in lost.glob("*_together.onnx"):
+        path.unlink()
+    before = out.stat().st_mtime_ns
+    assert write(lost, images, out, base_names=True).answers == expected
+    assert out.stat().st_mtime_ns == before
+
+
+def test_a_bad_picture_costs_no_other(
+    model: Path, images: Path, expected: dict[str, str], tmp_path: Path
+) -> None:
+    """An empty and a torn file are noted with the reason, and asked again once mended.
+
+    Oracle: `expected` for the rest, and then for all.
+    """
+    whole = (images / "cat.jpg").read_bytes()
+    (images / "cat.jpg").write_bytes(whole[:2000])
+    (images / "coffee.jpg").write_bytes(b"")
+    out = tmp_path / "a.json"
+    file = write(model, images, out, base_names=True)
+    good = {name: text for name, text in expected.items() if name[0] != "c"}
+    assert file.answers == good
+    assert set(file.errors) == {"cat.jpg", "coffee.jpg"}
+    assert "cannot be read as a picture" in file.errors["coffee.jpg"]
+    assert json.loads((tmp_path / "a.run.json").read_text())["errors"] == file.errors
+    (images / "cat.jpg").write_bytes(whole)
+    shutil.copy(PICTURES / "coffee.jpg", images)
+    file = write(model, images, out, base_names=True)
+    assert (file.answers, file.errors) == (expected, {})
+
+
+def test_a_sample_can_grow(model: Path, images: Path, tmp_path: Path) -> None:
+    """Two of four, then all: the two are kept. Oracle: the answers of one run over all."""
+    out = tmp_path / "a.json"
+    two = dict(write(model, images, out, sample=2).answers)
+    assert len(two) == 2
+    progress = Recorder()
+    four = write(model, images, out, progress=progress).answers
+    assert progress.said == ["2 of 4 pictures have their answers already"]
+    assert two.items() <= four.items()
+    assert len(four) == 4
+
+
+@pytest.mark.parametrize("change", ["prompt", "base names", "bundle"])
+def test_answers_of_other_settings_are_not_mixed(
+    model: Path, images: Path, tmp_path: Path, change: str
+) -> None:
+    """Another question, other names or another conversion need another file. Oracle: the file."""
+    out = tmp_path / "a.json"
+    write(model, images, out, sample=1)
+    before = out.read_bytes()
+    changes: dict[str, Any] = {}
+    if change == "prompt":
+        changes["captions"] = Captions(Question("Why?"), CAPTIONS.sampling, 6)
+    elif change == "base names":
+        changes["base_names"] = True
+    else:
+        model = Path(shutil.copytree(model, tmp_path / "bundle"))
+        (model / "axcore.json").write_text((model / "axcore.json").read_text() + "\n")
+    with pytest.raises(UsageError, match="given under other settings"):
+        write(model, images, out, **changes)
+    assert out.read_bytes() == before
+
+
+def test_where_every_picture_fails(model: Path, tmp_path: Path) -> None:
+    """A question that is too long fails the run and writes no file. Oracle: the message."""
+    Image.new("RGB", (80, 60), "red").save(tmp_path / "a.png")
+    captions = Captions(Question("word " * 200))
+    with pytest.raises(BudgetError, match="this build reads 96"):
+        write_captions(model, tmp_path, tmp_path / "a.json", captions)
+    assert not (tmp_path / "a.json").exists()

@@ -1,0 +1,93 @@
+"""Which pictures are asked about, and what happens where one fails."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from axcore import PictureError
+from axcore.calibration import Picture
+from axcore.evaluate import Question
+from axcore.evaluate.pictures import drawn, pictures_to_judge, tried
+
+from ..bundles import Recorder
+from .answering import PICTURES
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_what_is_named_as_a_picture_is_not_passed_over(tmp_path: Path) -> None:
+    """An empty file among good ones is found, as is a picture without suffix; a note is not.
+
+    Oracle: the list of files.
+    """
+    (tmp_path / "deep").mkdir()
+    shutil.copy(PICTURES / "cat.jpg", tmp_path / "deep" / "cat")
+    shutil.copy(PICTURES / "cat.jpg", tmp_path / "b.jpg")
+    (tmp_path / "a.JPG").touch()
+    (tmp_path / "note.txt").write_text("no picture")
+    names = [picture.name for picture in pictures_to_judge(tmp_path)]
+    assert names == [str(tmp_path / name) for name in ("a.JPG", "b.jpg", "deep/cat")]
+
+
+def test_a_folder_without_any_picture(tmp_path: Path) -> None:
+    """Refused, also where names promise some. Oracle: the message."""
+    (tmp_path / "a.jpg").write_text("no picture")
+    with pytest.raises(PictureError, match="holds no JPEG, PNG or WebP picture"):
+        pictures_to_judge(tmp_path)
+
+
+@given(st.integers(0, 30), st.none() | st.integers(1, 40), st.integers(0, 5))
+def test_a_draw_repeats_and_keeps_the_order(total: int, count: int | None, seed: int) -> None:
+    """As many as asked for, none twice, in order, the same each time. Oracle: the definition."""
+    pictures = [Picture(f"{i:02}.jpg", bytes) for i in range(total)]
+    names = [picture.name for picture in drawn(pictures, count, seed)]
+    assert len(names) == (total if count is None else min(count, total))
+    assert names == sorted(set(names))
+    assert set(names) <= {picture.name for picture in pictures}
+    assert names == [picture.name for picture in drawn(pictures, count, seed)]
+
+
+def test_another_seed_draws_others() -> None:
+    """Oracle: ten draws of 3 of 30 that are not all equal."""
+    pictures = [Picture(str(i), bytes) for i in range(30)]
+    draws = {tuple(p.name for p in drawn(pictures, 3, seed)) for seed in range(10)}
+    assert len(draws) > 1
+
+
+def test_errors_stay_with_their_picture() -> None:
+    """What a picture or an engine raises is handed on; a bug of ours keeps its traceback.
+
+    Oracle: what the work returned or raised.
+    """
+    pictures = [Picture(name, bytes) for name in ("good", "bad", "engine", "better")]
+
+    def work(picture: Picture) -> str:
+        if picture.name == "bad":
+            raise PictureError("`bad` is torn\n  at byte 3")
+        if picture.name == "engine":
+            raise RuntimeError("no memory")
+        return picture.name.upper()
+
+    progress = Recorder()
+    made = {picture.name: one for picture, one in tried("try", pictures, work, progress)}
+    assert (made["good"], made["better"]) == ("GOOD", "BETTER")
+    assert isinstance(made["bad"], PictureError)
+    assert "no memory" in str(made["engine"])
+    assert progress.warned[0] == "left out: `bad` is torn; at byte 3"
+    with pytest.raises(ZeroDivisionError):
+        list(tried("try", pictures, lambda _: 1 // 0, progress))
+
+
+def test_messages() -> None:
+    """The picture stands before the words, the system message before both. Oracle: the form."""
+    text = {"type": "text", "text": "What?"}
+    assert Question("What?").messages(None) == [{"role": "user", "content": [text]}]
+    asked = Question("What?", "Be brief.").messages(Picture("", bytes))  # type: ignore[arg-type]
+    assert [message["role"] for message in asked] == ["system", "user"]
+    assert [part["type"] for part in asked[1]["content"]] == ["image", "text"]

@@ -1,0 +1,197 @@
+"""Features against a reference. The oracles are arithmetic on the graph's own output."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import sys
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+
+from axcore import AxcoreError, Choice, GraphError, PictureError, Registry, UsageError, hookimpl
+from axcore.evaluate import dumped_features, measure_vision
+from axcore.evaluate.pictures import Question, pictures_to_judge
+from axcore.runtime.backends import EngineBackend
+
+from .answering import PICTURES, STEM
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from axcore import Sample
+    from axcore.runtime.deployment import Deployment
+
+SHIFT = 0.25  # added to every feature by the shifted backend
+
+
+class Shifted(EngineBackend):
+    """The engine of a PC, with features that are off by an option."""
+
+    def __init__(self) -> None:
+        super().__init__("onnx", ".onnx")
+        self.name = "shifted"
+        self.options = {"shift": Choice((str(SHIFT), "0.5"), "what is added")}
+
+    def availability(self) -> Any:
+        return EngineBackend("onnx", ".onnx").availability()
+
+    def vision(self, deployment: Deployment, options: Mapping[str, str]) -> Any:
+        vision = EngineBackend("onnx", ".onnx").vision(deployment, {})
+        return _Off(vision, float(options["shift"]))
+
+
+class _Off:
+    def __init__(self, model: Any, shift: float) -> None:
+        self.model, self.shift = model, shift
+
+    def features(self, sample: Sample) -> dict[str, Any]:
+        return {name: array + self.shift for name, array in self.model.features(sample).items()}
+
+
+@pytest.fixture
+def registry(monkeypatch: pytest.MonkeyPatch) -> Registry:
+    """The installed families, and a plugin with the shifted backend."""
+    module = ModuleType("axcore_plugins_shifted")
+    module.backends = hookimpl(lambda: [Shifted()], specname="backends")  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    family = EntryPoint("qwen25vl", "axcore_plugins_qwen25vl", "axcore")
+    return Registry([family, EntryPoint("shifted", module.__name__, "axcore")])
+
+
+@pytest.fixture(scope="module")
+def features(model: Path) -> dict[str, Any]:
+    """Features of every embedded picture, by base name: float32 ``[1, tokens, width]``."""
+    from axcore.runtime.deployment import Deployment
+
+    deployment = Deployment.open(model, Registry())
+    vision = EngineBackend("onnx", ".onnx").vision(deployment, {})
+    found = {}
+    for picture in pictures_to_judge(PICTURES):
+        messages = Question().messages(picture.load())
+        prompt = deployment.hook("prepare_prompt", job=deployment.job, messages=messages)
+        (sample,) = prompt.pictures["vision"]
+        found[Path(picture.name).name] = vision.features(sample)["vision"]
+    return found
+
+
+class _Noise(CalibrationDataReader):  # type: ignore[misc]
+    """One sample of noise, to calibrate with."""
+
+    def __init__(self) -> None:
+        noise = np.random.default_rng(0).standard_normal((1, 3, 48, 392), np.float32)
+        self._samples = iter([{"hidden_states": noise}])
+
+    def get_next(self) -> dict[str, Any] | None:
+        return next(self._samples, None)
+
+
+def test_a_backend_against_another(
+    model: Path, registry: Registry, features: dict[str, Any]
+) -> None:
+    """Every picture and component, the worst first. Oracle: signal and shift, by hand."""
+    found = measure_vision(model, PICTURES, backend="shifted", against="onnx", registry=registry)
+    assert {Path(one.picture).name for one in found.results} == set(features)
+    for one in found.results:
+        signal = features[Path(one.picture).name].astype(np.float64)
+        expected = 10 * math.log10(float((signal**2).mean()) / SHIFT**2)
+        assert one.component == "vision"
+        assert one.max_abs == pytest.approx(SHIFT, rel=1e-3)
+        assert one.snr_db == pytest.approx(expected, abs=1e-3)
+    ratios = [one.snr_db for one in found.results]
+    assert ratios == sorted(ratios)
+    assert found.skipped == {}
+
+
+def test_the_checkpoint_in_torch_is_the_reference(model: Path) -> None:
+    """The exported graph computes what the modules do, to float32's precision.
+
+    Oracle: PyTorch, with the weights that the bundle was made from.
+    """
+    found = measure_vision(model, PICTURES)
+    assert found.skipped == {}
+    assert all(one.cosine > 0.999999 and one.snr_db > 80 for one in found.results)
+
+
+def test_options_go_to_the_backend_that_has_them(model: Path, registry: Registry) -> None:
+    """Of either side; one that neither has is refused. Oracle: the shift that shows."""
+    options = {"shift": "0.5"}
+    for sides in ({"backend": "shifted", "against": "onnx"}, {"against": "shifted"}):
+        found = measure_vision(
+            model, PICTURES / "cat.jpg", options=options, registry=registry, **sides
+        )
+        assert found.results[0].max_abs == pytest.approx(0.5, rel=1e-3)
+    with pytest.raises(UsageError, match="has no option --shfit"):
+        measure_vision(model, PICTURES, against="onnx", options={"shfit": "1"}, registry=registry)
+
+
+def test_a_quantised_file(model: Path, registry: Registry, tmp_path: Path) -> None:
+    """In place of the graph with its ports: a copy is equal, one in 8 bits is near.
+
+    Oracle: equality, and that 8 bits are no more than 8 bits: at most 50 dB.
+    """
+    exact = tmp_path / "copy.onnx"
+    shutil.copy(model / f"{STEM}.onnx", exact)
+    shutil.copy(model / f"{STEM}.onnx.data", tmp_path)
+    quantised = tmp_path / "quantised.onnx"
+    quantize_static(
+        exact, quantised, _Noise(), weight_type=QuantType.QInt8,
+        activation_type=QuantType.QUInt16, op_types_to_quantize=["MatMul", "Gemm"],
+    )  # fmt: skip
+    found = {
+        path: measure_vision(
+            model, PICTURES / "cat.jpg", onnx=[path], against="onnx", registry=registry
+        ).results[0]
+        for path in (exact, quantised)
+    }
+    assert found[exact].snr_db == math.inf
+    assert 10 < found[quantised].snr_db < 50
+    assert 0.9 < found[quantised].cosine < 1
+
+
+def test_a_file_of_another_graph(model: Path, registry: Registry) -> None:
+    """Its ports are named beside those of the graphs. Oracle: the message."""
+    (head,) = model.glob("*_post.onnx")
+    with pytest.raises(GraphError, match="takes the place of no graph") as raised:
+        measure_vision(model, PICTURES, onnx=[head], against="onnx", registry=registry)
+    assert "hidden_states" in raised.value.message
+
+
+def test_features_from_elsewhere(
+    model: Path, registry: Registry, features: dict[str, Any], tmp_path: Path
+) -> None:
+    """Dumps are matched by base name; a missing one leaves its picture out.
+
+    Oracle: what was dumped: the reference, halved for one picture.
+    """
+    for name, array in features.items():
+        path = dumped_features(tmp_path, "vision", name)
+        path.parent.mkdir(exist_ok=True)
+        np.save(path, array / 2 if name == "cat.jpg" else array)
+    (tmp_path / "vision" / "rocket.jpg.npy").unlink()
+    found = measure_vision(model, PICTURES, features=tmp_path, against="onnx", registry=registry)
+    assert Path(found.results[0].picture).name == "cat.jpg"
+    assert found.results[0].cosine == pytest.approx(1)
+    assert found.results[0].snr_db == pytest.approx(20 * math.log10(2))
+    assert all(one.snr_db == math.inf for one in found.results[1:])
+    assert [Path(name).name for name in found.skipped] == ["rocket.jpg"]
+    assert len(found.results) == len(features) - 1
+
+
+def test_nothing_to_compare(model: Path, registry: Registry, tmp_path: Path) -> None:
+    """No dump at all, two ways at once, no such backend, no picture. Oracle: the messages."""
+    for arguments, error, message in (
+        ({"features": tmp_path}, UsageError, "has no folder vision"),
+        ({"features": tmp_path, "onnx": [tmp_path]}, UsageError, "both given"),
+        ({"backend": "nothing"}, UsageError, "no backend `nothing`"),
+        ({"images": tmp_path}, PictureError, "holds no JPEG"),
+    ):
+        given: dict[str, Any] = {"images": PICTURES, "against": "onnx", **arguments}
+        expected: type[AxcoreError] = error
+        with pytest.raises(expected, match=message):
+            measure_vision(model, registry=registry, **given)
