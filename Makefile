@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-FAMILIES := $(patsubst %/pyproject.toml,%,$(wildcard axcore_plugins_*/pyproject.toml))
-PROJECTS := pyproject.toml $(FAMILIES:%=%/pyproject.toml)
+PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard axcore_plugins_*/pyproject.toml plugins/*/pyproject.toml))
+PROJECTS := pyproject.toml $(PLUGINS:%=%/pyproject.toml)
 
 .PHONY: demo test lint bench gptq-env clean
 
@@ -37,11 +37,11 @@ $(INSTALLED): $(PROJECTS) constraints.txt
 		{ echo 'Python 3.10 or later is needed: make PYTHON=python3.12 …' >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		--constraint constraints.txt --editable '.[dev]' $(FAMILIES:%=--editable ./%)
+		--constraint constraints.txt --editable '.[dev]' $(PLUGINS:%=--editable ./%)
 	@touch $@
 
 # Fabricated checkpoints stay: they lie in the user's cache, and take a while to make.
 clean:
-	rm -rf $(VENV) demo-bundle benchmarks/results.md build dist *.egg-info */*.egg-info
+	rm -rf $(VENV) demo-bundle benchmarks/results.md build dist *.egg-info */*.egg-info plugins/*/*.egg-info
 	rm -rf .hypothesis .*_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

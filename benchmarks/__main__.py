@@ -20,7 +20,8 @@ from pathlib import Path
 
 from platformdirs import user_cache_path
 
-from .rows import CASES, PARTS, Bench, Row
+from .bench import CASES, Bench, Row
+from .rows import PARTS
 
 HERE = Path(__file__).parent
 PICTURES = HERE.parent / "axcore" / "data" / "pictures"

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,3 +89,18 @@ def bare_interpreter_bytes() -> int:
     found = re.search(r"VmHWM:\s+(\d+) kB", status)
     assert found is not None
     return int(found[1]) * 1024
+
+
+def middle(runs: Sequence[Run]) -> Run:
+    """Return the run of median time."""
+    return sorted(runs, key=lambda run: run.seconds)[len(runs) // 2]
+
+
+def both(run: Run) -> str:
+    """Return time and memory as text."""
+    return f"{run.seconds:.1f} s, {run.peak_bytes / 1e9:.2f} GB"
+
+
+def outcome(run: Run) -> str:
+    """Return time and memory, or how it failed."""
+    return run.failure or both(run)

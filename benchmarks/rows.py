@@ -1,4 +1,4 @@
-"""What is measured: one function for each part of the table."""
+"""The parts of the table: one function each. Here are those about converting a model."""
 
 from __future__ import annotations
 
@@ -7,121 +7,17 @@ import re
 import shutil
 import statistics
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
-from .measure import Run, axcore, bare_interpreter_bytes, run, script
+from .answers import answer_rows
+from .bench import REPEATS, Bench, Row
+from .judging import caption_rows, clip_rows
+from .measure import Run, axcore, bare_interpreter_bytes, both, middle, outcome, run, script
 
 ORDINARY_GB = 20  # memory that the ordinary way may take at the published size
-REPEATS = 3
 PAIRS = 5
 STARTS = 10
-
-
-@dataclass(frozen=True)
-class Case:
-    """A model to be measured.
-
-    Attributes:
-        model: Its id.
-        tower: Prefixes of the vision side's tensors on disk.
-        most_gb: Memory that an export may take.
-        depths: Depth of the tower to the changes of the config that make it so deep, and the
-            language model small.
-        ordinary: The script of this folder that exports its tower in the ordinary way.
-        slack_s: Seconds that an export may take beyond the floor.
-        folding: Options that make `convert` write the language model anew.
-    """
-
-    model: str
-    tower: tuple[str, ...]
-    most_gb: float
-    depths: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
-    ordinary: str | None = None
-    slack_s: float | None = None
-    folding: tuple[str, ...] = ()
-
-
-CASES = [
-    Case(
-        model="qwen2.5-vl-3b",
-        ordinary="ordinary_qwen25vl",
-        tower=("visual.",),
-        most_gb=0.9,
-        depths={
-            depth: {"vision_config": {"depth": depth}, "num_hidden_layers": 1, "vocab_size": 512}
-            for depth in (8, 16, 32)
-        },
-    ),
-    Case(
-        model="minicpm-v-4",
-        tower=("vpm.", "resampler."),
-        most_gb=1.0,
-        slack_s=15,
-        depths={
-            depth: {
-                "vision_config": {"num_hidden_layers": depth},
-                "num_hidden_layers": 1,
-                "vocab_size": 512,
-            }
-            for depth in (9, 27)
-        },
-    ),
-    Case(
-        model="minicpm-v-2", tower=("vpm.", "resampler."), most_gb=1.0, folding=("--fold-scales",)
-    ),
-    Case(model="internvl3.5-1b", tower=("vision_model.", "mlp1."), most_gb=0.9, slack_s=12),
-]
-
-
-@dataclass(frozen=True)
-class Row:
-    """A line of the table; `met` is None where there is no target."""
-
-    what: str
-    measured: str
-    target: str = ""
-    met: bool | None = None
-
-
-@dataclass
-class Bench:
-    """One case under measurement.
-
-    Attributes:
-        case: The model.
-        size: "full" or, to try the benchmarks themselves, "tiny".
-        work: Where outputs go; everything is removed once it is measured.
-        pictures: A folder of photographs.
-        ordinary: Whether to run the ordinary way too.
-    """
-
-    case: Case
-    size: str
-    work: Path
-    pictures: Path
-    ordinary: bool
-
-    @cached_property
-    def checkpoint(self) -> str:
-        """The fabricated checkpoint, made by the first run and kept for later ones."""
-        return str(script("fabricate", self.case.model, "--size", self.size).json)
-
-    @contextmanager
-    def folder(self) -> Iterator[Path]:
-        """A folder below `work` that is gone afterwards."""
-        with tempfile.TemporaryDirectory(dir=self.work) as folder:
-            yield Path(folder)
-
-    def export(self, *arguments: object) -> Run:
-        """Export the tower into a folder that is gone afterwards."""
-        with self.folder() as folder:
-            return script("export", *(arguments or (self.checkpoint,)), folder)
 
 
 def export_rows(bench: Bench) -> Iterator[Row]:
@@ -151,6 +47,19 @@ def export_rows(bench: Bench) -> Iterator[Row]:
         yield from ordinary_rows(bench, export)
 
 
+def native_rows(bench: Bench) -> Iterator[Row]:
+    """The vision export from the layout that newer transformers write."""
+    if not bench.case.native:
+        return
+    with bench.folder() as folder:
+        options = ("--size", bench.size, "--native", bench.case.native, "--folder", folder / "in")
+        made = script("fabricate", bench.case.model, *options).json
+        export = middle([bench.export(made) for _ in range(REPEATS)])
+    most = bench.case.most_gb
+    yield Row("vision export from the layout of newer transformers", both(export),
+              f"≤ {most} GB", export.peak_bytes <= most * 1e9)  # fmt: skip
+
+
 def ordinary_rows(bench: Bench, export: Run) -> Iterator[Row]:
     """transformers, torch.onnx.export and onnxslim, each measured by itself, against `export`."""
     if (available := available_bytes()) < ORDINARY_GB * 1e9 and bench.size == "full":
@@ -178,9 +87,7 @@ def convert_rows(bench: Bench) -> Iterator[Row]:
     bench.checkpoint  # noqa: B018  (as above)
     with bench.folder() as folder:
         out = folder / "bundle"
-        weights = ("--weights", f"random-{bench.size}", "--images", bench.pictures, "-o", out)
-        command = ("convert", bench.case.model, *weights, "--no-verify")
-        first, again = axcore(*command), axcore(*command)
+        first, again = bench.convert(out), bench.convert(out)
         yield Row("whole `convert --no-verify`", both(first), "≤ 1.2 GB", first.peak_bytes <= 1.2e9)
         yield Row("the same `convert` again", both(again), "≤ 3 s", again.seconds <= 3)
         verify = axcore("verify", out, "--json")
@@ -284,28 +191,17 @@ def startup_rows(_: Bench) -> Iterator[Row]:
 
 PARTS: Mapping[str, Callable[[Bench], Iterator[Row]]] = {
     "export": export_rows,
+    "native": native_rows,
     "convert": convert_rows,
     "growth": growth_rows,
     "runtime": runtime_rows,
     "embedding": embedding_rows,
     "folding": folding_rows,
+    "answers": answer_rows,
+    "clip": clip_rows,
+    "captions": caption_rows,
     "startup": startup_rows,
 }
-
-
-def middle(runs: Sequence[Run]) -> Run:
-    """Return the run of median time."""
-    return sorted(runs, key=lambda run: run.seconds)[len(runs) // 2]
-
-
-def both(run: Run) -> str:
-    """Return time and memory as text."""
-    return f"{run.seconds:.1f} s, {run.peak_bytes / 1e9:.2f} GB"
-
-
-def outcome(run: Run) -> str:
-    """Return time and memory, or how it failed."""
-    return run.failure or both(run)
 
 
 def available_bytes() -> int:

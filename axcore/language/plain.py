@@ -79,7 +79,7 @@ def folded_scale(name: str, config: Mapping[str, Any]) -> float:
     A config may scale what attention and MLP add to the state, and the state before the head.
     Rows of the embedding come scaled.
 
-    Source: MiniCPM-2B, ``MiniCPMForCausalLM``.
+    Source: the published code of the models whose configs have ``dim_model_base``.
     """
     if name == HEAD and config.get("dim_model_base"):
         return float(config["dim_model_base"] / config["hidden_size"])
