@@ -4,7 +4,10 @@ What is listed in ``__all__`` is the public interface. Importing it loads neithe
 transformers; those wait until a conversion needs them.
 """
 
-from .api import build, convert, lint, list_models, plan, quantize, verify
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from .api import build, convert, lint, list_models, load, package, plan, quantize, verify
 from .bundle import Bundle
 from .calibration.pictures import read_picture
 from .errors import (
@@ -29,6 +32,7 @@ from .plugins import Registry
 from .progress import Progress, Silent
 from .types import (
     Availability,
+    Backend,
     BuildRequest,
     Calibration,
     Choice,
@@ -51,11 +55,26 @@ from .types import (
     Weight,
 )
 
+if TYPE_CHECKING:
+    from .runtime.runner import Answer, Runner
+    from .runtime.sampling import Sampling
+else:
+    _LATER = {"Answer": "runner", "Runner": "runner", "Sampling": "sampling"}
+
+    def __getattr__(name: str) -> Any:
+        """Import what needs numpy when it is first asked for."""
+        if name not in _LATER:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(f"{__name__}.runtime.{_LATER[name]}"), name)
+
+
 __version__ = "0.1.0"
 
 __all__ = [
+    "Answer",
     "Availability",
     "AxcoreError",
+    "Backend",
     "BudgetError",
     "BuildRequest",
     "Bundle",
@@ -83,7 +102,9 @@ __all__ = [
     "Prompt",
     "Registry",
     "Rows",
+    "Runner",
     "Sample",
+    "Sampling",
     "Shape",
     "Silent",
     "Stage",
@@ -101,8 +122,10 @@ __all__ = [
     "hookimpl",
     "lint",
     "list_models",
+    "load",
     "load_tokenizer",
     "message_parts",
+    "package",
     "plan",
     "quantize",
     "read_picture",

@@ -101,6 +101,9 @@ _LANGUAGE: Mapping[str, Mapping[str, Any]] = {
     },
 }
 
+# axllm's tokenizer of a language model; its pictures are treated alike.
+_TOKENIZER_TYPES = {"qwen2": "InternVL3", "qwen3": "InternVL3_5"}
+
 _PROCESSOR: Mapping[str, Any] = {
     "crop_size": 448,
     "do_center_crop": True,
@@ -160,6 +163,10 @@ def _card(name: str, repo: str, tiny: int, licence: str, parameters: int) -> Mod
         choices={"tiles": TILES},
         files={"preprocessor_config.json": _PROCESSOR},
         tokens=tokens,
+        axllm={
+            "tokenizer_type": _TOKENIZER_TYPES[_LANGUAGE[name]["model_type"]],
+            "vlm_type": "InternVL3",
+        },
     )
 
 

@@ -199,6 +199,11 @@ def cards() -> list[ModelCard]:
             choices={"downsample": DOWNSAMPLE, "fit": preprocess.FIT},
             files=_FILES,
             tokens=tokens,
+            axllm={
+                "tokenizer_type": "MiniCPMV46VL",
+                "vlm_type": "MiniCPMV46VL",
+                "full_attention_interval": _TEXT["full_attention_interval"],
+            },
         )
     ]
 

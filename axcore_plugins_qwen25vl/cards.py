@@ -124,6 +124,14 @@ _TEXT_MODEL: Mapping[str, Any] = {
     "rope_scaling": None,
 }
 
+# axllm has this tokenizer under the later model's name alone.
+_AXLLM: Mapping[str, Any] = {
+    "tokenizer_type": "Qwen3VL",
+    "vlm_type": "Qwen2_5VL",
+    "system_prompt": "You are a helpful assistant.",
+    "vision_tokens_per_second": _VISION["tokens_per_second"],
+}
+
 _PREFIXES: Mapping[str, tuple[str, ...]] = {
     "visual.": ("visual.", "model.visual."),
     "model.": ("model.", "model.language_model."),
@@ -181,6 +189,7 @@ def _card(size: str, licence: str, parameters: int, config: Mapping[str, Any]) -
         files=_FILES,
         text_model=_TEXT_MODEL,
         tokens=tokens,
+        axllm=_AXLLM,
     )
 
 

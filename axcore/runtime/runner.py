@@ -117,6 +117,8 @@ class Runner:
         deployment = Deployment.open(folder, registry)
         found = available_backend(backend, registry)
         chosen = settle(f"backend `{backend}`", found.options, options or {})
+        # What is cheap to check comes before the weights.
+        Embeddings(deployment), load_tokenizer(deployment.folder, ())
         vision = VisionSide(found.vision(deployment, chosen))
         return cls(deployment, registry, vision, found.language(deployment, chosen))
 

@@ -46,7 +46,8 @@ def model() -> Any:
         spread = 2 * parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.2
         drawn = centre + spread * torch.randn(parameter.shape, generator=generator)
         parameter.data = drawn.bfloat16().float()
-    return made.eval()
+    made.eval()  # type: ignore[no-untyped-call]
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +109,8 @@ def generated(
     """Ask the oracle: its own processor for pixels, its own positions, its own caches."""
     processor = Qwen2VLImageProcessorPil(min_pixels=28 * 28, max_pixels=10**7)
     ids = torch.from_numpy(prompt.input_ids)[None]
-    config, given = model.config, {}
+    config = model.config
+    given: dict[str, Any] = {}
     kinds = (ids == config.image_token_id).int() + 2 * (ids == config.video_token_id).int()
     if pictures:
         made = processor(images=list(pictures), return_tensors="pt")

@@ -1,5 +1,18 @@
-"""The shared checkpoint and bundle."""
+"""The shared checkpoint and bundles."""
 
+from ..built import finished, impatient, own
 from ..bundles import axcore_command, bundle, checkpoint, converted, own_cache, own_checkpoint
+from ..runtime.conftest import toy
 
-__all__ = ["axcore_command", "bundle", "checkpoint", "converted", "own_cache", "own_checkpoint"]
+__all__ = [
+    "axcore_command",
+    "bundle",
+    "checkpoint",
+    "converted",
+    "finished",
+    "impatient",
+    "own",
+    "own_cache",
+    "own_checkpoint",
+    "toy",
+]

@@ -90,7 +90,16 @@ def weight_bytes(bundle: Path) -> int:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["convert", "--help"], ["list-models"], ["show", MODEL], ["plugins", "list"]],
+    [
+        ["--help"],
+        ["convert", "--help"],
+        ["run", "--help"],
+        ["chat", "--help"],
+        ["package", "--help"],
+        ["list-models"],
+        ["show", MODEL],
+        ["plugins", "list"],
+    ],
     ids=" ".join,
 )
 def test_questions_load_nothing_heavy(arguments: list[str]) -> None:
@@ -345,6 +354,53 @@ def test_doctor_looks_at_everything(axcore: Axcore) -> None:
     assert all(name in text.out for name in checks)
 
 
+TOOLCHAIN = """
+from axcore import Availability, Choice, hookimpl
+
+
+class Abacus:
+    name, options = "abacus", {"beads": Choice(("ten", "five")), "frame": Choice(())}
+
+    def availability(self, command=None):
+        return Availability(True, "on the desk")
+
+    def checks(self):
+        gone = Availability(False, "not found", "buy some oil")
+        return {"oil": gone, "rods": Availability(True, "13")}
+
+
+@hookimpl
+def toolchains():
+    return [Abacus()]
+"""
+
+
+def test_doctor_asks_toolchains_and_backends(
+    axcore: Axcore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What else matters to a toolchain, options, and what would make an absent one available.
+
+    The toolchain of a plugin is a stand-in. Oracle: what it says of itself; there is no board.
+    """
+    info = tmp_path / "axcore_abacus-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: axcore-abacus\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[axcore]\nabacus = axcore_abacus\n")
+    (tmp_path / "axcore_abacus.py").write_text(TOOLCHAIN)
+    monkeypatch.syspath_prepend(tmp_path)
+    outcome = axcore("doctor", "--json")
+    found = {check["name"]: check for check in data_of(outcome)}
+    rows = {name: (row["status"], row["detail"], row["remedy"]) for name, row in found.items()}
+    assert rows["toolchain abacus"] == ("ok", "on the desk (options: --beads, --frame)", "")
+    assert rows["abacus: oil"] == ("absent", "not found", "buy some oil")
+    assert rows["abacus: rods"] == ("ok", "13", "")
+    assert rows["backend onnx"][0] == "ok"
+    status, detail, remedy = rows["backend axengine"]
+    assert (status, "No module named 'axengine'" in detail) == ("absent", True)
+    assert "install pyaxengine on the board" in remedy
+    assert all("\n" not in row["detail"] for row in found.values())
+
+
 # How it looks ------------------------------------------------------------------------------------
 
 
@@ -391,5 +447,6 @@ def test_version_and_help(axcore: Axcore) -> None:
 
     assert axcore("--version").out == f"axcore {__version__}\n"
     text = axcore("--help").out
-    for name in ("list-models", "show", "plan", "convert", "build", "verify", "lint", "doctor"):
-        assert name in text
+    commands = "list-models show plan convert build verify lint run chat package quantize doctor"
+    for name in commands.split():
+        assert f"\n  {name} " in text

@@ -1,0 +1,549 @@
+"""`axcore run` and `axcore chat`: what they print, where, and what they refuse."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+import axcore
+from axcore import Runner, Sampling
+
+from ..built import (
+    CACHE,
+    CHUNK,
+    HEAD,
+    HEIGHT,
+    LAYER,
+    LIMIT,
+    PICTURE,
+    ROWS,
+    TABLE,
+    answered,
+    change_groups,
+    message,
+)
+from ..bundles import PICTURES, STEM, Axcore, Outcome, change_json, environment
+from ..runtime.conftest import ToyLanguageModel
+from .test_bad_input import assert_explained
+
+Talk = Callable[..., Outcome]
+Damage = Callable[[Path], object]
+BLOCKED = ("torch", "transformers", "onnx", "onnxscript", "onnx_ir", "onnxslim")
+
+
+@pytest.fixture(scope="module")
+def runner(finished: Path) -> Runner:
+    """The library's way to the same answers."""
+    return axcore.load(finished)
+
+
+@pytest.fixture
+def chat(axcore: Axcore, finished: Path, monkeypatch: pytest.MonkeyPatch) -> Talk:
+    """Type lines into `axcore chat`."""
+
+    def talk(lines: Sequence[str], *arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
+        return axcore("chat", finished, *arguments)
+
+    return talk
+
+
+def data_of(outcome: Outcome) -> dict[str, Any]:
+    """Return what was printed as JSON; there must be nothing else on standard output."""
+    assert outcome.code == 0, outcome.err
+    loaded: dict[str, Any] = json.loads(outcome.out)
+    return loaded
+
+
+def lengths(outcome: Outcome) -> list[int]:
+    """Return the tokens of every prompt: they tell what a conversation consisted of."""
+    return [int(count) for count in re.findall(r"^(\d+) prompt tokens", outcome.err, re.M)]
+
+
+# Run ---------------------------------------------------------------------------------------------
+
+
+def test_the_answer_is_on_stdout_and_nothing_else(
+    axcore: Axcore, finished: Path, runner: Runner
+) -> None:
+    """Figures are on stderr. Oracle: the library's answer to the same message."""
+    expected = answered(runner, [message("What?", PICTURE)], Sampling(2.0, seed=1), 9)
+    asked = ("run", finished, "--image", PICTURE, "-p", "What?", "--max-new-tokens", 9)
+    outcome = axcore(*asked, "--temperature", 2, "--seed", 1)
+    assert (outcome.code, outcome.out) == (0, expected.text + "\n")
+    assert f"{expected.prompt_tokens} prompt tokens, 9 new (length)" in outcome.err
+    assert "first token after" in outcome.err
+    assert "tokens/s" in outcome.err
+
+
+def test_json_has_tokens_and_times(axcore: Axcore, finished: Path, runner: Runner) -> None:
+    """Standard output is JSON alone. Oracle: the library's answer to the same message."""
+    runner.forget()
+    expected = answered(runner, [message("What?", PICTURE)], None, 5)
+    asked = ("run", finished, "--image", PICTURE, "-p", "What?", "--max-new-tokens", 5)
+    found = data_of(axcore(*asked, "--json"))
+    same = ("prompt_tokens", "reused_tokens", "token_ids", "text", "finish_reason", "steps")
+    assert {name: found[name] for name in same} == {n: getattr(expected, n) for n in same}
+    assert found["first_token_s"] == pytest.approx(found["vision_s"] + found["prefill_s"])
+    assert found["tokens_per_s"] == pytest.approx(4 / found["decode_s"])
+
+
+@pytest.mark.parametrize(
+    ("given", "sampling"),
+    [
+        (("--temperature", 3), Sampling(3.0, seed=7)),
+        (("--temperature", 3, "--top-k", 3), Sampling(3.0, top_k=3, seed=7)),
+        (("--temperature", 3, "--top-p", 0.2), Sampling(3.0, top_p=0.2, seed=7)),
+        (("--repetition-penalty", 1e6), Sampling(repetition_penalty=1e6, seed=7)),
+    ],
+)
+def test_sampling_options_reach_the_sampler(
+    axcore: Axcore, finished: Path, runner: Runner, given: tuple[object, ...], sampling: Sampling
+) -> None:
+    """Each changes the answer, into the one that the library gives with that setting."""
+    asked = ("run", finished, "-p", "Tell me", "--max-new-tokens", 12, "--seed", 7, "--json")
+    expected = answered(runner, [message("Tell me")], sampling, 12).token_ids
+    assert data_of(axcore(*asked, *given))["token_ids"] == expected
+    less = data_of(axcore(*asked, *given[:-2]))["token_ids"]
+    assert less != expected, "the option did nothing"
+
+
+def test_a_seed_repeats_an_answer(axcore: Axcore, finished: Path) -> None:
+    """The same seed gives the same tokens, another one others."""
+    asked = ("run", finished, "-p", "Tell me", "--max-new-tokens", 12, "--temperature", 3)
+    first, second, other = (axcore(*asked, "--seed", seed).out for seed in (1, 1, 2))
+    assert first == second != other
+
+
+def test_system_message_and_pictures_reach_the_prompt(
+    axcore: Axcore, finished: Path, runner: Runner
+) -> None:
+    """In the order given. Oracle: the library's prompt, whose tokens differ by order."""
+    first, second = sorted(PICTURES.glob("*.jpg"))[:2]
+    system = {"role": "system", "content": "Be brief."}
+    asked = ("run", finished, "-p", "?", "--system", "Be brief.", "--json", "--temperature", 3)
+    asked = (*asked, "--seed", 1, "--max-new-tokens", 12)
+    found = data_of(axcore(*asked, "--image", first, "--image", second))
+    sampling = Sampling(3.0, seed=1)
+    expected = answered(runner, [system, message("?", first, second)], sampling, 12)
+    assert found["prompt_tokens"] == expected.prompt_tokens
+    assert found["token_ids"] == expected.token_ids
+
+
+def test_frames_of_a_folder_come_in_natural_order(
+    axcore: Axcore, finished: Path, runner: Runner, tmp_path: Path
+) -> None:
+    """``f10`` behind ``f9``. Oracle: the library, given the frames one by one."""
+    frames = [Image.new("RGB", (84, HEIGHT), (20 * i, 0, 250 - 20 * i)) for i in range(12)]
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for index, frame in enumerate(frames):
+        frame.save(folder / f"f{index}.png")
+    (folder / "notes.txt").write_text("no frame")
+    asked = ("run", finished, "-p", "?", "--max-new-tokens", 8, "--temperature", 3, "--seed", 1)
+    found = data_of(axcore(*asked, "--video", folder, "--fps", 4, "--json"))
+    video = {"type": "video", "video": frames, "fps": 4.0}
+    content = [video, {"type": "text", "text": "?"}]
+    expected = answered(runner, [{"role": "user", "content": content}], Sampling(3.0, seed=1), 8)
+    assert found["prompt_tokens"] == expected.prompt_tokens
+    assert found["token_ids"] == expected.token_ids
+
+
+def test_an_answer_that_the_context_cuts_says_so(axcore: Axcore, finished: Path) -> None:
+    """Prompt and answer fill all positions, and the note has their number."""
+    asked = ("run", finished, "-p", "?", "--image", PICTURE, "--temperature", 9, "--seed")
+    for seed in range(9):  # until an answer does not end by itself
+        outcome = axcore(*asked, seed)
+        if "(context)" in outcome.err:
+            break
+    assert f"note: the answer was cut off: with the prompt it fills all {CACHE + 1}" in outcome.err
+    found = data_of(axcore(*asked, seed, "--json"))
+    assert found["finish_reason"] == "context"
+    assert found["prompt_tokens"] + len(found["token_ids"]) == CACHE + 1
+
+
+def test_ctrl_c_ends_an_answer_and_keeps_what_was_said(
+    axcore: Axcore, finished: Path, impatient: str, runner: Runner
+) -> None:
+    """Exit code 130, four tokens, no traceback. Oracle: the first tokens of the whole answer."""
+    asked = ("run", finished, "-p", "?", "--backend", impatient, "--patience", 5)
+    sampled = ("--temperature", 3, "--seed", 1)
+    expected = answered(runner, [message("?")], Sampling(3.0, seed=1), 4)
+    outcome = axcore(*asked, *sampled)
+    assert (outcome.code, outcome.out) == (130, expected.text + "\n")
+    assert "4 new (interrupted)" in outcome.err
+    found = axcore(*asked, *sampled, "--json")
+    assert found.code == 130
+    assert json.loads(found.out)["token_ids"] == expected.token_ids
+
+
+@pytest.mark.parametrize("command", ["run", "chat"])
+def test_options_reach_the_backend(
+    axcore: Axcore, finished: Path, impatient: str, command: str
+) -> None:
+    """With the defaults of those not given; one that it does not have is refused by name."""
+    asked = (command, finished, *(("-p", "?") if command == "run" else ()))
+    outcome = axcore(*asked, "--backend", impatient, "--mood=bad")
+    assert_explained(outcome, "opened with {'patience': '1', 'mood': 'bad'}")
+    outcome = axcore(*asked, "--backend", impatient, "--device", "npu")
+    assert_explained(outcome, "has no option --device", "--patience, --mood", code=2)
+
+
+def test_running_needs_neither_torch_nor_transformers(
+    finished: Path, runner: Runner, tmp_path: Path
+) -> None:
+    """In a process where importing them fails. Oracle: the answer in this one."""
+    code = (
+        "import sys\n"
+        "class Absent:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name.partition('.')[0] in {BLOCKED!r}: raise ImportError(name)\n"
+        "sys.meta_path.insert(0, Absent())\n"
+        "from axcore.cli import main\n"
+        "main()\n"
+    )
+    asked = ("run", finished, "--image", PICTURE, "-p", "What?", "--max-new-tokens", "6", "--json")
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, asked)],
+        capture_output=True, text=True, env=environment(), check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    expected = answered(runner, [message("What?", PICTURE)], None, 6)
+    assert json.loads(done.stdout)["token_ids"] == expected.token_ids
+
+
+# Chat --------------------------------------------------------------------------------------------
+
+
+def test_a_conversation_goes_on(chat: Talk, runner: Runner) -> None:
+    """The second question sees the first one and its picture, and reads only what is new.
+
+    Oracle: the library on the same messages, each read afresh.
+    """
+    outcome = chat([f"/image {PICTURE}", "What?", "", "And?", "/quit", "ignored"],
+                   "--max-new-tokens", 6, "--repetition-penalty", 1e6)  # fmt: skip
+    sampling = Sampling(repetition_penalty=1e6)
+    asked = message("What?", PICTURE)
+    runner.forget()
+    first = answered(runner, [asked], sampling, 6)
+    said = {"role": "assistant", "content": first.text}
+    runner.forget()
+    second = answered(runner, [asked, said, message("And?")], sampling, 6)
+    assert (outcome.code, outcome.out) == (0, f"{first.text}\n{second.text}\n")
+    assert "pictures for the next question: 1" in outcome.err
+    assert lengths(outcome) == [first.prompt_tokens, second.prompt_tokens]
+    (kept,) = re.findall(r"\((\d+) kept\)", outcome.err)
+    assert ROWS < first.prompt_tokens <= int(kept) < second.prompt_tokens
+
+
+def test_reset_begins_anew(chat: Talk, runner: Runner) -> None:
+    """Messages and waiting pictures are gone, the system message stays.
+
+    Oracle: the library's answer to the question alone.
+    """
+    lines = [f"/image {PICTURE}", "What?", f"/image {PICTURE}", "/reset", "And?"]
+    outcome = chat(lines, "--max-new-tokens", 6, "--repetition-penalty", 1e6, "--system", "Hm.")
+    system = {"role": "system", "content": "Hm."}
+    expected = answered(runner, [system, message("And?")], Sampling(repetition_penalty=1e6), 6)
+    assert outcome.out.endswith(f"\n{expected.text}\n")
+    assert lengths(outcome)[1:] == [expected.prompt_tokens]
+
+
+@pytest.mark.parametrize(
+    ("line", "evidence"),
+    [
+        ("/image nothing.jpg", "`nothing.jpg` cannot be read as a picture"),
+        (f"/image {PICTURE.parent}", "cannot be read as a picture"),
+        ("/imagine", "no command /imagine"),
+        ("word " * LIMIT, f"this build reads {LIMIT}"),
+    ],
+)
+def test_what_fails_leaves_the_conversation_as_it_was(chat: Talk, line: str, evidence: str) -> None:
+    """The error is shown, and the next answer is that of a chat without that line."""
+    settings = ("--max-new-tokens", 6, "--repetition-penalty", 1e6)
+    outcome = chat(["What?", line, "And?"], *settings)
+    undisturbed = chat(["What?", "And?"], *settings)
+    assert outcome.code == 0
+    assert (outcome.out, lengths(outcome)) == (undisturbed.out, lengths(undisturbed))
+    assert "error: " in outcome.err
+    assert evidence in outcome.err
+    assert "\n\nhint: " in outcome.err
+
+
+def test_a_conversation_that_is_full_says_how_to_go_on(chat: Talk) -> None:
+    """The hint names the command that empties it."""
+    outcome = chat(["word " * LIMIT, "/reset", "And?"], "--max-new-tokens", 1)
+    assert "/reset begins anew" in outcome.err
+    assert "1 new" in outcome.err
+
+
+@pytest.mark.parametrize(("patience", "said"), [(1, 0), (5, 4)])
+def test_ctrl_c_keeps_the_conversation(
+    chat: Talk, impatient: str, runner: Runner, patience: int, said: int
+) -> None:
+    """An answer that was broken off counts with what was said; one not begun was never asked.
+
+    The backend stands in for the user. Oracle: the library on the messages that are left.
+    """
+    sampling = Sampling(repetition_penalty=1e6)
+    outcome = chat([f"/image {PICTURE}", "What?", "And?"], "--backend", impatient,
+                   "--patience", patience, "--max-new-tokens", 6,
+                   "--repetition-penalty", 1e6)  # fmt: skip
+    messages, text = [message("And?", PICTURE)], ""
+    if said:
+        whole = answered(runner, [message("What?", PICTURE)], sampling, said).text
+        text = whole.removesuffix("\ufffd")  # a character that lacked bytes was not shown
+        assistant = {"role": "assistant", "content": text}
+        messages = [message("What?", PICTURE), assistant, message("And?")]
+    expected = answered(runner, messages, sampling, 6)
+    assert outcome.code == 0
+    assert outcome.out == f"{text}\n{expected.text}\n"
+    assert lengths(outcome)[1:] == [expected.prompt_tokens]
+    assert f"{said} new (interrupted)" in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+def test_chat_in_a_process_of_its_own(finished: Path, runner: Runner) -> None:
+    """Lines through a pipe; the end of input ends it. Oracle: the library's answer."""
+    command = [sys.executable, "-m", "axcore", "chat", str(finished), "--max-new-tokens", "6"]
+    done = subprocess.run(
+        command, input=f"/image {PICTURE}\nWhat?\n", capture_output=True, text=True,
+        env=environment(), check=False,
+    )  # fmt: skip
+    expected = answered(runner, [message("What?", PICTURE)], None, 6)
+    assert (done.returncode, done.stdout) == (0, f"{expected.text}\n"), done.stderr
+
+
+# Bad input ---------------------------------------------------------------------------------------
+
+
+def without(name: str) -> Damage:
+    return lambda bundle: (bundle / name).unlink()
+
+
+def written(name: str, content: bytes) -> Damage:
+    return lambda bundle: (bundle / name).write_bytes(content)
+
+
+def cut(name: str) -> Damage:
+    """Leave the first half of a file."""
+
+    def damage(bundle: Path) -> None:
+        content = (bundle / name).read_bytes()
+        (bundle / name).write_bytes(content[: len(content) // 2])
+
+    return damage
+
+
+def copied(source: str, target: str) -> Damage:
+    return lambda bundle: (bundle / target).write_bytes((bundle / source).read_bytes())
+
+
+def not_built(bundle: Path) -> None:
+    for path in (*bundle.glob("*_together.onnx*"), *bundle.glob("*_post.onnx*")):
+        path.unlink()
+
+
+def other_chunk_names(bundle: Path) -> None:
+    for path in bundle.glob("*_together.onnx*"):
+        path.rename(path.with_name(path.name.replace(f"_p{CHUNK}_", "_p32_")))
+
+
+def other_cache(group: dict[str, Any]) -> None:
+    """Shorten the cache of a decoding group by a slot."""
+    shape = group["inputs"]["K_cache"]
+    if shape[1] == CACHE:
+        for name in ("K_cache", "V_cache"):
+            group["inputs"][name] = [1, CACHE - 1, shape[2]]
+        group["inputs"]["mask"] = [1, 1, CACHE]
+
+
+def other_chunk(group: dict[str, Any]) -> None:
+    """Halve the chunk of a prefill group."""
+    rows, count = group["inputs"]["indices"]
+    if count == CHUNK:
+        half, columns = count // 2, group["inputs"]["mask"][2]
+        group["inputs"]["indices"] = [rows, half]
+        group["inputs"]["input"][1] = half
+        group["inputs"]["mask"] = [1, half, columns - half]
+        for shape in group["outputs"].values():
+            shape[1] = half
+
+
+def regrouped(change: Callable[[dict[str, Any]], object], *names: str) -> Damage:
+    return lambda bundle: [change_groups(bundle / name, change) for name in names]
+
+
+def tokenizer(change: Callable[[dict[str, Any]], object]) -> Damage:
+    def damage(bundle: Path) -> None:
+        content = json.loads((bundle / "tokenizer.json").read_text())
+        change(content)
+        (bundle / "tokenizer.json").write_text(json.dumps(content))
+
+    return damage
+
+
+def split_marker(content: dict[str, Any]) -> None:
+    """Lose a marker, as saving by another class does."""
+    content["added_tokens"] = [
+        token for token in content["added_tokens"] if token["content"] != "<|image_pad|>"
+    ]
+
+
+def beyond(content: dict[str, Any]) -> None:
+    """Give a word an id that the model has no row for."""
+    content["added_tokens"].append(
+        {**content["added_tokens"][0], "id": 512, "content": "What", "special": False}
+    )
+
+
+LAYERS = [LAYER.format(0), LAYER.format(1)]
+
+
+@pytest.mark.parametrize(
+    ("damage", "evidence"),
+    [
+        pytest.param(not_built, ["has no layer models", "hint: run `axcore build",
+                                 "--toolchain onnx`"], id="not built"),
+        pytest.param(without(LAYERS[1]), ["1 layer models are missing", LAYERS[1]], id="no layer"),
+        pytest.param(without(HEAD), ["1 layer models are missing", HEAD], id="no head"),
+        pytest.param(other_chunk_names, ["a chunk of 64 tokens (p64)", "qwen2_5_vl_p32"],
+                     id="files of another P"),
+        pytest.param(regrouped(other_chunk, *LAYERS), ["chunks and caches of 32 and 300",
+                                                       "says 64 and 300"], id="another P"),
+        pytest.param(regrouped(other_cache, *LAYERS), ["chunks and caches of 64 and 299",
+                                                       "says 64 and 300"], id="another C"),
+        pytest.param(regrouped(other_chunk, LAYERS[1]), [LAYERS[1], f"than {LAYERS[0]}"],
+                     id="a layer of another P"),
+        pytest.param(regrouped(other_cache, LAYERS[1]), [LAYERS[1], f"than {LAYERS[0]}"],
+                     id="a layer of another C"),
+        pytest.param(cut(LAYERS[1]), [f"`{LAYERS[1]}` is no model"], id="half a layer"),
+        pytest.param(cut(f"{LAYERS[1]}.data"), [f"`{LAYERS[1]}` is no model"], id="half weights"),
+        pytest.param(without(f"{LAYERS[1]}.data"), [f"`{LAYERS[1]}` is no model"],
+                     id="no weights"),
+        pytest.param(copied(HEAD, LAYERS[0]), [f"{LAYERS[0]} is no layer model"],
+                     id="a head as layer"),
+        pytest.param(copied(f"{STEM}.onnx", HEAD), [HEAD, "hidden_states"],
+                     id="a vision graph as head"),
+        pytest.param(without(f"{STEM}.onnx"), [f"{STEM}.onnx is missing"], id="no vision graph"),
+        pytest.param(cut(f"{STEM}.onnx.data"), [f"`{STEM}.onnx` is no model"],
+                     id="half the vision weights"),
+        pytest.param(copied(HEAD, f"{STEM}.onnx"), [f"{STEM}.onnx takes input of 64 values",
+                                                    "hidden_states of"], id="a foreign graph"),
+        pytest.param(without(TABLE), [f"{TABLE} is missing"], id="no embedding"),
+        pytest.param(cut(TABLE), ["has 32768 bytes", "[512, 64] in bfloat16 has 65536"],
+                     id="half the embedding"),
+        pytest.param(without("tokenizer.json"), ["no tokenizer", "tokenizer.json"],
+                     id="no tokenizer"),
+        pytest.param(written("tokenizer.json", b"{}"), ["cannot be read"], id="no JSON tokenizer"),
+        pytest.param(tokenizer(split_marker), ["the tokenizer splits `<|image_pad|>`"],
+                     id="a split marker"),
+        pytest.param(tokenizer(beyond), ["token 512 is beyond the embedding's 512 rows"],
+                     id="a foreign tokenizer"),
+        pytest.param(without("config.json"), ["config.json"], id="no config"),
+        pytest.param(written("generation_config.json", b"{"), ["generation_config.json cannot"],
+                     id="no generation settings"),
+        pytest.param(lambda bundle: change_json(bundle / "axcore.json", model={}),
+                     ["the manifest of", "'id'"], id="no model named"),
+    ],
+)  # fmt: skip
+def test_a_bundle_that_is_wrong(
+    axcore: Axcore, own: Path, damage: Damage, evidence: list[str]
+) -> None:
+    """One error with its remedy, and not a word of an answer."""
+    damage(own)
+    assert_explained(axcore("run", own, "--image", PICTURE, "-p", "What?"), *evidence)
+
+
+def test_layers_of_another_model(axcore: Axcore, own: Path, toy: ToyLanguageModel) -> None:
+    """One layer, and all files of another model under the right names."""
+    (own / LAYERS[1]).write_bytes((toy.folder / "toy_p4_l1_together.onnx").read_bytes())
+    outcome = axcore("run", own, "-p", "What?")
+    assert_explained(outcome, LAYERS[1], f"other inputs or shapes than {LAYERS[0]}")
+    (own / LAYERS[0]).write_bytes((toy.folder / "toy_p4_l0_together.onnx").read_bytes())
+    outcome = axcore("run", own, "-p", "What?")
+    assert_explained(outcome, "chunks and caches of 4 and 15", "says 64 and 300")
+
+
+def test_a_head_of_another_model(axcore: Axcore, own: Path, toy: ToyLanguageModel) -> None:
+    """The message says what it takes, and what the layers give."""
+    (own / HEAD).write_bytes((toy.folder / "toy_post.onnx").read_bytes())
+    outcome = axcore("run", own, "-p", "What?")
+    assert_explained(outcome, HEAD, "(1, 1, 8)", "(1, 1, 64)", "512 tokens")
+
+
+def test_the_vision_side_alone(axcore: Axcore, own_checkpoint: Path, tmp_path: Path) -> None:
+    """A bundle that was converted so says what is missing. Oracle: the option's name."""
+    done = axcore("convert", own_checkpoint, "-o", tmp_path / "vision", "--vision-only",
+                  "--no-verify", "--height", HEIGHT, "--width", 84)  # fmt: skip
+    assert done.code == 0, done.err
+    outcome = axcore("run", tmp_path / "vision", "-p", "What?")
+    assert_explained(outcome, "vision side alone", "--vision-only")
+
+
+def test_no_bundle_at_all(axcore: Axcore, tmp_path: Path) -> None:
+    """`chat` too."""
+    for command in (("run", tmp_path, "-p", "?"), ("chat", tmp_path)):
+        assert_explained(axcore(*command), "holds no finished bundle")
+
+
+def test_a_prompt_over_the_limit(axcore: Axcore, finished: Path, runner: Runner) -> None:
+    """Both numbers, and how many tokens are the pictures'. Oracle: the library's prompt."""
+    text = "word " * 30
+    rest = len(runner.prepare([message(text, PICTURE)]).input_ids) - ROWS
+    pictures = ["--image", PICTURE] * 30
+    outcome = axcore("run", finished, "-p", text, *pictures, "--json")
+    total = rest + 30 * ROWS + 29 * 2  # each has a token before and behind it
+    assert_explained(
+        outcome, f"has {total} tokens, {30 * ROWS} of them for pictures", f"reads {LIMIT}"
+    )
+
+
+@pytest.mark.parametrize("option", ["--image", "--video"])
+@pytest.mark.parametrize("content", [b"no picture", PICTURE.read_bytes()[:3000]])
+def test_pictures_that_cannot_be_read(
+    axcore: Axcore, finished: Path, tmp_path: Path, option: str, content: bytes
+) -> None:
+    """Before the model is loaded, with the name of the file."""
+    path = tmp_path / "broken.jpg"
+    path.write_bytes(content)
+    outcome = axcore("run", finished, "-p", "?", option, path)
+    assert_explained(outcome, "broken.jpg")
+    assert "load" not in outcome.err
+    assert_explained(axcore("run", finished, "-p", "?", option, tmp_path / "none.jpg"), "none.jpg")
+
+
+@pytest.mark.parametrize("command", ["run", "chat"])
+def test_a_backend_that_is_not_there(axcore: Axcore, finished: Path, command: str) -> None:
+    """An unknown one: the hint lists them. The board's: what would make it available."""
+    asked = (command, finished, *(("-p", "?") if command == "run" else ()))
+    outcome = axcore(*asked, "--backend", "abacus")
+    assert_explained(outcome, "no backend `abacus`", "onnx, axengine", code=2)
+    outcome = axcore(*asked, "--backend", "axengine")
+    assert_explained(outcome, "No module named 'axengine'", "install pyaxengine on the board")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ("--temperature", -1),
+        ("--top-k", -1),
+        ("--top-p", 0),
+        ("--repetition-penalty", 0),
+        ("--seed", -1),
+    ],
+)
+def test_settings_out_of_range(axcore: Axcore, finished: Path, given: tuple[object, ...]) -> None:
+    """Named with the value, before anything is loaded."""
+    outcome = axcore("run", finished, "-p", "?", *given)
+    assert_explained(outcome, f"{given[0]} {given[1]}", "is out of range", code=2)
+    assert "load" not in outcome.err

@@ -1,0 +1,211 @@
+"""Chunked prefill and decoding over caches give what reading all at once gives."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import ml_dtypes
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from axcore import BundleError, Embedding
+from axcore.runtime import axengine_sim
+from axcore.runtime.language import Embeddings, LayerModels
+
+from .conftest import (
+    CACHE,
+    CHUNK,
+    HISTORIES,
+    VOCABULARY,
+    WIDTH,
+    Array,
+    ToyLanguageModel,
+    shape_group,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from axcore.runtime.deployment import Deployment
+
+LIMIT, CONTEXT = HISTORIES[-1] + CHUNK, CACHE + 1
+IDS = st.integers(0, VOCABULARY - 1)
+PROMPTS = st.lists(IDS, min_size=1, max_size=LIMIT)
+TOLERANCE = 0.02  # of the largest logit; states are rounded to 8 bits, in another order of sums
+
+
+@pytest.fixture(scope="module")
+def model(toy_deployment: Deployment) -> LayerModels:
+    return LayerModels(toy_deployment, axengine_sim, ".onnx")
+
+
+def prefill(model: LayerModels, toy: ToyLanguageModel, ids: Sequence[int], start: int = 0) -> Array:
+    """Read ``ids[start:]`` behind what is filled; the logits of what follows."""
+    rows = toy.embedding[list(ids[start:])][None]
+    logits = model.prefill(rows, np.arange(start, len(ids))[None])
+    assert (logits.shape, logits.dtype) == ((1, VOCABULARY), np.float32)
+    return logits[0]
+
+
+def decode(model: LayerModels, toy: ToyLanguageModel, token: int, position: int) -> Array:
+    return model.decode(toy.embedding[[token]], position)[0]
+
+
+def assert_near(found: Array, expected: Array) -> None:
+    assert np.abs(found - expected).max() <= TOLERANCE * np.abs(expected).max()
+
+
+def test_limits_are_those_of_the_files(model: LayerModels) -> None:
+    """Oracle: the shape groups of the toy: P 4, histories up to 8, 15 slots, batch 1."""
+    assert (model.max_prompt, model.context, model.max_batch) == (12, 16, 1)
+
+
+@given(ids=PROMPTS)
+def test_a_prompt_of_any_length(model: LayerModels, toy: ToyLanguageModel, ids: list[int]) -> None:
+    """Shorter than a chunk, a multiple of it, and all between, up to the limit.
+
+    Oracle: the toy in numpy, all at once and without a cache.
+    """
+    model.resume(0, len(ids))
+    assert_near(prefill(model, toy, ids), toy.logits(ids))
+    assert model.filled == len(ids)
+
+
+@given(ids=st.lists(IDS, min_size=CONTEXT, max_size=CONTEXT), prompt=st.integers(1, LIMIT))
+def test_an_answer_until_the_context_is_full(
+    model: LayerModels, toy: ToyLanguageModel, ids: list[int], prompt: int
+) -> None:
+    """Every token sees all before it and nothing else. Oracle: the toy all at once."""
+    model.resume(0, prompt)
+    prefill(model, toy, ids[:prompt])
+    for position in range(prompt, CONTEXT):
+        logits = decode(model, toy, ids[position], position)
+        assert_near(logits, toy.logits(ids[: position + 1]))
+    assert model.filled == CONTEXT
+
+
+@given(
+    first=PROMPTS,
+    answer=st.lists(IDS, max_size=CONTEXT - LIMIT),
+    rest=PROMPTS,
+    data=st.data(),
+)
+def test_a_next_prompt_keeps_the_beginning_it_shares(
+    model: LayerModels,
+    toy: ToyLanguageModel,
+    first: list[int],
+    answer: list[int],
+    rest: list[int],
+    data: st.DataObject,
+) -> None:
+    """Read from where they part, behind tokens of a prompt and of an answer alike.
+
+    Oracle: the toy all at once. As many stay as the groups allow: all, unless a chunk of the rest
+    would find no group for its history; then at least whole chunks of them.
+    """
+    model.resume(0, len(first))
+    prefill(model, toy, first)
+    for position, token in enumerate(answer, len(first)):
+        decode(model, toy, token, position)
+    read = first + answer
+    known = data.draw(st.integers(0, min(len(read), LIMIT - 1)))
+    prompt = (read[:known] + rest)[:LIMIT]
+    kept = model.resume(min(known, len(prompt) - 1), len(prompt))
+    assert 0 <= kept <= known
+    assert kept >= min(known, len(prompt) - 1) // CHUNK * CHUNK
+    assert_near(prefill(model, toy, prompt, kept), toy.logits(prompt))
+
+
+def test_compiled_models_are_fed_alike(
+    toy_deployment: Deployment, toy: ToyLanguageModel, model: LayerModels, tmp_path: Path
+) -> None:
+    """Files of a board behind the board's surface, with the groups in another order.
+
+    A simulation stands in for the board. Oracle: the ONNX models' own logits, bit by bit.
+    """
+    for path in toy_deployment.folder.glob("*.onnx"):
+        loaded = onnx.load(path)
+        for prop in loaded.metadata_props:
+            groups = json.loads(prop.value)
+            prop.value = json.dumps([groups[0], *groups[:0:-1]])
+        onnx.save(loaded, tmp_path / path.with_suffix(".axmodel").name)
+    board = LayerModels(replace(toy_deployment, folder=tmp_path), axengine_sim, ".axmodel")
+    ids = list(range(11))
+    model.resume(0, len(ids))
+    np.testing.assert_array_equal(prefill(board, toy, ids), prefill(model, toy, ids))
+    for position in range(11, CONTEXT):
+        found, expected = (decode(m, toy, 3, position) for m in (board, model))
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_a_decoding_group_is_taken_while_it_suffices(
+    toy_deployment: Deployment, toy: ToyLanguageModel, tmp_path: Path
+) -> None:
+    """With a second group of a shorter cache, tokens are decoded there first.
+
+    Oracle: the toy all at once; the groups that were run.
+    """
+    folder = shutil.copytree(toy_deployment.folder, tmp_path / "model")
+    for path in folder.glob("*_together.onnx"):
+        loaded = onnx.load(path)
+        for prop in loaded.metadata_props:
+            prop.value = json.dumps([*json.loads(prop.value), shape_group(6, 1)])
+        onnx.save(loaded, path)
+    model = LayerModels(replace(toy_deployment, folder=folder), axengine_sim, ".onnx")
+    session, run, groups = model._layers[0], model._layers[0].run, []
+
+    def noted(*arguments: Any, shape_group: int = 0) -> Any:
+        groups.append(shape_group)
+        return run(*arguments, shape_group=shape_group)
+
+    session.run = noted  # type: ignore[method-assign]
+    ids = list(range(4, 4 + CONTEXT))
+    prefill(model, toy, ids[:CHUNK])
+    for position in range(CHUNK, CONTEXT):
+        logits = decode(model, toy, ids[position], position)
+        assert_near(logits, toy.logits(ids[: position + 1]))
+    assert groups == [1, 4, 4, 4, *([0] * (CONTEXT - CHUNK - 3))]
+
+
+def test_another_width_than_the_embedding(toy_deployment: Deployment) -> None:
+    """Both are named. What else may be wrong is tested with the command."""
+    other = replace(toy_deployment, embedding=Embedding("embed", (VOCABULARY, 16)))
+    with pytest.raises(BundleError, match="takes states of 8; the embedding is 16 wide"):
+        LayerModels(other, axengine_sim, ".onnx")
+
+
+def test_fewer_logits_than_tokens(toy_deployment: Deployment) -> None:
+    """The head belongs to a smaller vocabulary."""
+    other = replace(toy_deployment, embedding=Embedding("embed", (VOCABULARY + 1, WIDTH)))
+    with pytest.raises(BundleError, match=r"returns 32 values\n.*vocabulary has 33 tokens"):
+        LayerModels(other, axengine_sim, ".onnx")
+
+
+@given(ids=st.lists(IDS, max_size=20), scale=st.sampled_from([1.0, 12.0, 0.3]))
+def test_rows_of_the_embedding(
+    toy_deployment: Deployment, toy: ToyLanguageModel, ids: list[int], scale: float
+) -> None:
+    """Looked up and multiplied in float32. Oracle: the table itself."""
+    scaled = replace(toy_deployment, embedding=replace(toy_deployment.embedding, scale=scale))
+    rows = Embeddings(scaled).rows(np.array(ids, np.int64))
+    assert rows.dtype == np.float32
+    np.testing.assert_array_equal(rows, toy.embedding[ids] * np.float32(scale))
+
+
+def test_the_embedding_stays_on_disk(toy_deployment: Deployment) -> None:
+    """Looking rows up maps the file and reads no more of it than they take."""
+    assert isinstance(Embeddings(toy_deployment)._table, np.memmap)
+    assert Embeddings(toy_deployment)._table.dtype == ml_dtypes.bfloat16
+
+
+def test_a_token_without_a_row(toy_deployment: Deployment) -> None:
+    """Token and number of rows are named."""
+    with pytest.raises(BundleError, match="token 32 is beyond the embedding's 32 rows"):
+        Embeddings(toy_deployment).rows(np.array([3, 32]))

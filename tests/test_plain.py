@@ -1,0 +1,108 @@
+"""Dataclasses as JSON-like data, and back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from axcore import BuildRequest, Calibration, Embedding, GraphFile, LlmBuildArgs, Options, Port
+from axcore.plain import parse, plain
+
+
+@dataclass(frozen=True)
+class Part:
+    name: str
+    sizes: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Whole:
+    part: Part
+    weight: float = 1.0
+    kind: Literal["one", "two"] = "one"
+    parts: tuple[Part, ...] = ()
+    named: Mapping[str, Part] = field(default_factory=dict)
+    maybe: int | None = None
+    split: int | Literal["auto"] | None = None
+    anything: Any = None
+    flag: bool = False
+
+
+TEXT = st.text(max_size=5)
+PARTS = st.builds(Part, TEXT, st.lists(st.integers(), max_size=3).map(tuple))
+WHOLES = st.builds(
+    Whole,
+    part=PARTS,
+    weight=st.floats(allow_nan=False, allow_infinity=False),
+    kind=st.sampled_from(["one", "two"]),
+    parts=st.lists(PARTS, max_size=2).map(tuple),
+    named=st.dictionaries(TEXT, PARTS, max_size=2),
+    maybe=st.none() | st.integers(),
+    split=st.none() | st.integers() | st.just("auto"),
+    anything=st.none() | st.integers() | st.lists(TEXT),
+    flag=st.booleans(),
+)
+
+
+@given(WHOLES)
+def test_what_was_written_is_read_back(whole: Whole) -> None:
+    """Through JSON text, with every kind of field that manifests have. Oracle: the value itself."""
+    assert parse(Whole, json.loads(json.dumps(plain(whole)))) == whole
+
+
+def test_the_values_of_a_manifest_are_read_back() -> None:
+    """A build request with everything that nests. Oracle: the value itself."""
+    graph = GraphFile(
+        "stem", (Port("x", (1, 3, 2, 2)),), (Port("y", (4, 8), "bfloat16"),),
+        Calibration("Image", (1.0, 2.0, 3.0), None, "BGR", src_dtype="U8"), "x.tar", 4,
+        {"pulsar2": {"quant": {"method": "MinMax"}}}, "vision",
+    )  # fmt: skip
+    llm = LlmBuildArgs(128, 2047, (128, 256), environment={"A": "1"}, notes=("careful",))
+    request = BuildRequest("toy", "/nowhere", "AX650", "NPU3", "image", (graph,), llm, 28)
+    assert parse(BuildRequest, plain(request)) == request
+    options = Options(split="auto", last_kv_cache_len=(4,), choices={"tiles": "3"})
+    assert parse(Options, plain(options)) == options
+    assert parse(Embedding, plain(Embedding("key", (2, 3), 12.0))).scale == 12.0
+
+
+def test_what_a_later_version_adds_is_passed_over() -> None:
+    """Names that are not known, at any depth; fields that are missing keep their default."""
+    data = {"part": {"name": "n", "colour": "red"}, "novelty": [1]}
+    assert parse(Whole, data) == Whole(Part("n"))
+
+
+def test_a_whole_number_is_a_float_too() -> None:
+    """JSON writers drop the fraction; the type is the field's."""
+    found = parse(Whole, {"part": {"name": "n"}, "weight": 2})
+    assert (found.weight, type(found.weight)) == (2.0, float)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({}, "part: missing"),
+        ({"part": {}}, "part.name: missing"),
+        ({"part": 3}, "part: 3 is no Mapping"),
+        ({"part": {"name": 3}}, "part.name: 3 is no str"),
+        ({"part": {"name": "n", "sizes": [1, "2"]}}, "part.sizes.1: '2' is no int"),
+        ({"part": {"name": "n", "sizes": [True]}}, "part.sizes.0: True is no int"),
+        ({"part": {"name": "n", "sizes": "12"}}, "part.sizes: '12' is no list"),
+        ({"part": {"name": "n"}, "kind": "three"}, "kind: 'three' is none of 'one', 'two'"),
+        ({"part": {"name": "n"}, "named": {"a": {}}}, "named.a.name: missing"),
+        ({"part": {"name": "n"}, "parts": [{"name": "m"}, {}]}, "parts.1.name: missing"),
+        ({"part": {"name": "n"}, "maybe": "x"}, "maybe: 'x' is no int"),
+        ({"part": {"name": "n"}, "weight": "heavy"}, "weight: 'heavy' is no float"),
+        ({"part": {"name": "n"}, "flag": 1}, "flag: 1 is no bool"),
+        ([], r": \[\] is no Mapping"),
+    ],
+)
+def test_what_does_not_fit_is_named(data: Any, message: str) -> None:
+    """The place in dots, the value, and what was wanted."""
+    with pytest.raises(ValueError, match=f"^{message}"):
+        parse(Whole, data)
