@@ -178,11 +178,7 @@ def build(
         installed = ", ".join(known.toolchains) or "none"
         raise UsageError(f"no toolchain `{name}`", hint=f"installed: {installed}")
     chosen = settle(f"toolchain `{name}`", tool.options, options or {})
-    # Configurations and scripts are there to be edited, those of the conversion's toolchain too;
-    # everything else must be as written.
-    wrote = known.toolchains.get(opened.manifest["toolchain"], tool)
-    editable = {*wrote.prepare(request), *tool.prepare(request, chosen)}
-    opened.check_files(set(opened.files) - editable)
+    opened.check_files({file for file in opened.files if tool.reads(request, file)})
     with Workspace(opened.folder, request.model).locked(), explained_full_disk(opened.folder):
         return tool.build(
             opened.folder,

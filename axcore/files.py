@@ -72,6 +72,13 @@ def write_atomic(path: Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def write_at(descriptor: int, data: memoryview, offset: int) -> None:
+    """Write all of `data` at `offset` of an open file."""
+    while len(data):
+        count = os.pwrite(descriptor, data, offset)
+        data, offset = data[count:], offset + count
+
+
 @contextmanager
 def explained_full_disk(folder: Path) -> Iterator[None]:
     """Turn a full disk, quota or file-size limit into a `BudgetError`.

@@ -613,6 +613,12 @@ class Toolchain(Protocol):
     def checks(self) -> Mapping[str, Availability]:
         """Return what else matters on this machine, by name, for `axcore doctor`."""
 
+    def reads(self, request: BuildRequest, name: str) -> bool:
+        """Say whether a build reads that file of the bundle, which must then be as written.
+
+        Configurations and scripts are there to be edited: of those it says no.
+        """
+
     def prepare(self, request: BuildRequest, options: Mapping[str, str] = ...) -> Mapping[str, str]:
         """Return configuration files and scripts for the bundle (name to text); runs no tool.
 

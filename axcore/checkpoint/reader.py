@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import json
@@ -13,6 +14,7 @@ from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError
+from ..files import write_at
 from .headers import DAMAGED, Shard, TensorInfo, read_shard
 from .keys import Prefixes, canonical_key
 from .quantised import float_shape, float_tensor
@@ -115,6 +117,27 @@ class Checkpoint:
             part = buffer[: info.nbytes - start]
             self._read(info, start, part)
             yield part
+
+    def copy(self, key: str, descriptor: int, offset: int) -> None:
+        """Copy a tensor's bytes to `offset` of an open file; where it can, the kernel does it.
+
+        Raises:
+            CheckpointError: The tensor is unknown or its file can no longer be read.
+        """
+        info = self.info(key)
+        done = 0
+        with contextlib.suppress(OSError, AttributeError):  # other file systems, other systems
+            source = self._descriptor(info.file)
+            while done < info.nbytes:
+                left, start = info.nbytes - done, info.offset + done
+                count = os.copy_file_range(source, descriptor, left, start, offset + done)
+                if count == 0:
+                    break
+                done += count
+        if done < info.nbytes:
+            for chunk in self.chunks(key):
+                write_at(descriptor, chunk, offset)
+                offset += len(chunk)
 
     def array(self, key: str) -> np.ndarray[Any, Any]:
         """Read a tensor as a numpy array; bfloat16 and float8 take the dtypes of ml_dtypes.

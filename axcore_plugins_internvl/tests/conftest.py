@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from copy import deepcopy
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from transformers import InternVLConfig, InternVLForConditionalGeneration
 
 from axcore import Options, Registry, Silent
 from axcore.pipeline.job import Request, open_job
-from axcore_plugins_internvl.cards import cards
+from axcore_plugins_internvl.cards import cards, tokens
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -56,13 +57,16 @@ def native_config(config: Mapping[str, Any]) -> InternVLConfig:
     """Return what describes the model of a remote config to transformers."""
     vision, text = config["vision_config"], config["llm_config"]
     same = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers")
-    more = ("model_type", "num_key_value_heads", "vocab_size")
-    head_dim = {name: text[name] for name in ("head_dim",) if name in text}
+    more = ("model_type", "num_key_value_heads", "vocab_size", "rms_norm_eps", "eos_token_id")
+    limits = ("max_position_embeddings", *({"head_dim"} & text.keys()))
+    scaling = text.get("rope_scaling") or {"rope_type": "default"}
+    rotary = {name: value for name, value in scaling.items() if name != "type"}
     return InternVLConfig(
         vision_config={name: vision[name] for name in same} | {"attention_bias": True},
-        text_config={name: text[name] for name in same + more} | head_dim,
+        text_config={name: text[name] for name in same + more + limits}
+        | {"rope_parameters": {**rotary, "rope_theta": text["rope_theta"]}},
         tie_word_embeddings=False,
-        image_token_id=0,
+        image_token_id=tokens(config)["<IMG_CONTEXT>"],
     )
 
 
@@ -83,14 +87,14 @@ def remote_tensors(native: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def random_model(config: Mapping[str, Any]) -> Any:
     """Return transformers' model with every parameter random, each a bfloat16 number."""
-    model = InternVLForConditionalGeneration(native_config(config))
+    model: Any = InternVLForConditionalGeneration(native_config(config))
     generator = torch.Generator().manual_seed(7)
     for key, parameter in model.named_parameters():
         centre = 1.0 if "norm" in key and key.endswith("weight") else 0.0
         spread = parameter[0].numel() ** -0.5 if parameter.ndim in (2, 4) else 0.2
         drawn = centre + spread * torch.randn(parameter.shape, generator=generator)
         parameter.data = drawn.bfloat16().float()
-    return model
+    return model.eval()
 
 
 class Family:
@@ -105,8 +109,8 @@ class Family:
         config = small_config(CARDS[name])
         self.model = random_model(config)
         self.folders = {layout: root / layout for layout in ("native", "remote")}
-        self.model.bfloat16().save_pretrained(self.folders["native"])
-        self.model.float()
+        # A copy, as what the model computes with beside its parameters would be rounded too.
+        deepcopy(self.model).bfloat16().save_pretrained(self.folders["native"])
         self.folders["remote"].mkdir()
         (self.folders["remote"] / "config.json").write_text(json.dumps(config))
         native = load_file(self.folders["native"] / "model.safetensors")

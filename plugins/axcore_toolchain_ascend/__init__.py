@@ -54,6 +54,12 @@ class Ascend:
 
         return checks()
 
+    def reads(self, request: BuildRequest, name: str) -> bool:
+        """Say yes of graphs and their weights."""
+        return any(
+            name in (f"{graph.stem}.onnx", f"{graph.stem}.onnx.data") for graph in request.graphs
+        )
+
     def prepare(
         self, request: BuildRequest, options: Mapping[str, str] = _NO_OPTIONS
     ) -> dict[str, str]:

@@ -53,6 +53,11 @@ class Onnx:
         """Return nothing: all that it needs is installed with axcore."""
         return {}
 
+    def reads(self, request: BuildRequest, name: str) -> bool:
+        """Say that it reads nothing of the bundle: weights come from the checkpoint."""
+        del request, name
+        return False
+
     def prepare(
         self, request: BuildRequest, options: Mapping[str, str] = _NOTHING
     ) -> dict[str, str]:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 import torch
 
-from ...graph.export import save
 from ...graph.trace import trace
-from ...progress import Silent
 from ...versions import code_digest
 from ..state import Finished, State
+from .data import DataFile
 from .groups import (
     HEAD_INPUTS,
     HEAD_OUTPUTS,
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
 
 OPSET = 18  # the exporter's own; nothing but ONNX Runtime reads these files
 STATE_FILE = "build/onnx.json"
+_WRITERS = 2  # one reads while the other writes
 
 
 @dataclass(frozen=True)
@@ -89,13 +89,14 @@ class _Build:
         }
         stages[head_file(decoder.kind)] = decoder.head
         self._drop(set(self._state.steps) - set(stages))
-        made = []
-        with self._progress.task("layer models", len(stages), "files") as task:
-            for stem, stage in stages.items():
-                done = self._state.outputs_of(stem, self._key, self._bundle)
-                made.append((done or self._write(stem, stage))[0])
+        todo = {stem: stage for stem, stage in stages.items() if not self._is_done(stem)}
+        with self._progress.task("layer models", len(todo), "files") as task:
+            for _ in self._write(todo):
                 task.advance()
-        return made
+        return [self._bundle / f"{stem}.onnx" for stem in stages]
+
+    def _is_done(self, stem: str) -> bool:
+        return self._state.outputs_of(stem, self._key, self._bundle) is not None
 
     def _identity(self) -> str:
         """Return what every file depends on; weights enter by size, header and time."""
@@ -109,35 +110,50 @@ class _Build:
         ]
         return self._state.key(words, {}, [*map(code_digest, ("axcore", owner))], ())
 
-    def _write(self, stem: str, stage: Stage) -> list[Path]:
-        path = self._bundle / f"{stem}.onnx"
-        save(self._model(stem, stage), path, Silent())
-        files = [path, path.with_name(f"{path.name}.data")]
+    def _write(self, todo: Mapping[str, Stage]) -> Iterator[str]:
+        """Write files, yielding the name of each; weights go to disk while graphs are traced."""
+        files = {
+            stem: DataFile(
+                self._bundle / f"{stem}.onnx.data",
+                stage,
+                self._decoder.checkpoint,
+                self._precision.weights,
+            )
+            for stem, stage in todo.items()
+        }
+        with ThreadPoolExecutor(_WRITERS) as pool:
+            written = {stem: pool.submit(data.write) for stem, data in files.items()}
+            try:
+                for stem, data in files.items():
+                    path = self._bundle / f"{stem}.onnx"
+                    ir.save(self._model(stem, data), path)
+                    self._note(stem, [path, written[stem].result()])
+                    yield stem
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    def _note(self, stem: str, files: Sequence[Path]) -> None:
         sizes = {file.name: file.stat().st_size for file in files}
         self._state.steps[stem] = Finished(key=self._key, outputs=sizes)
         self._state.save(self._bundle / STATE_FILE)
-        return files
 
     def _drop(self, stale: set[str]) -> None:
         for stem in sorted(stale):
             for name in self._state.steps.pop(stem).outputs:
                 (self._bundle / name).unlink(missing_ok=True)
 
-    def _model(self, stem: str, stage: Stage) -> ir.Model:
-        """Return a stage as a model whose weights are read while it is saved."""
-        kind = self._kind(stage)
+    def _model(self, stem: str, data: DataFile) -> ir.Model:
+        """Return a stage as a model whose weights lie in its data file."""
+        kind = self._kind(data.stage)
         model = kind.graph.model.clone()
         graph = model.graph
         graph.name = stem
-        origins = stage.weights()
-        load = self._decoder.checkpoint.float_tensor
         for value in list(graph.inputs):
             source, _, name = str(value.name).partition(".")
             if source == "weight":
                 graph.inputs.remove(value)
                 value.name = name
-                read = partial(origins[name].resolve, load)
-                add_weight(graph, value, read, self._precision.weights)
+                add_weight(graph, value, data.initializers(name))
         self._name_inputs(graph, kind)
         self._name_outputs(graph, kind)
         model.producer_name = "axcore"

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 import torch
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+from ...files import write_at
 
+if TYPE_CHECKING:
     from torch import Tensor
 
+    from ...checkpoint import Checkpoint
+    from ...types import Shape, Weight
+
 STATES: Mapping[str, ir.DataType] = {"bf16": ir.DataType.BFLOAT16, "fp32": ir.DataType.FLOAT}
-_TORCH = {"bf16": torch.bfloat16, "fp32": torch.float32}
+_TORCH = {ir.DataType.BFLOAT16: torch.bfloat16, ir.DataType.FLOAT: torch.float32}
 
 
 @dataclass(frozen=True)
@@ -25,37 +31,80 @@ class Precision:
     weights: str
 
 
-def add_weight(
-    graph: ir.Graph, value: ir.Value, load: Callable[[], Tensor], precision: str
-) -> None:
-    """Put a lazily read initializer, and what makes float32 of it, in place of an input.
+@dataclass(frozen=True)
+class Stored:
+    """One initializer in a data file; `write` puts its bytes at an offset of an open file."""
+
+    name: str
+    dtype: ir.DataType
+    shape: Shape
+    write: Callable[[int, int], None]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the file."""
+        return math.prod(self.shape) * int(self.dtype.itemsize)
+
+
+def stored_forms(
+    name: str, shape: Shape, weight: Weight, checkpoint: Checkpoint, precision: str
+) -> list[Stored]:
+    """Return what stands for a parameter in a data file.
+
+    Args:
+        name: Of the parameter.
+        shape: Its shape.
+        weight: Where it comes from.
+        checkpoint: Read while the file is written.
+        precision: "bf16", "fp32" or "s8"; vectors are never stored in 8 bits.
+    """
+    read = partial(weight.resolve, checkpoint.float_tensor)
+    if precision == "s8" and len(shape) == 2:
+        channels = _Channels(read)
+        return [
+            Stored(f"{name}.s8", ir.DataType.INT8, shape, partial(_write, channels.weight)),
+            Stored(f"{name}.scale", ir.DataType.FLOAT, shape[:1], partial(_write, channels.scale)),
+        ]
+    dtype = ir.DataType.FLOAT if precision == "fp32" else ir.DataType.BFLOAT16
+    if dtype is ir.DataType.BFLOAT16 and (key := _as_it_lies(weight, checkpoint)):
+        return [Stored(name, dtype, shape, partial(checkpoint.copy, key))]
+    return [Stored(name, dtype, shape, partial(_write, lambda: read().to(_TORCH[dtype])))]
+
+
+def add_weight(graph: ir.Graph, value: ir.Value, stored: list[ir.Value]) -> None:
+    """Put initializers, and what makes float32 of them, in place of a weight's input.
 
     Runtimes fold that into float32 once, when they load the file.
 
     Args:
-        graph: Where it goes.
+        graph: Where they go.
         value: The float32 input that stands for the weight; loses its uses.
-        load: Reads the weight; called when the model is saved.
-        precision: "bf16", "fp32" or "s8"; vectors are never stored in 8 bits.
+        stored: Initializers of `stored_forms`.
     """
-    assert value.shape is not None
-    if precision == "s8" and len(value.shape) == 2:
-        read = _Channels(load)
-        rows = ir.Shape([value.shape[0]])
-        weight = _lazy(graph, f"{value.name}.s8", ir.DataType.INT8, value.shape, read.weight)
-        scale = _lazy(graph, f"{value.name}.scale", ir.DataType.FLOAT, rows, read.scale)
-        node = ir.node("DequantizeLinear", [weight, scale], {"axis": 0}, name=f"{value.name}.f32")
+    for initializer in stored:
+        graph.register_initializer(initializer)
+    if stored[0].dtype is ir.DataType.FLOAT:
+        ir.convenience.replace_all_uses_with(value, stored[0])
+        return
+    name = f"{value.name}.f32"
+    if len(stored) == 2:
+        node = ir.node("DequantizeLinear", stored, {"axis": 0}, name=name)
     else:
-        stored = "bf16" if precision == "s8" else precision
-        dtype = _TORCH[stored]
-        kind = ir.tensor_adapters.from_torch_dtype(dtype)
-        weight = _lazy(graph, str(value.name), kind, value.shape, lambda: load().to(dtype))
-        if stored == "fp32":
-            ir.convenience.replace_all_uses_with(value, weight)
-            return
-        node = cast(weight, ir.DataType.FLOAT, f"{value.name}.f32")
+        node = cast(stored[0], ir.DataType.FLOAT, name)
     graph.insert_before(graph[0], node)
     ir.convenience.replace_all_uses_with(value, node.outputs[0])
+
+
+def _as_it_lies(weight: Weight, checkpoint: Checkpoint) -> str:
+    """Return the key of the tensor that is the weight, bit by bit; empty where none is."""
+    key = weight.source
+    plain = isinstance(key, str) and not weight.steps and key in checkpoint.tensors
+    return str(key) if plain and checkpoint.info(str(key)).dtype == "bfloat16" else ""
+
+
+def _write(read: Callable[[], Tensor], descriptor: int, offset: int) -> None:
+    data = read().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    write_at(descriptor, data, offset)
 
 
 class _Channels:
@@ -84,19 +133,3 @@ def cast(value: ir.Value, to: ir.DataType, name: str) -> ir.Node:
     node.outputs[0].name = name
     node.outputs[0].type, node.outputs[0].shape = ir.TensorType(to), value.shape
     return node
-
-
-def _lazy(
-    graph: ir.Graph,
-    name: str,
-    kind: ir.DataType,
-    shape: ir.Shape,
-    load: Callable[[], Tensor],
-) -> ir.Value:
-    def materialise() -> ir.TensorProtocol:
-        return ir.tensor_adapters.TorchTensor(load().contiguous(), name=name)
-
-    value = ir.Value(name=name, shape=shape, type=ir.TensorType(kind))
-    value.const_value = ir.LazyTensor(materialise, kind, shape, name=name)
-    graph.register_initializer(value)
-    return value

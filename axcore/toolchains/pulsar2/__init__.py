@@ -44,6 +44,15 @@ class Pulsar2:
         """Return nothing: the tool is all that it needs."""
         return {}
 
+    def reads(self, request: BuildRequest, name: str) -> bool:
+        """Say yes of graphs, archives, and a checkpoint that was written for the builder."""
+        if name.startswith(f"{request.checkpoint}/"):
+            return True
+        return any(
+            name in (f"{graph.stem}.onnx", f"{graph.stem}.onnx.data", graph.archive)
+            for graph in request.graphs
+        )
+
     def prepare(
         self, request: BuildRequest, options: Mapping[str, str] = _NOTHING
     ) -> dict[str, str]:

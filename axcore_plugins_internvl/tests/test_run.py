@@ -1,0 +1,276 @@
+"""A converted and built model answers as the model's own class does."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
+
+import axcore
+from axcore import Options, Prompt, Registry
+from axcore.checkpoint import fabricate
+from axcore.runtime.runner import Answer, Runner
+
+from .conftest import CARDS, Family, photograph
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from PIL.Image import Image
+
+SIDE, CHUNK, CACHE = 84, 32, 191  # px of a tile, which is 9 tokens
+HISTORIES = (32, 64, 96, 128)
+EXACT = {"weight-type": "fp32", "hidden-state-type": "fp32"}
+ENDS = [480, 482]  # <|endoftext|> and <|im_end|> of a small checkpoint
+GROUP = 32  # columns that share a scale
+# Every layout and kind of language model, and one and several tiles.
+CASES = (
+    ("internvl3.5-1b", "native", "1"),
+    ("internvl3.5-1b", "remote", "3"),
+    ("internvl3-1b", "remote", "1"),
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A bundle built in float32, and its oracle."""
+
+    model: Any
+    folder: Path
+    runner: Runner
+    tiles: int
+
+
+@pytest.fixture(scope="module", params=CASES, ids="-".join)
+def case(
+    request: pytest.FixtureRequest,
+    families: dict[str, Family],
+    registry: Registry,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Case:
+    name, layout, tiles = request.param
+    root, family = tmp_path_factory.mktemp("run"), families[name]
+    checkpoint = with_tokenizer(name, family.folders[layout], root / "checkpoint")
+    folder = built(checkpoint, root / "bundle", registry, tiles)
+    return Case(family.model, folder, Runner.open(folder, registry), int(tiles))
+
+
+def with_tokenizer(name: str, source: Path, out: Path) -> Path:
+    """Copy a checkpoint and give it the tokenizer of a fabricated one."""
+    fabricated = fabricate(CARDS[name], "tiny", out.with_name("fabricated"))
+    shutil.copytree(source, out)
+    shutil.copy(fabricated / "tokenizer.json", out)
+    return out
+
+
+def built(checkpoint: Path, out: Path, registry: Registry, tiles: str = "1") -> Path:
+    """Return a bundle whose layer models compute and pass states in float32."""
+    options = Options(
+        height=SIDE, width=SIDE, prefill_len=CHUNK, kv_cache_len=CACHE,
+        last_kv_cache_len=HISTORIES, choices={"tiles": tiles},
+    )  # fmt: skip
+    axcore.convert(str(checkpoint), out, options=options, verify=False, registry=registry)
+    axcore.build(out, toolchain="onnx", options=EXACT, registry=registry)
+    return out
+
+
+def asked(text: str, *pictures: Image) -> list[dict[str, Any]]:
+    """An empty message of the system, which else would be long, and one of a user."""
+    parts: list[dict[str, Any]] = [{"type": "image", "image": item} for item in pictures]
+    content = [*parts, {"type": "text", "text": text}]
+    return [{"role": "system", "content": ""}, {"role": "user", "content": content}]
+
+
+def answered(
+    runner: Runner, messages: Sequence[Any], count: int | None = None
+) -> tuple[Prompt, Answer]:
+    prompt, answer = runner.prepare(messages), Answer()
+    for _ in runner.answer(prompt, max_new_tokens=count, answer=answer):
+        pass
+    return prompt, answer
+
+
+def pixels(pictures: Sequence[Image], tiles: int) -> dict[str, torch.Tensor]:
+    """Return what the oracle is given of pictures: the tiles of its own processor."""
+    processor = GotOcr2ImageProcessorPil(
+        size={"height": SIDE, "width": SIDE},
+        image_mean=[0.485, 0.456, 0.406],
+        image_std=[0.229, 0.224, 0.225],
+        crop_to_patches=True,
+        max_patches=max(tiles - 1, 1),
+    )
+    made = processor(list(pictures), return_tensors="pt") if pictures else {}
+    return {name: made[name] for name in ("pixel_values",) if name in made}
+
+
+def generated(
+    model: Any, prompt: Prompt, pictures: Sequence[Image], tiles: int, count: int
+) -> list[int]:
+    """Ask the oracle: its own processor for pixels, its own positions, its own caches."""
+    ids = torch.from_numpy(prompt.input_ids)[None]
+    with torch.no_grad():
+        out = model.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), **pixels(pictures, tiles),
+            max_new_tokens=count, do_sample=False, pad_token_id=0, eos_token_id=ENDS,
+        )  # fmt: skip
+    new: list[int] = out[0, ids.shape[1] :].tolist()
+    return new
+
+
+def assert_same(made: Answer, expected: list[int]) -> None:
+    """Compare tokens; the oracle keeps the one that ended the answer."""
+    if made.finish_reason == "stop":
+        expected = expected[:-1]
+    assert made.token_ids == expected
+
+
+@pytest.mark.parametrize("beyond", [-1, 0, 1, 7])
+@pytest.mark.parametrize("pictures", [0, 1, 2, 3])
+def test_answers_equal_the_model_class(case: Case, pictures: int, beyond: int) -> None:
+    """Prompts of a multiple of the chunk, a token less or some more; up to three pictures.
+
+    Oracle: the model class; text alone is around one chunk, pictures take several.
+    """
+    shown = [photograph(60, 70, seed) for seed in range(pictures)]
+    frame = len(case.runner.prepare(asked("", *shown)).input_ids)
+    total = (frame // CHUNK + 1) * CHUNK + beyond
+    assert pictures or total == CHUNK + beyond
+    prompt, answer = answered(case.runner, asked("b" * (total - frame), *shown), 12)
+    assert len(prompt.input_ids) == total
+    assert_same(answer, generated(case.model, prompt, shown, case.tiles, 12))
+
+
+def test_a_wide_picture_beside_a_square_one(case: Case, registry: Registry) -> None:
+    """With three tiles, the wide one is two of them and the whole, and batches are shared.
+
+    Oracle: the model class and its image processor, which cuts; rows of the filled batch that
+    belong to no tile must not be read.
+    """
+    shown = [photograph(60, 130, 1), photograph(70, 70, 2)]
+    prompt, answer = answered(case.runner, asked("what?", *shown), 12)
+    assert len(prompt.vision_rows["vision"]) == 9 * (2 if case.tiles == 1 else 4)
+    assert_same(answer, generated(case.model, prompt, shown, case.tiles, 12))
+    made = logits(Runner.open(case.folder, registry), prompt, answer.token_ids)
+    expected = expected_logits(case, prompt, shown, answer.token_ids)
+    np.testing.assert_allclose(made, expected, atol=1e-5)
+
+
+def test_an_answer_goes_on_until_the_context_is_full(case: Case) -> None:
+    """Prompt and answer share C + 1 positions; the last token is still the right one.
+
+    Oracle: the model class, which knows no such limit.
+    """
+    shown = [photograph(60, 70, 3)]
+    for length in range(20):  # until an answer does not end by itself
+        prompt, answer = answered(case.runner, asked("b" * length, *shown))
+        if answer.finish_reason == "context":
+            break
+    assert answer.finish_reason == "context"
+    assert len(prompt.input_ids) + len(answer.token_ids) == CACHE + 1
+    count = len(answer.token_ids)
+    assert_same(answer, generated(case.model, prompt, shown, case.tiles, count))
+
+
+def test_logits_are_those_of_the_model_class(
+    case: Case, registry: Registry, tmp_path: Path
+) -> None:
+    """Behind the prompt and each token: in float32 exactly, with bfloat16 states closely.
+
+    So where the latter chooses another token, the former was torn. Oracle: the model class, given
+    the same tokens at once.
+    """
+    out = shutil.copytree(case.folder, tmp_path / "bundle")
+    axcore.build(out, toolchain="onnx", options={"hidden-state-type": "bf16"}, registry=registry)
+    shown = [photograph(60, 70, 7)]
+    prompt, answer = answered(case.runner, asked("word", *shown), 8)
+    exact, near = (
+        logits(Runner.open(folder, registry), prompt, answer.token_ids)
+        for folder in (case.folder, out)
+    )
+    expected = expected_logits(case, prompt, shown, answer.token_ids)
+    np.testing.assert_allclose(exact, expected, atol=1e-5)
+    assert 0 < np.abs(near - exact).max() < 0.1 * exact.std()
+
+
+def logits(runner: Runner, prompt: Prompt, tokens: Sequence[int]) -> Any:
+    """Return float32 ``[1 + tokens, vocabulary]``: behind the prompt and behind each token.
+
+    The runner was just opened: it has read nothing.
+    """
+    model, length = runner.language, len(prompt.input_ids)
+    rows = [model.prefill(runner.rows(prompt)[None], prompt.position_ids)]
+    for position, token in enumerate(tokens, length):
+        rows.append(model.decode(runner.embeddings.rows(np.array([token])), position))
+    return np.concatenate(rows)
+
+
+def expected_logits(
+    case: Case, prompt: Prompt, pictures: Sequence[Image], tokens: Sequence[int]
+) -> Any:
+    """Return what `logits` does, of the oracle, which reads all at once."""
+    ids = torch.tensor([[*prompt.input_ids, *tokens]])
+    with torch.no_grad():
+        made = case.model(input_ids=ids, **pixels(pictures, case.tiles)).logits[0].numpy()
+    return made[len(prompt.input_ids) - 1 :]
+
+
+def test_a_language_model_quantised_by_gptq_answers(
+    families: dict[str, Family], registry: Registry, tmp_path: Path
+) -> None:
+    """Projections packed in 4 bits, columns in groups out of order, build and run.
+
+    Oracle: the model class with the formula of the format, ``(level - (zero + 1)) * scale``, in
+    place of each weight.
+    """
+    name, rng = "internvl3.5-1b", np.random.default_rng(0)
+    folder = with_tokenizer(name, families[name].folders["remote"], tmp_path / "checkpoint")
+    model, stored = deepcopy(families[name].model), load_file(folder / "model.safetensors")
+    for key in [key for key in stored if ".layers." in key and key.endswith("_proj.weight")]:
+        packed, weight = quantised(rng, *stored.pop(key).shape)
+        stored |= {key.replace("weight", part): tensor for part, tensor in packed.items()}
+        native = key.replace("language_model.model.", "model.language_model.")
+        model.get_parameter(native).data = weight
+    save_file(stored, folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4, "group_size": GROUP}
+    (folder / "config.json").write_text(json.dumps(config))
+
+    runner = Runner.open(built(folder, tmp_path / "bundle", registry), registry)
+    shown = [photograph(60, 70)]
+    prompt, answer = answered(runner, asked("what?", *shown), 12)
+    assert answer.token_ids
+    assert_same(answer, generated(model, prompt, shown, 1, 12))
+
+
+def quantised(
+    rng: np.random.Generator, rows: int, columns: int
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Draw a projection: its four packed tensors, and the weight float32 that they stand for."""
+    count = columns // GROUP
+    levels, zeros = rng.integers(0, 16, (columns, rows)), rng.integers(5, 10, (count, rows))
+    scales = rng.uniform(0.02, 0.04, (count, rows)).astype(np.float16)
+    group = rng.permutation(np.arange(columns, dtype=np.int32) // GROUP)
+    packed = {
+        "qweight": words(levels),
+        "qzeros": words(zeros.T).T,
+        "scales": scales,
+        "g_idx": group,
+    }
+    weight = ((levels - (zeros[group] + 1)) * scales[group]).astype(np.float16)
+    tensors = {name: torch.from_numpy(array.copy()) for name, array in packed.items()}
+    return tensors, torch.from_numpy(weight.T.astype(np.float32))
+
+
+def words(fields: Any) -> Any:
+    """Join each eight rows of 4 bits, the first in the lowest: int32 ``[rows / 8, columns]``."""
+    joined = sum(fields[index::8] << 4 * index for index in range(8))
+    return joined.astype(np.uint32).view(np.int32)

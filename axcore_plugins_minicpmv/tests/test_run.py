@@ -1,0 +1,309 @@
+"""A converted and built model answers as transformers' Llama does behind our vision modules."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import axcore
+from axcore import Options, Prompt, Registry, Silent, UnsupportedModel
+from axcore.checkpoint import fabricate
+from axcore.pipeline.job import Request, open_job
+from axcore.runtime.runner import Answer, Runner
+from axcore_plugins_minicpmv import export_vision, v2, v4, v46
+
+from .conftest import tiny_config
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from axcore import Component, Job
+
+    from .conftest import MakeCheckpoint
+
+HEIGHT, WIDTH, CHUNK, CACHE = 56, 84, 32, 383
+HISTORIES = tuple(range(CHUNK, 321, CHUNK))
+EXACT = {"weight-type": "fp32", "hidden-state-type": "fp32"}
+PLACE = 0  # <unk>
+(V4,), (V2,), (V46,) = v4.cards(), v2.cards(), v46.cards()
+# The factors for short and long contexts differ, as does that of the attention from 1.
+ROPE = {**tiny_config(V4)["rope_scaling"], "long_factor": [1.0] * 16, "factor": 4.0}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A bundle built in float32, and its oracle."""
+
+    job: Job
+    model: Any
+    folder: Path
+    runner: Runner
+    ends: list[int]
+
+
+@pytest.fixture(scope="module")
+def checkpoints(
+    make_checkpoint: MakeCheckpoint, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """Random weights with the tokenizer of a fabricated checkpoint."""
+    root, made = tmp_path_factory.mktemp("checkpoints"), {}
+    for card, change in ((V4, {"rope_scaling": ROPE}), (V2, {})):
+        made[card.id] = make_checkpoint(card, root / card.id, **change)
+        fabricated = fabricate(card, "tiny", root / f"fabricated-{card.id}")
+        shutil.copy(fabricated / "tokenizer.json", made[card.id])
+    return made
+
+
+@pytest.fixture(scope="module")
+def v4_case(checkpoints: dict[str, Path], registry: Registry, root: Path) -> Case:
+    return built(checkpoints[V4.id], root / "v4", registry, fit="slice", layout="strip")
+
+
+@pytest.fixture(scope="module")
+def v2_case(checkpoints: dict[str, Path], registry: Registry, root: Path) -> Case:
+    return built(checkpoints[V2.id], root / "v2", registry, fit="slice")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("run")
+
+
+@pytest.fixture(params=["v4_case", "v2_case"], ids=["v4", "v2"])
+def case(request: pytest.FixtureRequest) -> Case:
+    made: Case = request.getfixturevalue(request.param)
+    return made
+
+
+def built(checkpoint: Path, out: Path, registry: Registry, **choices: str) -> Case:
+    """Convert, and build layer models that compute and pass states in float32."""
+    options = Options(
+        height=HEIGHT, width=WIDTH, prefill_len=CHUNK, kv_cache_len=CACHE,
+        last_kv_cache_len=HISTORIES, choices=choices,
+    )  # fmt: skip
+    axcore.convert(str(checkpoint), out, options=options, verify=False, registry=registry)
+    axcore.build(out, toolchain="onnx", options=EXACT, registry=registry)
+    job = open_job(Request(str(checkpoint), options=options), registry, Silent())
+    ends = job.config["eos_token_id"]
+    return Case(
+        job,
+        llama(job.config, load_file(checkpoint / "model.safetensors")),
+        out,
+        Runner.open(out, registry),
+        ends if isinstance(ends, list) else [ends],
+    )
+
+
+def llama(config: Mapping[str, Any], stored: Mapping[str, Tensor]) -> Any:
+    """The oracle: transformers' Llama, the scales of MiniCPM-V-2 multiplied into its weights."""
+    names = (
+        "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads",
+        "num_hidden_layers", "head_dim", "vocab_size", "rms_norm_eps", "max_position_embeddings",
+    )  # fmt: skip
+    rotary = config["rope_scaling"] or {"rope_type": "default"}
+    model: Any = LlamaForCausalLM(
+        LlamaConfig(
+            **{name: config[name] for name in names if name in config},
+            rope_parameters={**rotary, "rope_theta": config["rope_theta"]},
+            tie_word_embeddings=False,
+        )
+    )
+    factors: dict[str, float] = {}
+    if "scale_emb" in config:
+        residual = config["scale_depth"] / math.sqrt(config["num_hidden_layers"])
+        narrow = config["hidden_size"] / config["dim_model_base"]
+        factors = {"o_proj": residual, "down_proj": residual, "lm_head": 1 / narrow}
+        factors["embed_tokens"] = config["scale_emb"]
+    weights = {
+        key.removeprefix("llm."): value.float() * factors.get(key.split(".")[-2], 1.0)
+        for key, value in stored.items()
+        if key.startswith("llm.")
+    }
+    model.load_state_dict(weights)
+    return model.eval()
+
+
+def features(job: Job, pictures: Sequence[Image.Image]) -> Tensor:
+    """Return the rows of all pieces: the stages of tower and resampler in torch."""
+    tower, resampler = export_vision(job)
+    assert tower.preprocess is not None
+    rows = [torch.empty(0, job.text_width)]
+    for sample in tower.preprocess(pictures):
+        state = [torch.from_numpy(sample[port.name]) for port in tower.inputs]
+        rows.append(run(resampler, job, run(tower, job, *state))[0])
+    return torch.cat(rows)
+
+
+def run(component: Component, job: Job, *state: Tensor) -> Tensor:
+    """Run a chain with the weights of its checkpoint."""
+    with torch.no_grad(), job.checkpoint as checkpoint:
+        for stage in component.stages:
+            bound = {n: w.resolve(checkpoint.tensor).float() for n, w in stage.weights().items()}
+            state = (torch.func.functional_call(stage.module, bound, state),)
+    return state[0]
+
+
+def embedded(case: Case, ids: Tensor, pictures: Sequence[Image.Image]) -> Tensor:
+    """Return what the oracle reads: float32 ``[1, n, hidden]``, features where <unk> stands."""
+    rows: Tensor = case.model.get_input_embeddings()(ids).detach()
+    rows[ids == PLACE] = features(case.job, pictures)
+    return rows[None]
+
+
+def generated(case: Case, prompt: Prompt, pictures: Sequence[Image.Image], count: int) -> list[int]:
+    """Ask the oracle: its own positions, its own caches."""
+    rows = embedded(case, torch.from_numpy(prompt.input_ids), pictures)
+    with torch.no_grad():
+        out = case.model.generate(
+            inputs_embeds=rows, attention_mask=torch.ones(rows.shape[:2]), max_new_tokens=count,
+            do_sample=False, pad_token_id=PLACE, eos_token_id=case.ends,
+        )  # fmt: skip
+    new: list[int] = out[0].tolist()
+    return new
+
+
+def asked(text: str, *pictures: Image.Image) -> list[dict[str, Any]]:
+    parts: list[dict[str, Any]] = [{"type": "image", "image": item} for item in pictures]
+    return [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}]
+
+
+def picture(seed: int, width: int = 90, height: int = 60) -> Image.Image:
+    """Noise enlarged; of a size that is not cut, unless another is given."""
+    noise = np.random.default_rng(seed).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    return Image.fromarray(noise).resize((width, height), Image.Resampling.BILINEAR)
+
+
+def answered(
+    runner: Runner, messages: Sequence[Any], count: int | None = None
+) -> tuple[Prompt, Answer]:
+    prompt, answer = runner.prepare(messages), Answer()
+    for _ in runner.answer(prompt, max_new_tokens=count, answer=answer):
+        pass
+    return prompt, answer
+
+
+def assert_same(made: Answer, expected: list[int]) -> None:
+    """Compare tokens; the oracle keeps the one that ended the answer."""
+    if made.finish_reason == "stop":
+        expected = expected[:-1]
+    assert made.token_ids == expected
+
+
+@pytest.mark.parametrize("beyond", [-1, 0, 1, 7])
+@pytest.mark.parametrize("pictures", [0, 1, 2, 3])
+def test_answers_equal_llama_behind_our_modules(case: Case, pictures: int, beyond: int) -> None:
+    """Prompts of a multiple of the chunk, a token less or some more; up to three pictures.
+
+    Oracle: `generated`; text alone is around one chunk, pictures take several.
+    """
+    shown = [picture(seed) for seed in range(pictures)]
+    frame = len(case.runner.prepare(asked("", *shown)).input_ids)
+    total = (frame // CHUNK + 1) * CHUNK + beyond
+    assert pictures or total == CHUNK + beyond
+    prompt, answer = answered(case.runner, asked("b" * (total - frame), *shown), 12)
+    assert len(prompt.input_ids) == total
+    assert_same(answer, generated(case, prompt, shown, 12))
+
+
+def test_a_large_picture_is_read_in_slices(case: Case) -> None:
+    """The whole and two cells, then another picture: each piece's rows stand in its place.
+
+    Oracle: `generated`; the pieces' order is that of their markers.
+    """
+    shown = [picture(1, 600, 400), picture(2)]
+    prompt, answer = answered(case.runner, asked("what?", *shown), 12)
+    assert len(prompt.vision_rows["resampler"]) == 64 * (3 + 1)
+    assert_same(answer, generated(case, prompt, shown, 12))
+
+
+def test_an_answer_goes_on_until_the_context_is_full(case: Case) -> None:
+    """Prompt and answer share C + 1 positions; the last token is still the right one.
+
+    On its way, the answer outgrows the cache of 256 that its first steps see. Oracle: `generated`,
+    which knows no such limits.
+    """
+    shown = [picture(seed) for seed in range(3)]
+    for length in range(20):  # until an answer does not end by itself
+        prompt, answer = answered(case.runner, asked("b" * length, *shown))
+        if answer.finish_reason == "context":
+            break
+    assert answer.finish_reason == "context"
+    assert len(prompt.input_ids) < 256 < CACHE
+    assert len(prompt.input_ids) + len(answer.token_ids) == CACHE + 1
+    assert_same(answer, generated(case, prompt, shown, len(answer.token_ids)))
+
+
+def test_logits_are_those_of_llama(case: Case, registry: Registry, tmp_path: Path) -> None:
+    """Behind the prompt and each token: in float32 exactly, with bfloat16 states closely.
+
+    So where the latter chooses another token, the former was torn. Oracle: Llama behind our
+    modules, given the same tokens at once.
+    """
+    out = shutil.copytree(case.folder, tmp_path / "bundle")
+    axcore.build(out, toolchain="onnx", options={"hidden-state-type": "bf16"}, registry=registry)
+    shown = [picture(7)]
+    prompt, answer = answered(case.runner, asked("word", *shown), 8)
+    exact, near = (
+        logits(Runner.open(folder, registry), prompt, answer.token_ids)
+        for folder in (case.folder, out)
+    )
+    ids = torch.tensor([*prompt.input_ids, *answer.token_ids])
+    with torch.no_grad():
+        expected = case.model(inputs_embeds=embedded(case, ids, shown)).logits[0].numpy()
+    expected = expected[len(prompt.input_ids) - 1 :]
+    np.testing.assert_allclose(exact, expected, atol=1e-5)
+    assert 0 < np.abs(near - exact).max() < 0.1 * exact.std()
+
+
+def logits(runner: Runner, prompt: Prompt, tokens: Sequence[int]) -> Any:
+    """Return float32 ``[1 + tokens, vocabulary]``: behind the prompt and behind each token.
+
+    The runner was just opened: it has read nothing.
+    """
+    model, length = runner.language, len(prompt.input_ids)
+    rows = [model.prefill(runner.rows(prompt)[None], prompt.position_ids)]
+    for position, token in enumerate(tokens, length):
+        rows.append(model.decode(runner.embeddings.rows(np.array([token])), position))
+    return np.concatenate(rows)
+
+
+def test_folded_scales_are_applied_once(
+    checkpoints: dict[str, Path], v2_case: Case, registry: Registry, root: Path
+) -> None:
+    """A bundle with folded scales computes the same, but for the rounding of its embedding.
+
+    Oracle: the bundle whose scales are applied while it runs.
+    """
+    choices = {"fit": "slice", "fold-scales": "yes"}
+    folded = built(checkpoints[V2.id], root / "folded", registry, **choices)
+    prompt = v2_case.runner.prepare(asked("word", picture(7)))
+    opened = (Runner.open(one.folder, registry) for one in (v2_case, folded))
+    exact, near = (logits(runner, prompt, (300,)) for runner in opened)
+    assert 0 < np.abs(near - exact).max() < 0.1 * exact.std()
+
+
+def test_hybrid_layers_are_refused(
+    make_checkpoint: MakeCheckpoint, registry: Registry, tmp_path: Path
+) -> None:
+    """MiniCPM-V-4.6 converts; layers that attend linearly are not built, and nothing is left.
+
+    Oracle: the first tensor of such a layer is named, and a toolchain that builds them.
+    """
+    checkpoint, out = make_checkpoint(V46, tmp_path / "checkpoint"), tmp_path / "bundle"
+    options = Options(height=56, width=56)
+    axcore.convert(str(checkpoint), out, options=options, verify=False, registry=registry)
+    with pytest.raises(UnsupportedModel, match=r"linear_attn\.A_log") as caught:
+        axcore.build(out, toolchain="onnx", registry=registry)
+    assert "its own builder" in caught.value.hint
+    assert not [*out.glob("*_together*"), *out.glob("*_post*")]
