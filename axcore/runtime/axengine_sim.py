@@ -38,6 +38,9 @@ axclrt_provider_name = "AXCLRTExecutionProvider"
 SHAPE_GROUPS = "axcore.shape_groups"
 """Metadata property of an ONNX file: its shape groups as a JSON list, see `InferenceSession`."""
 
+ORIGIN = "axcore.origin"
+"""Metadata property that all files of one build share."""
+
 Array = np.ndarray[Any, Any]
 Provider = str | tuple[str, Mapping[str, Any]]
 
@@ -113,6 +116,7 @@ class InferenceSession:
 
     Attributes:
         free_batch: Whether the first axis is free.
+        origin: Name of the graph, and the metadata property `ORIGIN`, empty where there is none.
 
     Args:
         path_or_bytes: The file. Where there is no ``x.axmodel``, ``x.onnx`` beside it is taken.
@@ -144,6 +148,8 @@ class InferenceSession:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise RuntimeError(f"Failed to read the shape groups of {path}: {error!r}") from error
         self.free_batch = all(group.free for group in self._groups)
+        described = self._session.get_modelmeta()
+        self.origin = described.graph_name, described.custom_metadata_map.get(ORIGIN, "")
 
     def get_session_options(self) -> object:
         """Return what was given as ``sess_options``."""

@@ -124,6 +124,7 @@ class LayerModels:
         _check_lengths(self._steps[-1:], self._chunks[-1:], deployment, layers[0])
         state = self._steps[0].inputs["input"]
         _check_head(self._head, head, state, deployment)
+        _check_origins([*self._layers, self._head], [*layers, head], deployment)
         self._state_dtype = state.dtype
         self._caches = self._empty_caches(1)
         self._mask: Array | None = None
@@ -262,6 +263,21 @@ def _common_groups(
                 hint=_rebuild(deployment),
             )
     return groups
+
+
+def _check_origins(
+    sessions: Sequence[Session], files: Sequence[Path], deployment: Deployment
+) -> None:
+    """Refuse a file of another build or layer, where files say what they are; boards' do not."""
+    origins = [getattr(session, "origin", ("", "")) for session in sessions]
+    builds = [build for _, build in origins]
+    for path, (name, build) in zip(files, origins, strict=True):
+        if build and name != path.stem:
+            raise BundleError(f"{path} is really {name}", hint=_rebuild(deployment))
+        if build != max(builds, key=builds.count):
+            raise BundleError(
+                f"{path} is not of the same build as the files beside it", hint=_rebuild(deployment)
+            )
 
 
 def _check_lengths(

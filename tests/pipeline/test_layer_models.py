@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import axcore
-from axcore import Options, UsageError
+from axcore import BundleError, Options, Registry, UsageError
 from axcore.checkpoint import Checkpoint
 from axcore.runtime.axengine_sim import InferenceSession
 
@@ -210,3 +210,20 @@ def test_a_quantised_language_model_is_multiplied_out() -> None:
         across = sum(numbers[:, i::per] << (bits * i) for i in range(per))
         words = torch.tensor(across.astype(np.uint32).view(np.int32))
         assert np.array_equal(_unpacked(words, bits, axis=1).numpy(), numbers)
+
+
+def test_files_of_another_layer_or_build_are_refused(built: Path, tmp_path: Path) -> None:
+    """Of equal shape, so that nothing else would tell. Oracle: the files put in their place."""
+    from axcore.runtime.runner import Runner
+
+    swapped = Path(shutil.copytree(built, tmp_path / "swapped"))
+    first, second = (swapped / LAYER.format(layer) for layer in (0, 1))
+    shutil.copy(second, first)
+    with pytest.raises(BundleError, match=f"{first.name} is really {second.stem}"):
+        Runner.open(swapped, Registry())
+    mixed = Path(shutil.copytree(built, tmp_path / "mixed"))
+    axcore.build(mixed, toolchain="onnx", options={"weight-type": "s8"})
+    for suffix in ("", ".data"):
+        shutil.copy(built / f"{LAYER.format(0)}{suffix}", mixed)
+    with pytest.raises(BundleError, match=f"{first.name} is not of the same build"):
+        Runner.open(mixed, Registry())

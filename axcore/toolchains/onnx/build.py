@@ -21,6 +21,7 @@ from .groups import (
     KEY,
     LAYER_INPUTS,
     LAYER_OUTPUTS,
+    ORIGIN,
     Lengths,
     head_file,
     layer_file,
@@ -158,6 +159,7 @@ class _Build:
         self._name_outputs(graph, kind)
         model.producer_name = "axcore"
         model.metadata_props[KEY] = json.dumps(kind.groups)
+        model.metadata_props[ORIGIN] = self._key
         return model
 
     def _kind(self, stage: Stage) -> _Kind:
