@@ -73,7 +73,6 @@ def change_groups(path: Path, change: Callable[[dict[str, Any]], object]) -> Non
 
 # A backend that is `onnx`, but for a Ctrl-C before the language model is called that many times.
 INTERRUPTING = """
-import signal
 
 from axcore import Availability, Choice, ToolchainError, hookimpl
 from axcore.runtime.backends import EngineBackend
@@ -97,7 +96,7 @@ class Interrupted:
     def wait(self):
         self.patience -= 1
         if self.patience == 0:
-            signal.raise_signal(signal.SIGINT)
+            raise KeyboardInterrupt  # a process started in the background ignores the signal
 
 
 class Impatient:
