@@ -34,7 +34,7 @@ What `axcore package` made of {repo} for a board. Copy the whole folder to it.
 
 It needs Python 3.10 or newer with {needed}, and {engine}:
 
-    pip install {needed}
+    pip install {installed}
 
 Then one command answers:
 
@@ -112,6 +112,7 @@ def _readme(source: Source) -> str:
         repo=source.card.repo,
         needed=" ".join(NEEDED),
         engine=_ENGINES[suffix],
+        installed=" ".join(NEEDED if suffix == COMPILED else (*NEEDED, _ENGINES[PORTABLE])),
         suffix=suffix,
         where=source.deployment.job.options.chip if suffix == COMPILED else "any CPU (slow)",
         prompt=max(llm.last_kv_cache_len, default=0) + llm.prefill_len,
