@@ -119,7 +119,8 @@ class TorchVision:
     def _open(self) -> None:
         if not self._chains:
             components = self._deployment.hook("export_vision", job=self._job)
-            self._chains = [(c, [self._loaded(stage) for stage in c.stages]) for c in components]
+            with self._job.checkpoint:
+                self._chains = [(c, [self._loaded(s) for s in c.stages]) for c in components]
 
     def _loaded(self, stage: Stage) -> nn.Module:
         """Return a stage's module with weights."""
@@ -172,7 +173,8 @@ class TorchLanguage:
     def __init__(self, deployment: Deployment, job: Job, place: Place) -> None:
         llm = deployment.llm
         self._place = place
-        self._body, self._head = _decoder(job, deployment.embedding.key, place)
+        with job.checkpoint:
+            self._body, self._head = _decoder(job, deployment.embedding.key, place)
         self._cache = self._empty_cache()
         self._batch = 1
         self.max_prompt = llm.prefill_len + max(llm.last_kv_cache_len, default=0)
