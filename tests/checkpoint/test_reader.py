@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -116,6 +117,31 @@ def test_reads_that_come_back_short_are_continued(
     monkeypatch.setattr(os, "preadv", short_read)
     with Checkpoint.open(sharded, PREFIXES) as checkpoint:
         assert checkpoint.tensor("visual.b").tolist() == [0, 1, 2, 3]
+
+
+def refuses(*_: int) -> int:
+    raise OSError(errno.EXDEV, "between file systems")
+
+
+def stops_half_way(*arguments: int) -> int:
+    source, target, count, start, at = arguments
+    return os.pwrite(target, os.pread(source, count // 2, start), at) if count == 12 else 0
+
+
+@pytest.mark.parametrize("kernel", [None, "absent", refuses, stops_half_way])
+def test_bytes_are_copied_with_and_without_the_kernel(
+    sharded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kernel: object
+) -> None:
+    """Stand-ins for systems and file systems that cannot; oracle: the numbers saved."""
+    write(sharded, {"one.safetensors": {"visual.a": torch.arange(6, dtype=torch.int16)}})
+    if kernel == "absent":
+        monkeypatch.delattr(os, "copy_file_range")
+    elif kernel:
+        monkeypatch.setattr(os, "copy_file_range", kernel)
+    copied = tmp_path / "copied"
+    with Checkpoint.open(sharded, PREFIXES) as checkpoint, copied.open("w+b") as file:
+        checkpoint.copy("visual.a", file.fileno(), 3)
+    assert copied.read_bytes() == bytes(3) + np.arange(6, dtype=np.int16).tobytes()
 
 
 def test_descriptors_are_closed_and_opened_again_on_demand(sharded: Path) -> None:

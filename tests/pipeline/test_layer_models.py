@@ -14,9 +14,11 @@ import pytest
 import torch
 
 import axcore
-from axcore import BundleError, Options, Registry, UsageError
+from axcore import BudgetError, BundleError, Options, Registry, UsageError
 from axcore.checkpoint import Checkpoint
 from axcore.runtime.axengine_sim import InferenceSession
+
+from ..bundles import Recorder, contents, largest_file
 
 CHUNK, CACHE, HISTORIES = 64, 300, (64, 128)
 # §: P, C, H and D of the tiny model; D is two key/value heads times the size of one.
@@ -191,6 +193,43 @@ def test_a_second_build_writes_nothing(built: Path, tmp_path: Path) -> None:
     assert lost.read_bytes() == content
     again = {path for path, time in times.items() if path.stat().st_mtime_ns != time}
     assert again == {lost, lost.with_name(f"{lost.name}.data")}
+
+
+class Interrupted(Recorder):
+    """A `Progress` whose user presses Ctrl-C after the first file."""
+
+    def advance(self, amount: float = 1) -> None:
+        raise KeyboardInterrupt
+
+
+def test_a_build_that_fails_leaves_the_earlier_one_whole(built: Path, tmp_path: Path) -> None:
+    """Another precision: the disk is full, then somebody interrupts, then all goes well.
+
+    Oracle: the contents before, and those of a build that nothing went wrong with.
+    """
+
+    def published() -> dict[str, str]:
+        found = contents(bundle)
+        return {name: digest for name, digest in found.items() if not name.startswith("build/")}
+
+    def build(progress: Recorder | None = None) -> None:
+        axcore.build(bundle, toolchain="onnx", options={"weight-type": "fp32"}, progress=progress)
+
+    fresh = Path(shutil.copytree(built, tmp_path / "fresh"))
+    axcore.build(fresh, toolchain="onnx", options={"weight-type": "fp32"})
+    bundle = Path(shutil.copytree(built, tmp_path / "bundle"))
+    before = published()
+    data = fresh / f"{HEAD}.data"
+    with largest_file(data.stat().st_size - 1), pytest.raises(BudgetError, match="cannot write"):
+        build()
+    assert published() == before
+    with pytest.raises(KeyboardInterrupt):
+        build(Interrupted())
+    assert published() == before
+    time = (bundle / "build" / "onnx" / LAYER.format(0)).stat().st_mtime_ns
+    build()
+    assert (bundle / LAYER.format(0)).stat().st_mtime_ns == time
+    assert contents(bundle) == contents(fresh)
 
 
 def test_a_quantised_language_model_is_multiplied_out() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -21,12 +22,12 @@ from axcore.errors import (
     ToolchainError,
     UsageError,
 )
+from axcore.quantization.environment import find_python
 
 from . import toy
-from .conftest import GROUP, Finished, Recorder, standin_python
+from .conftest import GROUP, LIBRARY, Finished, Recorder, standin_python
 
 if TYPE_CHECKING:
-    from pathlib import Path
     from types import ModuleType
 
     from axcore import Registry
@@ -176,6 +177,20 @@ def test_a_python_without_the_library_is_refused(
     assert str(python or sys.executable) in message
     assert "make gptq-env" in message
     assert "gptqmodel==7.6.0" in message
+
+
+def test_modules_in_the_users_folder_do_not_hide_the_library(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a ``types.py`` nor a ``gptqmodel.py``. Oracle: what this Python really has."""
+    for name in ("types.py", "gptqmodel.py"):
+        (tmp_path / name).write_text("raise SystemExit('not the library')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(LIBRARY))
+    assert find_python(Path(sys.executable)) == Path(sys.executable)
+    monkeypatch.delenv("PYTHONPATH")
+    with pytest.raises(ToolchainError, match="gptqmodel is not installed in"):
+        find_python(Path(sys.executable))
 
 
 def test_a_program_that_is_not_there_is_refused(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
@@ -29,14 +31,13 @@ from .groups import (
 from .precision import STATES, Precision, add_weight, cast
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from ...graph.trace import KindGraph, Spec
     from ...progress import Progress
     from ...types import BuildRequest, Decoder, Stage
 
 OPSET = 18  # the exporter's own; nothing but ONNX Runtime reads these files
 STATE_FILE = "build/onnx.json"
+_UNFINISHED = "build/onnx"  # files wait here until all are there, so that an earlier build lasts
 _WRITERS = 2  # one reads while the other writes
 
 
@@ -82,18 +83,18 @@ class _Build:
         self._kinds: dict[str, _Kind] = {}
 
     def run(self) -> list[Path]:
-        """Write what is not there yet, and remove what an earlier build left under other names."""
+        """Write what is not there yet, then put it in place of an earlier build."""
         decoder, chunk = self._decoder, self._lengths.chunk
         stages = {
             layer_file(decoder.kind, chunk, index): stage
             for index, stage in enumerate(decoder.layers)
         }
         stages[head_file(decoder.kind)] = decoder.head
-        self._drop(set(self._state.steps) - set(stages))
         todo = {stem: stage for stem, stage in stages.items() if not self._is_done(stem)}
         with self._progress.task("layer models", len(todo), "files") as task:
             for _ in self._write(todo):
                 task.advance()
+        self._publish(stages)
         return [self._bundle / f"{stem}.onnx" for stem in stages]
 
     def _is_done(self, stem: str) -> bool:
@@ -113,9 +114,11 @@ class _Build:
 
     def _write(self, todo: Mapping[str, Stage]) -> Iterator[str]:
         """Write files, yielding the name of each; weights go to disk while graphs are traced."""
+        folder = self._bundle / _UNFINISHED
+        folder.mkdir(parents=True, exist_ok=True)
         files = {
             stem: DataFile(
-                self._bundle / f"{stem}.onnx.data",
+                folder / f"{stem}.onnx.data",
                 stage,
                 self._decoder.checkpoint,
                 self._precision.weights,
@@ -126,7 +129,7 @@ class _Build:
             written = {stem: pool.submit(data.write) for stem, data in files.items()}
             try:
                 for stem, data in files.items():
-                    path = self._bundle / f"{stem}.onnx"
+                    path = folder / f"{stem}.onnx"
                     ir.save(self._model(stem, data), path)
                     self._note(stem, [path, written[stem].result()])
                     yield stem
@@ -134,14 +137,22 @@ class _Build:
                 pool.shutdown(wait=False, cancel_futures=True)
 
     def _note(self, stem: str, files: Sequence[Path]) -> None:
-        sizes = {file.name: file.stat().st_size for file in files}
+        sizes = {str(file.relative_to(self._bundle)): file.stat().st_size for file in files}
         self._state.steps[stem] = Finished(key=self._key, outputs=sizes)
         self._state.save(self._bundle / STATE_FILE)
 
-    def _drop(self, stale: set[str]) -> None:
-        for stem in sorted(stale):
-            for name in self._state.steps.pop(stem).outputs:
+    def _publish(self, stems: Iterable[str]) -> None:
+        """Put finished files in place; what an earlier build left under other names goes."""
+        for stale in sorted(set(self._state.steps) - set(stems)):
+            for name in self._state.steps.pop(stale).outputs:
                 (self._bundle / name).unlink(missing_ok=True)
+        for stem in stems:
+            sizes = {Path(name).name: n for name, n in self._state.steps[stem].outputs.items()}
+            for name, place in zip(self._state.steps[stem].outputs, sizes, strict=True):
+                (self._bundle / name).replace(self._bundle / place)
+            self._state.steps[stem] = Finished(key=self._key, outputs=sizes)
+        self._state.save(self._bundle / STATE_FILE)
+        shutil.rmtree(self._bundle / _UNFINISHED, ignore_errors=True)
 
     def _model(self, stem: str, data: DataFile) -> ir.Model:
         """Return a stage as a model whose weights lie in its data file."""
