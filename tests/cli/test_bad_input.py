@@ -446,17 +446,27 @@ def test_a_manifest_without_sense(
     assert_explained(axcore(command, bundle), "axcore.json", evidence)
 
 
-def test_a_graph_that_was_changed_is_not_built(
-    axcore: Axcore, bundle: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    "name", [f"{STEM}.onnx", f"{STEM}.onnx.data", "hidden_states.tar", f"{STEM}.pulsar2.json"]
+)
+def test_a_file_that_was_changed_is_not_built(
+    axcore: Axcore, bundle: Path, tmp_path: Path, name: str
 ) -> None:
-    """The tool is not started. A script stands in for it. Oracle: the file changed."""
-    tool = tmp_path / "pulsar2"
-    tool.write_text("#!/bin/sh\ntouch started\n")
+    """The tool is not even asked what it is, but for a configuration, which is there to be edited.
+
+    A script stands in for it. Oracle: the file changed.
+    """
+    tool, started = tmp_path / "pulsar2", tmp_path / "started"
+    tool.write_text(f"#!/bin/sh\ntouch '{started}'\n")
     tool.chmod(0o755)
-    with (bundle / f"{STEM}.onnx.data").open("r+b") as file:
+    with (bundle / name).open("r+b") as file:
         file.write(b"\xff")
     outcome = axcore("build", bundle, "--pulsar2", tool)
-    assert_explained(outcome, f"{STEM}.onnx.data has another content", "`axcore convert` again")
+    editable = name.endswith(".json")
+    assert started.exists() == editable
+    assert (f"{name} has another content" in outcome.err) != editable
+    if not editable:
+        assert_explained(outcome, "`axcore convert` again")
 
 
 def test_a_checkpoint_that_is_gone_cannot_be_compared(
