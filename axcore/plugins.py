@@ -137,22 +137,34 @@ class Registry:
         return [hook for hook in vars(hookspecs) if hook in implemented]
 
     def find(self, model: str) -> Entry:
-        """Return the model of that id or alias.
+        """Return the model of that id, alias or repository (with its owner or without).
 
         Raises:
             PluginNotFound: None has it; the message lists what comes close and what is installed.
             UnsupportedModel: A family knows it, and cannot convert it.
         """
-        for entry in self._known:
-            if model.lower() in _labels(entry.card):
-                return _supported(entry)
-        labels = [label for entry in self.entries for label in _labels(entry.card)]
-        close = difflib.get_close_matches(model.lower(), labels, n=1, cutoff=0.5)
+        for labels_of in (_labels, _repository_labels):
+            for entry in self._known:
+                if model.lower() in labels_of(entry.card):
+                    return _supported(entry)
         raise PluginNotFound(
             f"no installed plugin has a model `{model}`, and no such folder exists\n"
             f"  installed: {self._installed()}",
-            hint=f"did you mean `{close[0]}`?" if close else "`axcore list-models` shows them all",
+            hint=self._suggestion(model),
         )
+
+    def _suggestion(self, model: str) -> str:
+        owner, _, name = model.lower().rpartition("/")
+        ids = {label: entry.card.id for entry in self.entries for label in _labels(entry.card)}
+        close = difflib.get_close_matches(name, ids, n=1, cutoff=0.5)
+        if not close:
+            return "`axcore list-models` shows them all"
+        if owner:
+            return (
+                "a repository of other weights is named behind its model, e.g. "
+                f"`{ids[close[0]]} --checkpoint {model}`"
+            )
+        return f"did you mean `{close[0]}`?"
 
     def recognise(self, config: Mapping[str, Any], where: object) -> Entry:
         """Return the model that a ``config.json`` describes.
@@ -272,6 +284,11 @@ def _describe(entry: EntryPoint) -> PluginInfo:
 
 def _labels(card: ModelCard) -> set[str]:
     return {label.lower() for label in (card.id, *card.aliases)}
+
+
+def _repository_labels(card: ModelCard) -> set[str]:
+    repository = card.repo.lower()
+    return {repository, repository.rpartition("/")[2]}
 
 
 def _check_cards(family: str, cards: Sequence[ModelCard], taken: Mapping[str, str]) -> None:

@@ -152,7 +152,6 @@ def _card(name: str, repo: str, tiny: int, licence: str, parameters: int) -> Mod
         repo=f"OpenGVLab/{repo}",
         architectures=ARCHITECTURES,
         profiles=_PROFILES,
-        aliases=(repo.lower(),),
         licence=licence,
         parameters=parameters,
         config=_config(_LANGUAGE[name]),

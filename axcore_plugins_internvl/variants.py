@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 
 OWNER = "OpenGVLab"
 FLASH, OTHER = "internvl3.5-flash", "internvl-other"
-FLASH_ALIASES = tuple(f"internvl3.5-{size}-flash" for size in ("1b", "2b", "4b", "8b", "14b"))
+FLASH_ALIASES = tuple(
+    form.format(size)
+    for size in ("1b", "2b", "4b", "8b", "14b")
+    for form in ("internvl3.5-{}-flash", "internvl3_5-{}-flash", f"{OWNER}/InternVL3_5-{{}}-Flash")
+)
 FLASH_ARCHITECTURES = (  # of its ports to the native layout
     "InternVLFlashForConditionalGeneration",
     "InternvlFlashForConditionalGeneration",

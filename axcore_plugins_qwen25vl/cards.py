@@ -178,7 +178,7 @@ def _card(size: str, licence: str, parameters: int, config: Mapping[str, Any]) -
         repo=f"Qwen/Qwen2.5-VL-{size.upper()}-Instruct",
         architectures=("Qwen2_5_VLForConditionalGeneration",),
         profiles=_PROFILES,
-        aliases=(f"qwen2.5-vl-{size}-instruct", f"qwen25vl-{size}"),
+        aliases=(f"qwen25vl-{size}",),
         licence=licence,
         parameters=parameters,
         config=config,

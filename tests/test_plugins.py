@@ -194,6 +194,17 @@ def test_find_knows_ids_and_aliases(install: Install) -> None:
     assert registry.find("Good").card.id == "good-1b"
 
 
+def test_find_knows_repositories(install: Install) -> None:
+    """With their owner or without; another owner's copy is not taken for it. Oracle: the cards."""
+    registry = Registry(install(good=GOOD.replace("good-3b", "better-3b")))
+    assert registry.find("Maker/Better-3B").card.id == "better-3b"
+    with pytest.raises(PluginNotFound) as caught:
+        registry.find("someone/better-3b-tuned")
+    assert "`better-3b --checkpoint someone/better-3b-tuned`" in caught.value.hint
+    with pytest.raises(PluginNotFound):
+        registry.find("someone/better-3b")
+
+
 def test_find_suggests(install: Install) -> None:
     """A typing error is answered with the nearest name, anything else with where to look.
 
