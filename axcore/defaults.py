@@ -58,9 +58,9 @@ def embed_extract(job: Job) -> Embedding:
 @hookimpl(trylast=True)
 def llm_build_args(job: Job) -> LlmBuildArgs:
     """Take the lengths from the profile."""
-    from .language.build_args import default_build_args
+    from .types import LlmBuildArgs
 
-    return default_build_args(job)
+    return LlmBuildArgs.of(job.profile)
 
 
 @hookimpl(trylast=True)

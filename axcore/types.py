@@ -486,6 +486,12 @@ class LlmBuildArgs:
     checkpoint: LlmCheckpoint | None = None
     notes: tuple[str, ...] = ()
 
+    @classmethod
+    def of(cls, profile: Profile, **others: Any) -> LlmBuildArgs:
+        """Take the lengths from `profile`; `others` are further attributes."""
+        lengths = (profile.prefill_len, profile.kv_cache_len, profile.last_kv_cache_len)
+        return cls(*lengths, **others)
+
 
 @dataclass(frozen=True)
 class Prompt:

@@ -65,10 +65,8 @@ def export_vision(job: Job) -> list[Component]:
 @hookimpl
 def llm_build_args(job: Job) -> LlmBuildArgs:
     """Return the published arguments; the builder is told the type of the nested model."""
-    return LlmBuildArgs(
-        prefill_len=job.profile.prefill_len,
-        kv_cache_len=job.profile.kv_cache_len,
-        last_kv_cache_len=job.profile.last_kv_cache_len,
+    return LlmBuildArgs.of(
+        job.profile,
         model_type=job.text_config["model_type"],
         parallel=28,
         check_level=1,

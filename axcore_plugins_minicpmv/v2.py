@@ -319,10 +319,8 @@ def llm_build_args(job: Job) -> LlmBuildArgs:
     """Return the profile's lengths, and a plain Llama for the builder where scales are folded."""
     folded = job.choice("fold-scales") == "yes"
     notes = slicing.notes(job.choice("fit"), job.profile.max_prompt)
-    return LlmBuildArgs(
-        prefill_len=job.profile.prefill_len,
-        kv_cache_len=job.profile.kv_cache_len,
-        last_kv_cache_len=job.profile.last_kv_cache_len,
+    return LlmBuildArgs.of(
+        job.profile,
         checkpoint=_plain_llama(job.config) if folded else None,
         notes=(_folded_note(job.config) if folded else _scales_note(job.config), *notes),
     )

@@ -267,10 +267,8 @@ def llm_build_args(job: Job) -> LlmBuildArgs:
     notes = [_CUDA_NOTE, *slicing.notes(job.choice("fit"), job.profile.max_prompt)]
     if scaling.get("rope_type") == "longrope":
         notes.append(_LONGROPE_NOTE)
-    return LlmBuildArgs(
-        prefill_len=job.profile.prefill_len,
-        kv_cache_len=job.profile.kv_cache_len,
-        last_kv_cache_len=job.profile.last_kv_cache_len,
+    return LlmBuildArgs.of(
+        job.profile,
         notes=tuple(notes),
     )
 

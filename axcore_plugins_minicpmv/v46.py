@@ -280,10 +280,8 @@ def _written(messages: Sequence[Mapping[str, Any]]) -> Iterator[str | Image]:
 
 def llm_build_args(job: Job) -> LlmBuildArgs:
     """Return the profile's lengths; the builder is told the type of the nested model."""
-    return LlmBuildArgs(
-        prefill_len=job.profile.prefill_len,
-        kv_cache_len=job.profile.kv_cache_len,
-        last_kv_cache_len=job.profile.last_kv_cache_len,
+    return LlmBuildArgs.of(
+        job.profile,
         model_type=job.text_config["model_type"],
         notes=(*_hybrid_notes(job), *_slice_notes(job)),
     )

@@ -1,6 +1,6 @@
 """The language model's side of a conversion: embedding files and build arguments."""
 
-from .build_args import check_prompt_budget, default_build_args
+from .build_args import check_prompt_budget
 from .embedding import find_embedding, write_embedding
 
-__all__ = ["check_prompt_budget", "default_build_args", "find_embedding", "write_embedding"]
+__all__ = ["check_prompt_budget", "find_embedding", "write_embedding"]

@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..errors import BudgetError
-from ..types import LlmBuildArgs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ..types import Job, Profile
+    from ..types import Profile
 
 TEXT_TOKENS = 24
 """Tokens kept free beside the pictures: a chat template's frame takes about twenty, and a question
@@ -18,16 +17,6 @@ has to fit as well. Published builds are this tight (video of four steps: 484 of
 
 CHUNK_STEP = 64
 """The prefill lengths of published builds are multiples of this."""
-
-
-def default_build_args(job: Job) -> LlmBuildArgs:
-    """Return the arguments that the job's profile implies."""
-    profile = job.profile
-    return LlmBuildArgs(
-        prefill_len=profile.prefill_len,
-        kv_cache_len=profile.kv_cache_len,
-        last_kv_cache_len=profile.last_kv_cache_len,
-    )
 
 
 def check_prompt_budget(profile: Profile, rows: int) -> None:

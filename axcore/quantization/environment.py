@@ -53,7 +53,7 @@ def find_python(python: Path | None) -> Path:
     # Not resolved: the name of the link is what makes it the Python of its environment.
     path = Path(found).absolute()
     # Where the worker runs as well: a stray module in the user's folder would hide a library.
-    probe = [path, "-c", _PROBE, LIBRARY]
+    probe = [str(path), "-c", _PROBE, LIBRARY]
     asked = subprocess.run(probe, cwd=WORKER.parent, capture_output=True, check=False)
     if asked.returncode:
         raise ToolchainError(f"{LIBRARY} is not installed in {path}", hint=_REMEDY)

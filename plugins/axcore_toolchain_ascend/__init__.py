@@ -40,10 +40,10 @@ class Ascend:
 
     def availability(self, command: str | None = None) -> Availability:
         """Say whether ``atc`` is here; `command` replaces it and may be several words."""
-        from .tool import Tool
+        from .tool import find_tool
 
         try:
-            tool = Tool.find(command)
+            tool = find_tool(command)
         except ToolchainError as error:
             return Availability(False, error.message, error.hint)
         return Availability(True, " ".join([shlex.join(tool.words), *tool.version]))
@@ -104,16 +104,20 @@ class Ascend:
             ToolchainError: The tool or a graph is missing, or a step failed.
         """
         from axcore.files import write_atomic
+        from axcore.toolchains.steps import Steps
 
-        from .build import Build
-        from .tool import Tool
+        from .build import step_of
+        from .commands import BUILD_FOLDER
+        from .tool import find_tool
 
         del decoder
         folder, target = bundle.absolute(), Target.of(options).complete()
         for name, text in self.prepare(request, options).items():
             write_atomic(folder / name, text)
             (folder / name).chmod(0o755)
-        return Build(folder, request.graphs, target, Tool.find(command), progress).run()
+        tool = find_tool(command)
+        steps = [step_of(folder, graph, target) for graph in request.graphs]
+        return Steps(folder, BUILD_FOLDER, tool, progress).run(steps)
 
 
 @hookimpl

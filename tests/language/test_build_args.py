@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from typing import TYPE_CHECKING, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from axcore import BudgetError, Job, LlmBuildArgs, ModelCard, Options
-from axcore.language import check_prompt_budget, default_build_args
+from axcore import BudgetError, LlmBuildArgs
+from axcore.language import check_prompt_budget
 from axcore.language.build_args import TEXT_TOKENS
 from axcore.types import Profile
-
-if TYPE_CHECKING:
-    from axcore.checkpoint import Checkpoint
 
 
 def profile(
@@ -33,12 +29,11 @@ def refusal(profile: Profile, rows: int) -> BudgetError:
 
 def test_arguments_take_the_lengths_of_the_profile() -> None:
     """Oracle: the profile; precisions and workers as in published builds."""
-    card = ModelCard("foo", "foo/Foo", ("Foo",), {})
-    unused = cast("Checkpoint", None)
-    job = Job(card, "foo", unused, "image", profile(128, 2047, (128, 256)), Options())
-    args = default_build_args(job)
-    assert args == LlmBuildArgs(128, 2047, (128, 256))
-    assert (args.hidden_state_type, args.parallel, args.check_level) == ("bf16", 32, 0)
+    args = LlmBuildArgs.of(profile(128, 2047, (128, 256)), check_level=1)
+    assert args == LlmBuildArgs(
+        prefill_len=128, kv_cache_len=2047, last_kv_cache_len=(128, 256), check_level=1
+    )
+    assert (args.hidden_state_type, args.weight_type, args.parallel) == ("bf16", "s8", 32)
 
 
 @pytest.mark.parametrize(

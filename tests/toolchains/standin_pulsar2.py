@@ -136,11 +136,13 @@ def llm_build(args: argparse.Namespace) -> None:
         chunk = args.prefill_step_size
         if args.prefill_len % chunk:
             sys.exit(f"prefill_len {args.prefill_len} is no multiple of {chunk}")
+    types = SETTINGS.get("types", [config["model_type"]])
     for layer in range(config["num_hidden_layers"] - SETTINGS.get("leave_out", 0)):
         print(f"build layer {layer}")
-        name = f"{config['model_type']}_p{chunk}_l{layer}_together.axmodel"
-        (folder / name).write_text(f"layer {layer}")
-    (folder / f"{config['model_type']}_post.axmodel").write_text("head")
+        for kind in types:
+            (folder / f"{kind}_p{chunk}_l{layer}_together.axmodel").write_text(f"layer {layer}")
+    for kind in types:
+        (folder / f"{kind}_post.axmodel").write_text("head")
 
 
 def main() -> None:

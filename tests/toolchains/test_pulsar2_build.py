@@ -17,7 +17,7 @@ import pytest
 
 from axcore import BuildRequest, ToolchainError
 from axcore.toolchains.pulsar2 import Pulsar2
-from axcore.toolchains.pulsar2.tool import Tool
+from axcore.toolchains.steps import Tool
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -120,6 +120,29 @@ def test_changed_lengths_replace_the_files_of_the_older_build(
     assert [call[0] for call in standin.calls()] == ["build", "llm_build", "llm_build"]
 
 
+def test_results_of_graphs_that_are_gone_go(
+    build: Callable[..., list[Path]],
+    make_bundle: Callable[[BuildRequest], Path],
+    two_graphs: BuildRequest,
+    request_: BuildRequest,
+) -> None:
+    """A board must not find graphs of two builds. Oracle: the folder."""
+    bundle = make_bundle(two_graphs)
+    build(two_graphs)
+    assert (bundle / "second_graph.axmodel").is_file()
+    assert build(request_) == [bundle / name for name in MADE]
+    assert sorted(path.name for path in bundle.glob("*.axmodel")) == sorted(MADE)
+
+
+def test_types_that_differ_are_not_guessed_between(
+    build: Callable[[], list[Path]], standin: Standin
+) -> None:
+    """The files of one layer under two type names. Oracle: the stand-in, told to write both."""
+    standin.set(types=["foo_vl_text", "foo_vl"])
+    with pytest.raises(ToolchainError, match=r"2 files instead of 1 fit \*_p320_l0_together"):
+        build()
+
+
 def test_another_version_of_the_tool_builds_again(
     build: Callable[[], list[Path]], standin: Standin
 ) -> None:
@@ -160,7 +183,7 @@ def test_files_that_are_left_out_fail_the_step(
 ) -> None:
     """Exit code 0 proves nothing. Oracle: the stand-in, told to skip the last layer."""
     standin.set(leave_out=1)
-    with pytest.raises(ToolchainError, match="left out 1 of 4 files") as caught:
+    with pytest.raises(ToolchainError, match="1 of 4 files are missing") as caught:
         build()
     assert LAYERS[2] in caught.value.message
     assert list(bundle.glob("foo_vl_text*")) == []
@@ -249,7 +272,7 @@ def test_variables_reach_the_tool_and_enter_a_container(
     build(replace(request_, llm=llm))
     assert [call["conv_eu"] for call in standin.journal()][-1] == "1"
     assert recorder.warned == ["compare logits"]
-    docker = Tool(("/usr/bin/docker", "run", "--rm", "image", "pulsar2"), "llm_build", ())
+    docker = Tool("Pulsar2", ("/usr/bin/docker", "run", "--rm", "image", "pulsar2"), "")
     expected = "/usr/bin/docker run -e FLOAT_MATMUL_USE_CONV_EU=1 --rm image pulsar2 llm_build"
     assert docker.command(["llm_build"], variables) == expected.split()
 

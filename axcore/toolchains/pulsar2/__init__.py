@@ -35,10 +35,10 @@ class Pulsar2:
         from .tool import find_tool
 
         try:
-            words = find_tool(command)
+            tool = find_tool(command)
         except ToolchainError as error:
             return Availability(False, error.message, error.hint)
-        return Availability(True, shlex.join(words))
+        return Availability(True, shlex.join(tool.words))
 
     def checks(self) -> dict[str, Availability]:
         """Return nothing: the tool is all that it needs."""
@@ -102,11 +102,16 @@ class Pulsar2:
         Raises:
             ToolchainError: The tool or a file it needs is missing, or a step failed.
         """
-        from .build import Build
-        from .tool import Tool, find_tool
+        from ..steps import Steps
+        from .build import steps_of
+        from .commands import BUILD_FOLDER
+        from .tool import find_tool, probe
 
         del decoder, options
         folder = bundle.absolute()
-        tool = Tool.probe(find_tool(command), folder)
-        progress.say(f"Pulsar2 {', '.join(tool.version)} ({tool.generation})".replace("  ", " "))
-        return Build(folder, request, tool, progress).run()
+        tool, generation = probe(find_tool(command), folder)
+        progress.say(f"Pulsar2 {', '.join(tool.version)} ({generation})".replace("  ", " "))
+        steps = steps_of(folder, request, generation)
+        for note in request.llm.notes:
+            progress.warn(note)
+        return Steps(folder, BUILD_FOLDER, tool, progress).run(steps)

@@ -125,8 +125,9 @@ def test_success_without_a_file_is_a_failure(
     build()
     (bundle / "build/ascend/tower/tower.om").write_text("left by a run that was stopped")
     standin.set(skip=True)
-    with pytest.raises(ToolchainError, match=r"`tower` exited with 0, but wrote 0 \.om files"):
+    with pytest.raises(ToolchainError, match=r"0 files instead of 1 fit \*\.om") as caught:
         build(soc_version="Ascend910B1")
+    assert "step `tower` exited with 0, but 1 of 1 files are missing" in caught.value.message
 
 
 def test_results_of_graphs_that_are_gone_go(
