@@ -10,7 +10,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from axcore.calibration import embedded_pictures
 from axcore.checkpoint.fabricate import fabricate
 from axcore.checkpoint.shards import INDEX
 from axcore.cli import main
+from axcore.testing import Recorder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,29 +51,17 @@ class Outcome:
     err: str
 
 
-@dataclass
-class Recorder:
-    """A `Progress` that keeps what it is told."""
+class Interrupted(Recorder):
+    """A `Progress` whose user presses Ctrl-C after so many units of work."""
 
-    said: list[str] = field(default_factory=list)
-    warned: list[str] = field(default_factory=list)
+    def __init__(self, after: int = 1) -> None:
+        super().__init__()
+        self.left = after
 
-    def say(self, message: str) -> None:
-        self.said.append(message)
-
-    def warn(self, message: str) -> None:
-        self.warned.append(message)
-
-    @contextmanager
-    def task(self, label: str, total: float, unit: str = "") -> Iterator[Recorder]:
-        yield self
-
-    def advance(self, amount: float = 1) -> None:
-        """Count nothing."""
-
-    def redone(self) -> set[str]:
-        """Return the steps that did their work."""
-        return {line.partition(":")[0] for line in self.said if ": done in " in line}
+    def add(self, label: str, amount: float) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
 
 
 # Fixtures ----------------------------------------------------------------------------------------
@@ -184,6 +173,11 @@ def largest_file(nbytes: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def steps_done(progress: Recorder) -> set[str]:
+    """Return the steps of a conversion that did their work."""
+    return {line.partition(":")[0] for line in progress.said if ": done in " in line}
 
 
 # Changing a checkpoint ---------------------------------------------------------------------------

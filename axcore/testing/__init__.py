@@ -1,6 +1,6 @@
-"""The conformance kit: the laws every family keeps, on a tiny checkpoint, without a network.
+"""For plugin authors: the conformance kit, and a `Progress` that remembers.
 
-A family's own test is one call::
+The kit checks the laws every family keeps, on a tiny checkpoint, without a network. A family's own test is one call::
 
     # tests/test_foovl.py
     from axcore.testing import check_family
@@ -11,5 +11,6 @@ A family's own test is one call::
 """
 
 from .kit import check_family
+from .recorder import Recorder
 
-__all__ = ["check_family"]
+__all__ = ["Recorder", "check_family"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import tarfile
 import zipfile
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,30 +25,12 @@ from axcore.calibration import (
 )
 from axcore.errors import PictureError
 from axcore.progress import Silent
+from axcore.testing import Recorder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from random import Random
 
 PHOTO = Image.open(io.BytesIO(embedded_pictures()[0].read_bytes())).resize((64, 48))
-
-
-class Recorder(Silent):
-    """Keeps what is warned of and counted."""
-
-    def __init__(self) -> None:
-        self.warnings: list[str] = []
-        self.done = 0.0
-
-    def warn(self, message: str) -> None:
-        self.warnings.append(message)
-
-    def advance(self, amount: float = 1) -> None:
-        self.done += amount
-
-    @contextmanager
-    def task(self, label: str, total: float, unit: str = "") -> Iterator[Recorder]:
-        yield self
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -279,8 +260,9 @@ def test_the_shipped_photographs_pass() -> None:
     shipped = embedded_pictures()
     recorder = Recorder()
     check_pictures(find_pictures(shipped), len(shipped), recorder)
-    assert recorder.warnings == []
-    assert recorder.done == len(shipped) >= 4
+    assert recorder.warned == []
+    assert recorder.done == recorder.totals
+    assert sum(recorder.done.values()) == len(shipped) >= 4
 
 
 def test_the_shipped_photographs_are_small_and_licensed() -> None:
@@ -361,8 +343,8 @@ def test_few_pictures_are_said_and_none_is_an_error() -> None:
     """A small set warns with both numbers; an empty one cannot calibrate."""
     recorder = Recorder()
     check_pictures([picture(content) for content in distinct(3)], 4, recorder)
-    assert len(recorder.warnings) == 1
-    assert "3 pictures" in recorder.warnings[0]
-    assert "at least 4" in recorder.warnings[0]
+    assert len(recorder.warned) == 1
+    assert "3 pictures" in recorder.warned[0]
+    assert "at least 4" in recorder.warned[0]
     with pytest.raises(PictureError, match="there is no picture"):
         check_pictures([], 4, recorder)

@@ -21,6 +21,7 @@ from axcore.calibration import (
 )
 from axcore.errors import ContractError, PictureError
 from axcore.progress import Silent
+from axcore.testing import Recorder
 from axcore.types import Calibration, Component, Port
 
 if TYPE_CHECKING:
@@ -151,16 +152,6 @@ def test_archive_members_carry_no_trace_of_the_machine(tmp_path: Path) -> None:
     with tarfile.open(written.archive) as tar:
         traces = {(m.uid, m.gid, m.uname, m.gname, m.mtime, m.mode) for m in tar}
     assert traces == {(0, 0, "", "", 0, 0o644)}
-
-
-class Recorder(Silent):
-    """Keeps what is said."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def say(self, message: str) -> None:
-        self.said.append(message)
 
 
 def test_groups_are_consecutive_and_the_rest_is_said(tmp_path: Path) -> None:

@@ -16,12 +16,12 @@ from axcore.evaluate import Captions, PredictionFile, Question, write_captions
 from axcore.evaluate.pictures import pictures_to_judge
 from axcore.runtime.runner import Answer, Runner
 from axcore.runtime.sampling import Sampling
-
-from ..bundles import Recorder
+from axcore.testing import Recorder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+from ..bundles import Interrupted
 from .answering import PICTURES
 
 CAPTIONS = Captions(Question("Say."), Sampling(), 6)
@@ -51,19 +51,6 @@ def _expected(model: Path) -> Iterator[tuple[str, str]]:
         content = [picture, {"type": "text", "text": "Say."}]
         prompt = runner.prepare([{"role": "user", "content": content}])
         yield f"{name}.jpg", "".join(runner.answer(prompt, CAPTIONS.sampling, 6))
-
-
-class Interrupting(Recorder):
-    """A progress that is interrupted, as by Ctrl-C, after some pictures."""
-
-    def __init__(self, after: int) -> None:
-        super().__init__()
-        self.left = after
-
-    def advance(self, amount: float = 1) -> None:
-        self.left -= 1
-        if self.left == 0:
-            raise KeyboardInterrupt
 
 
 def write(model: Path, images: Path, out: Path, **changes: Any) -> PredictionFile:
@@ -111,7 +98,7 @@ def test_an_interrupted_run_goes_on_where_it_was(
     """
     out = tmp_path / "a.json"
     with pytest.raises(KeyboardInterrupt):
-        write(model, images, out, base_names=True, progress=Interrupting(after=2))
+        write(model, images, out, base_names=True, progress=Interrupted(after=2))
     names = sorted(expected)
     assert json.loads(out.read_text()) == {name: expected[name] for name in names[:2]}
     progress = Recorder()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import sys
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,12 +23,12 @@ from axcore.errors import PictureError
 from axcore.evaluate import Clip, clip_scores, pictures_by_name
 from axcore.evaluate.clip_files import read_clip
 from axcore.evaluate.clip_model import _model
-from axcore.progress import Silent
+from axcore.testing import Recorder
 
 from . import toy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     Array = np.ndarray[Any, Any]
@@ -202,30 +201,6 @@ def test_weights_are_in_memory_once(folder: Path) -> None:
 # Scores ------------------------------------------------------------------------------------------
 
 
-class Recorder(Silent):
-    """Keeps what is warned of and counted."""
-
-    def __init__(self) -> None:
-        self.warnings: list[str] = []
-        self.done: dict[str, float] = {}
-
-    def warn(self, message: str) -> None:
-        self.warnings.append(message)
-
-    @contextmanager
-    def task(self, label: str, total: float, unit: str = "") -> Iterator[Any]:
-        yield _Counter(self.done, label)
-        assert self.done.get(label, 0) == total
-
-
-class _Counter:
-    def __init__(self, done: dict[str, float], label: str) -> None:
-        self.done, self.label = done, label
-
-    def advance(self, amount: float = 1) -> None:
-        self.done[self.label] = self.done.get(self.label, 0) + amount
-
-
 class Counting:
     """The judge, counting what passes through it."""
 
@@ -271,7 +246,7 @@ def test_the_score_is_the_raw_mean_cosine(judge: Clip, pictures: Path) -> None:
         assert scores.means[side] == pytest.approx(float(expected.mean()), abs=ATOL)
     assert counting.pictures == 12
     assert sorted(counting.texts) == sorted({t for texts in answers.values() for t in texts})
-    assert recorder.done == {"judge pictures": 12, "judge answers": 4}
+    assert recorder.done == recorder.totals == {"judge pictures": 12, "judge answers": 4}
 
 
 def test_an_unreadable_picture_costs_no_other(judge: Clip, pictures: Path) -> None:
@@ -282,7 +257,7 @@ def test_an_unreadable_picture_costs_no_other(judge: Clip, pictures: Path) -> No
     recorder = Recorder()
     scores = clip_scores(judge, answers, pictures_by_name(pictures, answers), recorder)
     assert sorted(scores.skipped) == ["1.png", "3.png"]
-    assert [str(pictures / "1.png") in warning for warning in recorder.warnings] == [True, False]
+    assert [str(pictures / "1.png") in warning for warning in recorder.warned] == [True, False]
     good = {name: texts for name, texts in answers.items() if name not in scores.skipped}
     alone = clip_scores(judge, good, pictures_by_name(pictures, good))
     assert scores.names == alone.names

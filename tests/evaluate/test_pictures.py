@@ -13,8 +13,8 @@ from axcore import PictureError
 from axcore.calibration import Picture
 from axcore.evaluate import Question
 from axcore.evaluate.pictures import drawn, pictures_to_judge, tried
+from axcore.testing import Recorder
 
-from ..bundles import Recorder
 from .answering import PICTURES
 
 if TYPE_CHECKING:

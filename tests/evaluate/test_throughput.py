@@ -19,7 +19,7 @@ from axcore.evaluate.memory import PeakMemory
 from axcore.evaluate.throughput import _greedy, _read, write_table
 from axcore.runtime.runner import Answer, Runner
 
-from ..bundles import Recorder
+from ..bundles import Interrupted
 from .answering import PICTURES, PROMPT_MAX, ROWS
 
 if TYPE_CHECKING:
@@ -133,16 +133,11 @@ def test_text_alone(model: Path, tmp_path: Path) -> None:
 
 def test_an_interrupted_sweep_keeps_what_it_has(free_model: Path, tmp_path: Path) -> None:
     """The table is whole after each measurement. Oracle: the file after the first of three."""
-
-    class Interrupting(Recorder):
-        def advance(self, amount: float = 1) -> None:
-            raise KeyboardInterrupt
-
     out = tmp_path / "t.csv"
     with pytest.raises(KeyboardInterrupt):
         measure_throughput(
             free_model, out, prompt="a", batch_sizes=[1, 2, 3], output_len=2,
-            progress=Interrupting(),
+            progress=Interrupted(),
         )  # fmt: skip
     assert [row["batch"] for row in table_of(out)] == ["1"]
 

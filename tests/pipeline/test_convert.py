@@ -22,6 +22,7 @@ from axcore import BudgetError, UsageError
 from axcore.calibration import find_pictures
 from axcore.checkpoint import Checkpoint
 from axcore.files import sha256
+from axcore.testing import Recorder
 from axcore_plugins_qwen25vl.preprocess import IMAGE_CALIBRATION, patches
 
 from ..bundles import (
@@ -30,11 +31,11 @@ from ..bundles import (
     PICTURES,
     STEM,
     TEXT_SHARD,
-    Recorder,
     change_json,
     contents,
     convert,
     map_tensors,
+    steps_done,
 )
 
 if TYPE_CHECKING:
@@ -222,7 +223,7 @@ def test_auto_leaves_a_small_graph_whole(bundle: Path, checkpoint: Path) -> None
     after = contents(bundle)
     del before["axcore.json"], after["axcore.json"]
     assert after == before
-    assert progress.redone() == set()
+    assert steps_done(progress) == set()
 
 
 def test_float16_is_said_to_be_risky_and_is_verified(checkpoint: Path, tmp_path: Path) -> None:
@@ -322,7 +323,7 @@ def test_id_alias_and_folder_mean_the_same(bundle: Path, checkpoint: Path, name:
     else:
         convert(checkpoint, bundle, progress, model=name)
     assert contents(bundle) == before
-    assert progress.redone() == set()
+    assert steps_done(progress) == set()
 
 
 def test_a_newer_layout_gives_the_same_graph(

@@ -17,8 +17,9 @@ import axcore
 from axcore import BudgetError, BundleError, Options, Registry, UsageError
 from axcore.checkpoint import Checkpoint
 from axcore.runtime.axengine_sim import InferenceSession
+from axcore.testing import Recorder
 
-from ..bundles import Recorder, contents, largest_file
+from ..bundles import Interrupted, contents, largest_file
 
 CHUNK, CACHE, HISTORIES = 64, 300, (64, 128)
 # §: P, C, H and D of the tiny model; D is two key/value heads times the size of one.
@@ -193,13 +194,6 @@ def test_a_second_build_writes_nothing(built: Path, tmp_path: Path) -> None:
     assert lost.read_bytes() == content
     again = {path for path, time in times.items() if path.stat().st_mtime_ns != time}
     assert again == {lost, lost.with_name(f"{lost.name}.data")}
-
-
-class Interrupted(Recorder):
-    """A `Progress` whose user presses Ctrl-C after the first file."""
-
-    def advance(self, amount: float = 1) -> None:
-        raise KeyboardInterrupt
 
 
 def test_a_build_that_fails_leaves_the_earlier_one_whole(built: Path, tmp_path: Path) -> None:

@@ -14,13 +14,13 @@ from PIL import Image
 
 import axcore
 from axcore import BundleError, VerificationError
+from axcore.testing import Recorder
 
 from ..bundles import (
     EMBEDDING,
     MODEL,
     PICTURES,
     STEM,
-    Recorder,
     change_tensors,
     command_line,
     contents,
@@ -28,6 +28,7 @@ from ..bundles import (
     environment,
     raised,
     shard_of,
+    steps_done,
 )
 
 HEAVY = {"torch", "transformers", "onnx", "onnxruntime"}
@@ -38,7 +39,7 @@ def redone(checkpoint: Path, out: Path, **changes: object) -> set[str]:
     """Convert again and return the steps that did work."""
     progress = Recorder()
     convert(checkpoint, out, progress, **changes)
-    return progress.redone()
+    return steps_done(progress)
 
 
 def touch(folder: Path) -> None:
@@ -126,7 +127,7 @@ def test_new_pictures(bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
     pictures = [tmp_path / "cat.jpg", tmp_path / "rocket.jpg"]
     convert(checkpoint, bundle, progress, images=pictures)
     # The configuration says how many samples there are.
-    assert progress.redone() == {"verify-vision", f"calibrate-{STEM}", "toolchain"}
+    assert steps_done(progress) == {"verify-vision", f"calibrate-{STEM}", "toolchain"}
     assert any("too few" in warning for warning in progress.warned)
     kept = {path.name for path in (bundle / "calib_vision_data").iterdir()}
     assert kept == {"data_0.png", "data_1.png"}

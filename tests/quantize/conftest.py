@@ -4,56 +4,25 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import EntryPoint
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from axcore import Registry, quantize
+from axcore.testing import Recorder
 
 from . import toy
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from types import ModuleType
 
     from axcore.quantization.gptq import Quantised
 
 LIBRARY = Path(__file__).with_name("standin_library")
 GROUP = 32
-
-
-@dataclass
-class Recorder:
-    """A `Progress` that keeps what it is told."""
-
-    said: list[str] = field(default_factory=list)
-    warned: list[str] = field(default_factory=list)
-    done: dict[str, float] = field(default_factory=dict)
-
-    def say(self, message: str) -> None:
-        self.said.append(message)
-
-    def warn(self, message: str) -> None:
-        self.warned.append(message)
-
-    @contextmanager
-    def task(self, label: str, total: float, unit: str = "") -> Iterator[Any]:
-        yield Counter(self.done, f"{label} of {total:g} {unit}")
-
-
-@dataclass
-class Counter:
-    """One counted piece of work."""
-
-    done: dict[str, float]
-    label: str
-
-    def advance(self, amount: float = 1) -> None:
-        self.done[self.label] = self.done.get(self.label, 0) + amount
 
 
 @dataclass(frozen=True)

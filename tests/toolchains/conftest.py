@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,36 +11,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from axcore import BuildRequest, Calibration, GraphFile, LlmBuildArgs, Port
+from axcore.testing import Recorder
 from axcore.toolchains.pulsar2 import Pulsar2
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 STANDIN = Path(__file__).with_name("standin_pulsar2.py")
 CLIP_MEAN = (122.7709383, 116.7460125, 104.09373615)
 CLIP_STD = (68.5005327, 66.6321579, 70.32316305)
-
-
-class Recorder:
-    """A `Progress` that keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-        self.warned: list[str] = []
-        self.done = 0.0
-
-    def say(self, message: str) -> None:
-        self.said.append(message)
-
-    def warn(self, message: str) -> None:
-        self.warned.append(message)
-
-    @contextmanager
-    def task(self, label: str, total: float, unit: str = "") -> Iterator[Recorder]:
-        yield self
-
-    def advance(self, amount: float = 1) -> None:
-        self.done += amount
 
 
 @dataclass

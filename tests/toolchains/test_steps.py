@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given, settings
@@ -13,10 +12,8 @@ from hypothesis import strategies as st
 
 from axcore import ToolchainError
 from axcore.progress import Silent
+from axcore.testing import Recorder
 from axcore.toolchains.steps import Step, Steps, Tool
-
-if TYPE_CHECKING:
-    from .conftest import Recorder
 
 SHELL = Tool.find("Shell", "sh -c", remedy="install a shell", advice="or whistle")
 NAMES = st.sampled_from(["left", "right"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -16,11 +15,12 @@ import pytest
 from onnx import TensorProto, helper
 
 from axcore import BuildRequest, Calibration, GraphFile, LlmBuildArgs, Port, Registry
+from axcore.testing import Recorder
 
 from . import standin_ais_bench
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    pass
 
 STANDIN = Path(__file__).with_name("standin_atc.py")
 SOC = {"soc-version": "Ascend310P3"}
@@ -50,26 +50,6 @@ class Standin:
 def flags_of(call: list[str]) -> dict[str, str]:
     """Return the flags of a call by name."""
     return dict(word.removeprefix("--").split("=", 1) for word in call)
-
-
-class Recorder:
-    """A `Progress` that keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def say(self, message: str) -> None:
-        self.said.append(message)
-
-    def warn(self, message: str) -> None:
-        self.said.append(message)
-
-    @contextmanager
-    def task(self, label: str, total: float, unit: str = "") -> Iterator[Recorder]:
-        yield self
-
-    def advance(self, amount: float = 1) -> None:
-        """Count nothing."""
 
 
 @pytest.fixture

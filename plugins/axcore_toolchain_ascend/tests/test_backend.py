@@ -11,8 +11,9 @@ from PIL import Image
 import axcore
 from axcore import Options, Registry, ToolchainError
 from axcore.runtime.runner import Answer, Runner
+from axcore.testing import Recorder
 
-from .conftest import SOC, Recorder, Standin
+from .conftest import SOC, Standin
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -11,8 +11,9 @@ import pytest
 from axcore_toolchain_ascend import Ascend
 
 from axcore import BuildRequest, ToolchainError, UsageError
+from axcore.testing import Recorder
 
-from .conftest import SOC, Recorder, Standin, flags_of
+from .conftest import SOC, Standin, flags_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable

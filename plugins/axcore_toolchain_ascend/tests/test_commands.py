@@ -15,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from axcore import BuildRequest, Calibration, GraphFile, Port, UsageError
+from axcore.testing import Recorder
 
-from .conftest import SOC, Recorder, Standin, flags_of
+from .conftest import SOC, Standin, flags_of
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -15,8 +15,9 @@ import pytest
 from axcore_toolchain_ascend import Ascend, cann, om
 
 from axcore import BuildRequest, GraphFile, Port, ToolchainError
+from axcore.testing import Recorder
 
-from .conftest import SOC, Recorder, write_model
+from .conftest import SOC, write_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable

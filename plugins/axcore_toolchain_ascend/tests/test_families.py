@@ -12,8 +12,9 @@ from axcore_toolchain_ascend import Ascend, om
 
 import axcore
 from axcore import Options, Registry
+from axcore.testing import Recorder
 
-from .conftest import SOC, Recorder, Standin, flags_of
+from .conftest import SOC, Standin, flags_of
 
 if TYPE_CHECKING:
     from pathlib import Path
