@@ -53,18 +53,20 @@ class Picture:
     name: str
     read: Callable[[], bytes]
 
-    def load(self) -> Image:
+    def load(self, *, upright: bool = True) -> Image:
         """Decode the picture.
 
+        Args:
+            upright: Whether its EXIF orientation is applied.
+
         Returns:
-            Mode RGB, turned upright by its EXIF orientation, transparency laid on white, 16-bit
-            gray reduced to the high byte.
+            Mode RGB, transparency laid on white, 16-bit gray reduced to the high byte.
 
         Raises:
             PictureError: It cannot be decoded, or is too large.
         """
         try:
-            return _decode(self.read())
+            return _decode(self.read(), upright)
         except Exception as error:  # decoders raise many kinds on damaged bytes
             raise PictureError(
                 f"`{self.name}` cannot be read as a picture\n  {error}",
@@ -217,7 +219,7 @@ def _kind(data: bytes) -> str:
     return "WebP" if data[:4] == b"RIFF" and data[8:12] == b"WEBP" else ""
 
 
-def _decode(data: bytes) -> Image:
+def _decode(data: bytes, upright: bool) -> Image:
     from PIL import ImageOps
 
     if len(data) > MAX_PICTURE_BYTES:
@@ -226,7 +228,7 @@ def _decode(data: bytes) -> Image:
         if math.prod(image.size) > MAX_PIXELS:
             width, height = image.size
             raise ValueError(f"{width} x {height} are more than {MAX_PIXELS} pixels")
-        return _to_rgb(ImageOps.exif_transpose(image))
+        return _to_rgb(ImageOps.exif_transpose(image) if upright else image)
 
 
 def _open(data: bytes) -> ImageFile:

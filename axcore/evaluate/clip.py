@@ -91,6 +91,10 @@ def clip_scores(
 ) -> ClipScores:
     """Score the answers of one side or of several; equal pictures and texts are computed once.
 
+    Pictures are judged as they are stored: unlike what the models see, they are not turned upright
+    by their EXIF orientation, because open_clip's own ``preprocess(Image.open(path))``, whose
+    scores these are to equal, does not turn them either.
+
     Args:
         clip: The judge.
         answers: Picture to one answer per side, as `match` returns them.
@@ -147,10 +151,11 @@ def _image_features(
 
 
 def _load(clip: Clip, picture: Picture) -> Array | str:
+    """Return the pixels of a picture as it is stored, or why it cannot be read."""
     try:
-        return clip.pixels(picture.load())
+        return clip.pixels(picture.load(upright=False))
     except PictureError as error:
-        return error.message.replace("\n ", ":")
+        return error.message
 
 
 def _text_features(clip: Clip, texts: Iterable[str], progress: Progress) -> dict[str, Array]:

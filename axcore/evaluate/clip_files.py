@@ -79,6 +79,24 @@ class ClipFiles:
     std: tuple[float, ...] = STD
 
 
+def weights_file(path: Path) -> Path:
+    """Return the file of weights that `path` is or, as a folder, holds.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    if path.is_file():
+        return path
+    for name in WEIGHTS:
+        if (path / name).is_file():
+            return path / name
+    looked = f"in: {path}\n  looked for: {', '.join(WEIGHTS)}"
+    raise CheckpointError(
+        f"no weights of a CLIP\n  {looked if path.is_dir() else f'there is no {path}'}",
+        hint=f"name open_clip's `{WEIGHTS[3]}` or the folder that holds it",
+    )
+
+
 def read_clip(path: Path) -> ClipFiles:
     """Read the weights of a CLIP with a vision transformer.
 
@@ -93,7 +111,7 @@ def read_clip(path: Path) -> ClipFiles:
     Raises:
         CheckpointError: No weights are there, they are damaged, or they are of no such CLIP.
     """
-    file = _weights_file(path)
+    file = weights_file(path)
     tensors = {key: value for key, value in _tensors(file) if not CONSTANTS.search(key)}
     if "visual.conv1.weight" in tensors:
         return _of_open_clip(path, file.parent, tensors)
@@ -134,18 +152,6 @@ def read_merges(path: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
 
 
 # Read --------------------------------------------------------------------------------------------
-
-
-def _weights_file(path: Path) -> Path:
-    if path.is_file():
-        return path
-    for name in WEIGHTS:
-        if (path / name).is_file():
-            return path / name
-    raise CheckpointError(
-        f"no weights of a CLIP\n  in: {path}\n  looked for: {', '.join(WEIGHTS)}",
-        hint=f"name open_clip's `{WEIGHTS[3]}` or the folder that holds it",
-    )
 
 
 def _tensors(file: Path) -> Iterator[tuple[str, Tensor]]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, UsageError
-from .clip_files import BPE, ClipFiles, read_clip, read_merges
+from .clip_files import BPE, ClipFiles, read_clip, read_merges, weights_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -47,10 +47,11 @@ class Clip:
 
         Raises:
             UsageError: transformers is missing, or there is no vocabulary.
-            CheckpointError: The weights are damaged or of another model, or the tokenizer is.
+            CheckpointError: The weights are not there, damaged or of another model, or the
+                tokenizer is of another.
         """
-        folder = weights if weights.is_dir() else weights.parent
-        vocabulary = _tokenizer(tokenizer or folder)  # before gigabytes are read
+        beside = weights_file(weights).parent
+        vocabulary = _tokenizer(tokenizer or beside)  # before gigabytes are read
         files = read_clip(weights)
         clip = cls(files, _model(files), vocabulary)
         clip._check_tokenizer()
@@ -59,12 +60,15 @@ class Clip:
     def pixels(self, image: Image) -> Array:
         """Bring an RGB picture into the model's form.
 
-        The shorter edge becomes `side_px` (bicubic), the middle is cut out.
+        The shorter edge becomes `side_px` (bicubic, the longer one rounded down), the middle is
+        cut out, an offset of half a pixel rounded to even. So does open_clip, for weights of
+        either layout: transformers' own processor rounds that offset down, which for a quarter of
+        all sizes is the pixel before.
 
         Returns:
             float32 ``[3, side_px, side_px]``, normalised.
 
-        Source: transformers, ``CLIPImageProcessorPil``.
+        Source: open_clip, ``image_transform``; torchvision, ``resize`` and ``center_crop``.
         """
         import numpy as np
         from PIL.Image import Resampling
@@ -72,7 +76,7 @@ class Clip:
         side, (width, height) = self.side_px, image.size
         shorter = min(width, height)
         size = (int(side * width / shorter), int(side * height / shorter))
-        left, top = (size[0] - side) // 2, (size[1] - side) // 2
+        left, top = (round((edge - side) / 2) for edge in size)
         resized = image.resize(size, Resampling.BICUBIC)
         array = np.asarray(resized.crop((left, top, left + side, top + side)), np.float32) / 255
         mean, std = (np.array(x, np.float32) for x in (self._files.mean, self._files.std))
@@ -215,7 +219,7 @@ def _tokenizer(place: Path) -> Any:
     if file is None:
         raise UsageError(
             f"no vocabulary of CLIP\n  looked for: {', '.join(map(str, files))}",
-            hint="name one with --clip-tokenizer: a Hugging Face CLIP folder, or the "
+            hint="name one with --tokenizer: a Hugging Face CLIP folder, or the "
             f"`{BPE}` that the package open-clip-torch contains",
         )
     if file.suffix == ".gz":

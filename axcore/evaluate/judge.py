@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING
 from .clip import ClipScores, clip_scores, pictures_by_name
 from .clip_model import Clip
 from .predictions import match, read_predictions
-from .statistics import Comparison, PictureDifference, compare, most_different
+from .statistics import (
+    Comparison,
+    PictureDifference,
+    check_confidence,
+    compare,
+    most_different,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,15 +57,17 @@ def judge(
         clip: Weights of the judge, see `Clip.load`.
         tokenizer: Its vocabulary; None looks beside the weights.
         common: Leave out what is not in all files, instead of refusing it.
-        confidence: Level of the interval.
+        confidence: Level of the interval, refused before anything is read if out of range.
         most: Pictures to name on which two files differ.
         progress: Where to report.
 
     Raises:
-        UsageError: The files are not about the same pictures, or there is no vocabulary.
+        UsageError: The files are not about the same pictures, there is no vocabulary, or the level
+            is out of range.
         PictureError: Pictures are missing, or none can be read.
         CheckpointError: The weights are damaged or those of another model.
     """
+    check_confidence(confidence)
     answers = match([read_predictions(path) for path in files], common=common)
     pictures = pictures_by_name(images, answers)
     scores = clip_scores(Clip.load(clip, tokenizer), answers, pictures, progress)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import json
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save_file
@@ -21,7 +23,7 @@ from axcore import AxcoreError, CheckpointError, UsageError
 from axcore.calibration import embedded_pictures
 from axcore.errors import PictureError
 from axcore.evaluate import Clip, clip_scores, pictures_by_name
-from axcore.evaluate.clip_files import read_clip
+from axcore.evaluate.clip_files import ClipFiles, read_clip
 from axcore.evaluate.clip_model import _model
 from axcore.testing import Recorder
 
@@ -29,7 +31,6 @@ from . import toy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
     Array = np.ndarray[Any, Any]
 
@@ -165,11 +166,33 @@ def test_any_text(judge: Clip, text: str) -> None:
     np.testing.assert_allclose(judge.text_features([text, "the dog"]), expected, atol=ATOL)
 
 
+@given(st.integers(1, 90), st.integers(1, 90), st.integers(1, 64))
+@example(640, 427, 224)  # 55.5 pixels are left on either side: 56, where rounding down gives 55
+@example(427, 640, 224)
+def test_pixels_are_those_of_open_clip(width: int, height: int, side: int) -> None:
+    """Any size and form, judged at any size; the model is a stand-in that knows its size alone.
+    Oracle: open_clip's transform, written out.
+    """
+    noise = np.random.default_rng(width * 90 + height).integers(
+        0, 256, (height, width, 3), np.uint8
+    )
+    image = Image.fromarray(noise)
+    config = SimpleNamespace(
+        vision_config=SimpleNamespace(image_size=side),
+        text_config=SimpleNamespace(max_position_embeddings=toy.CONTEXT),
+    )
+    clip = Clip(ClipFiles(Path(), {}, {}), SimpleNamespace(config=config), None)
+    np.testing.assert_allclose(clip.pixels(image), toy.pixels(image, side), atol=1e-6)
+
+
 @given(st.integers(1, 90), st.integers(1, 90), st.randoms(use_true_random=False))
 def test_pixels_are_those_of_the_processor(
     judge: Clip, width: int, height: int, random: Any
 ) -> None:
-    """Any size and form. Oracle: transformers' `CLIPImageProcessorPil`."""
+    """Any size and form, but for the half pixel that it rounds down. Oracle: transformers'
+    `CLIPImageProcessorPil`.
+    """
+    assume(int(SIDE * max(width, height) / min(width, height)) % 2 == SIDE % 2)
     noise = np.random.default_rng(random.randrange(1 << 30))
     image = Image.fromarray(noise.integers(0, 256, (height, width, 3), np.uint8))
     processor = CLIPImageProcessorPil(
@@ -262,6 +285,23 @@ def test_an_unreadable_picture_costs_no_other(judge: Clip, pictures: Path) -> No
     alone = clip_scores(judge, good, pictures_by_name(pictures, good))
     assert scores.names == alone.names
     np.testing.assert_allclose(scores.values, alone.values, atol=ATOL)
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_pictures_are_judged_as_stored(judge: Clip, pictures: Path, orientation: int) -> None:
+    """An EXIF orientation turns nothing. Oracle: open_clip's features of what `PIL.Image.open`
+    gives.
+    """
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture = pictures / "turned.jpg"
+    Image.open(pictures / "1.png").save(picture, exif=exif)
+    answers = {"turned.jpg": ("the cat",)}
+    scores = clip_scores(judge, answers, pictures_by_name(pictures, answers))
+    with Image.open(picture) as image:
+        features = toy.image_features(toy.weights(), toy.pixels(image, SIDE)[None])
+    expected = features @ toy.text_features(toy.weights(), toy.ids(["the cat"])).T
+    assert scores.means[0] == pytest.approx(float(expected), abs=ATOL)
 
 
 def test_no_readable_picture(judge: Clip, tmp_path: Path) -> None:
@@ -424,7 +464,8 @@ def test_the_vocabulary_elsewhere(folder: Path, tmp_path_factory: pytest.TempPat
     merges = (folder / "bpe_simple_vocab_16e6.txt.gz").rename(folder / "merges.gz")
     with pytest.raises(UsageError, match="no vocabulary of CLIP") as caught:
         Clip.load(folder)
-    assert "--clip-tokenizer" in caught.value.hint
+    assert "--tokenizer" in caught.value.hint
+    assert "--clip-tokenizer" not in caught.value.hint
     clip = Clip.load(folder, merges)
     np.testing.assert_array_equal(clip.text_features(TEXTS), expected)
     for name in ("whole", "parts"):
@@ -434,6 +475,14 @@ def test_the_vocabulary_elsewhere(folder: Path, tmp_path_factory: pytest.TempPat
             clip._tokenizer.backend_tokenizer.model.save(str(other))
             (other / "tokenizer.json").unlink()
         np.testing.assert_array_equal(Clip.load(folder, other).text_features(TEXTS), expected)
+
+
+def test_weights_that_are_not_there(tmp_path: Path) -> None:
+    """They are asked for before their vocabulary. Oracle: the messages."""
+    with pytest.raises(CheckpointError, match=r"no weights of a CLIP\n  there is no .*nope$"):
+        Clip.load(tmp_path / "nope")
+    with pytest.raises(CheckpointError, match=r"no weights of a CLIP\n  in: .*\n  looked for: "):
+        Clip.load(tmp_path)
 
 
 def test_damaged_vocabularies(folder: Path) -> None:

@@ -7,12 +7,16 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from PIL.Image import Resampling
 from torch import Tensor
 from torch.nn import functional as F
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from PIL.Image import Image
 
 SPACE, PATCH, CONTEXT = 24, 8, 12
 MERGES = [("t", "h"), ("th", "e</w>"), ("c", "a"), ("ca", "t</w>"), ("o", "g</w>"), ("d", "og</w>")]
@@ -69,6 +73,21 @@ def weights(shape: Shape = PLAIN, seed: int = 0) -> State:
     for name, width in norms.items():
         state |= {f"{name}.weight": 1 + some(width), f"{name}.bias": some(width)}
     return state
+
+
+def pixels(image: Image, side: int) -> Tensor:
+    """open_clip's ``image_transform`` where it does not train, by torchvision's arithmetic."""
+    width, height = image.size
+    short, long = sorted((width, height))
+    longer = int(side * long / short)
+    new_width, new_height = (side, longer) if width <= height else (longer, side)
+    resized = image.resize((new_width, new_height), Resampling.BICUBIC)
+    top = int(round((new_height - side) / 2.0))  # noqa: RUF046 - as torchvision writes it
+    left = int(round((new_width - side) / 2.0))  # noqa: RUF046
+    values = torch.from_numpy(np.array(resized)).permute(2, 0, 1).float() / 255
+    middle = values[:, top : top + side, left : left + side]
+    mean = torch.tensor([0.48145466, 0.4578275, 0.40821073])[:, None, None]
+    return (middle - mean) / torch.tensor([0.26862954, 0.26130258, 0.27577711])[:, None, None]
 
 
 def image_features(state: State, pixels: Tensor, shape: Shape = PLAIN) -> Tensor:
