@@ -179,7 +179,10 @@ def build(
         raise UsageError(f"no toolchain `{name}`", hint=f"installed: {installed}")
     chosen = settle(f"toolchain `{name}`", tool.options, options or {})
     opened.check_files({file for file in opened.files if tool.reads(request, file)})
-    with Workspace(opened.folder, request.model).locked(), explained_full_disk(opened.folder):
+    with (
+        Workspace(opened.folder, request.model).locked(),
+        explained_full_disk(opened.folder, "finished steps"),
+    ):
         return tool.build(
             opened.folder,
             request,

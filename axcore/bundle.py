@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from .errors import BundleError
-from .files import sha256
+from .files import Stamp, write_atomic
 from .plain import parse
 from .types import BuildRequest, Options
 
 MANIFEST = "axcore.json"
+PACKAGED = "packaged_for"
+"""The manifest's entry that names the runtime a folder was packaged for."""
+
+ASSET_SUFFIXES = (".json", ".txt", ".jinja", ".model")
+"""Of configuration, tokenizer and processor files."""
+
+_SEEN = ".axcore/seen.json"
 SCHEMA = 1
 T = TypeVar("T")
 _FIELDS = {"model", "checkpoint", "options", "vision_only", "toolchain", "build", "notes", "files"}
@@ -90,19 +98,39 @@ class Bundle:
         Raises:
             BundleError: Files are missing or were changed; names them.
         """
-        wrong = []
-        for name, entry in self.manifest["files"].items():
-            if names is not None and name not in names:
-                continue
-            path = self.folder / name
-            if not path.is_file():
-                wrong.append(f"{name} is missing")
-            elif path.stat().st_size != entry["size"]:
-                wrong.append(f"{name} has {path.stat().st_size} bytes, not {entry['size']}")
-            elif sha256(path) != entry["sha256"]:
-                wrong.append(f"{name} has another content")
+        stamps = self._stamps()
+        seen = dict(stamps)
+        listed = [name for name in self.manifest["files"] if names is None or name in names]
+        wrong = [reason for name in listed if (reason := self._difference(name, seen))]
+        if seen != stamps:
+            self._remember(seen)
         if wrong:
             raise BundleError(
                 f"{self.folder} is not as it was written\n  " + "\n  ".join(wrong[:10]),
-                hint="run the same `axcore convert` again; what is whole is kept",
+                hint="package the bundle again, or copy the whole folder again"
+                if PACKAGED in self.manifest
+                else "run the same `axcore convert` again; what is whole is kept",
             )
+
+    def _difference(self, name: str, seen: dict[str, Stamp]) -> str:
+        """Say how a file differs from the manifest; it is not read again while its time stays."""
+        path, entry = self.folder / name, self.manifest["files"][name]
+        if not path.is_file():
+            return f"{name} is missing"
+        if (size := path.stat().st_size) != entry["size"]:
+            return f"{name} has {size} bytes, not {entry['size']}"
+        if name not in seen or not seen[name].is_of(path):
+            seen[name] = Stamp.of(path)
+        return "" if seen[name].sha256 == entry["sha256"] else f"{name} has another content"
+
+    def _stamps(self) -> dict[str, Stamp]:
+        try:
+            return parse(dict[str, Stamp], json.loads((self.folder / _SEEN).read_bytes()))
+        except (OSError, ValueError):
+            return {}
+
+    def _remember(self, seen: Mapping[str, Stamp]) -> None:
+        # Where nothing may be written it only costs time: files are read again.
+        with contextlib.suppress(OSError):
+            text = json.dumps({name: asdict(stamp) for name, stamp in seen.items()})
+            write_atomic(self.folder / _SEEN, text)

@@ -66,7 +66,7 @@ class Choice:
     Attributes:
         values: What may be chosen, the default first. Of a switch: ``("no", "yes")``; on the
             command line ``--<name>`` alone then means yes. Empty where any value may be given;
-            such an option of a toolchain has no default.
+            such an option has no default.
         about: What each value does and costs, for people.
     """
 
@@ -672,6 +672,9 @@ class Backend(Protocol):
 
     def availability(self) -> Availability:
         """Say whether it can run here."""
+
+    def reads(self, name: str) -> bool:
+        """Say whether it loads that file of a bundle; answers go on only while those stay."""
 
     def vision(self, deployment: Deployment, options: Mapping[str, str]) -> VisionModel:
         """Return what runs the pictures; it opens its files when it is first used.

@@ -106,6 +106,9 @@ class Impatient:
     def availability(self):
         return Availability(True, "a stand-in for a user")
 
+    def reads(self, name):
+        return EngineBackend("onnx", ".onnx").reads(name)
+
     def vision(self, deployment, options):
         if "mood" in options:
             raise ToolchainError(f"opened with {options}", hint="stay calm")

@@ -19,11 +19,12 @@ import pytest
 
 import axcore
 from axcore import Options, Registry
-from axcore.bundle import Bundle
+from axcore.bundle import MANIFEST, Bundle
 from axcore.calibration import embedded_pictures
 from axcore.checkpoint.fabricate import fabricate
 from axcore.checkpoint.shards import INDEX
 from axcore.cli import main
+from axcore.files import sha256
 from axcore.testing import Recorder
 
 if TYPE_CHECKING:
@@ -233,6 +234,16 @@ def change_json(path: Path, **changes: Any) -> None:
     """Lay `changes` over a JSON file; None leaves a field out."""
     content: Mapping[str, Any] = {**json.loads(path.read_text()), **changes}
     path.write_text(json.dumps({k: v for k, v in content.items() if v is not None}))
+
+
+def list_again(bundle: Path, *names: str) -> None:
+    """Enter files into the manifest as they now are; those that are gone leave it."""
+    files = json.loads((bundle / MANIFEST).read_text())["files"]
+    for name in names:
+        files.pop(name, None)
+        if (path := bundle / name).is_file():
+            files[name] = {"size": path.stat().st_size, "sha256": sha256(path)}
+    change_json(bundle / MANIFEST, files=files)
 
 
 def environment() -> dict[str, str]:

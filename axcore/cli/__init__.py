@@ -8,14 +8,14 @@ import sys
 from ..errors import AxcoreError, UsageError
 from . import package, run  # noqa: F401 - they register their commands
 from .app import app
-from .console import fail
+from .console import explained_output, fail
 from .evaluate import evaluate_app
 from .quantize import quantize_app
 
 __all__ = ["app", "main"]
 
 app.add_typer(quantize_app, name="quantize", help="Make the language model smaller.")
-app.add_typer(evaluate_app, name="evaluate", help="Judge accuracy, fidelity and throughput.")
+app.add_typer(evaluate_app, name="evaluate")
 
 
 def main() -> None:
@@ -25,7 +25,8 @@ def main() -> None:
     expected failures too.
     """
     try:
-        app()
+        with explained_output():
+            app()
     except AxcoreError as error:
         if os.environ.get("AXCORE_TRACEBACK"):
             raise

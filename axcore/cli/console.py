@@ -8,11 +8,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, is_dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import typer
+
+from ..errors import BudgetError
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
@@ -42,6 +44,36 @@ def size(count: float) -> str:
             return f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} GB"
+
+
+@contextmanager
+def explained_output() -> Iterator[None]:
+    """Explain a standard output that takes no more; a closed pipe never comes here.
+
+    Raises:
+        BudgetError: Something printed could not be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        if not _is_stuck(sys.stdout):
+            raise
+        raise BudgetError(
+            f"standard output cannot be written: {error.strerror}",
+            hint="free space where it goes, or send it elsewhere",
+        ) from error
+
+
+def _is_stuck(stream: TextIO) -> bool:
+    """Say whether a stream takes not even an empty line, and close it then."""
+    try:
+        stream.write("\n")
+        stream.flush()
+    except OSError:
+        with suppress(OSError):
+            stream.close()  # lest the interpreter tries once more as it ends
+        return True
+    return False
 
 
 def fail(error: AxcoreError) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import io
+import os
+import shlex
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,8 +24,10 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
+    from ..plugins import Registry
     from ..runtime.runner import Answer, Runner
     from ..runtime.sampling import Sampling
+    from ..types import Prompt
 
 Pictures = Annotated[
     list[Path] | None, typer.Option("--image", help="A picture; repeatable, in order.")
@@ -41,9 +46,8 @@ TopK = Annotated[int, typer.Option(help="Choose among the k likeliest tokens; 0 
 TopP = Annotated[float, typer.Option(help="Choose among tokens that make up this probability.")]
 Penalty = Annotated[float, typer.Option(help="Above 1, tokens seen before become less likely.")]
 Seed = Annotated[int | None, typer.Option(help="Makes sampling repeatable.")]
-Backend = Annotated[
-    str, typer.Option(help="What runs it: onnx (this machine), axengine (a board), or a plugin's.")
-]
+BACKENDS = "onnx (this machine), axengine (a board), torch (the reference), or a plugin's."
+Backend = Annotated[str, typer.Option(help=f"What runs it: {BACKENDS}")]
 INTERRUPTED = 130  # what shells report of a program that Ctrl-C ended
 
 
@@ -69,11 +73,16 @@ def run(
 
     Backends may have further options: see `axcore doctor`. Ctrl-C ends the answer early.
     """
+    from ..runtime.deployment import Deployment
+    from ..runtime.runner import prepare_prompt
+
     sampling = _sampling(temperature, top_k, top_p, repetition_penalty, seed)
     pictures = [read_picture(path) for path in image or ()]
     messages = [*_system(system), _message(prompt, pictures, _frames(video or ()), fps)]
-    runner = _open(bundle, backend, _choices(context.args))
-    answer = _stream(runner, messages, sampling, max_new_tokens, shown=not as_json)
+    registry = _registry()
+    asked = prepare_prompt(Deployment.open(bundle, registry), registry, messages)
+    runner = _open(bundle, backend, _choices(context.args), registry)
+    answer = _stream(runner, asked, sampling, max_new_tokens, shown=not as_json)
     if as_json:
         emit(_data(answer))
     else:
@@ -97,18 +106,22 @@ def chat(
 ) -> None:
     """Talk to a bundle; Ctrl-C stops an answer, Ctrl-D ends.
 
-    /image FILE gives a picture to the next question, /reset begins anew, /quit ends. Backends may
-    have further options: see `axcore doctor`.
+    /image FILE gives a picture to the next question, /image alone drops those that wait, /reset
+    begins anew, /quit ends. Backends may have further options: see `axcore doctor`.
     """
     sampling = _sampling(temperature, top_k, top_p, repetition_penalty, seed)
-    runner = _open(bundle, backend, _choices(context.args))
+    runner = _open(bundle, backend, _choices(context.args), _registry())
     talk = _Chat(runner, _system(system), sampling, max_new_tokens)
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # one line that is no text ends no chat
     typer.echo("/image FILE, /reset, /quit; Ctrl-C stops an answer", err=True)
     while (line := _ask()) is not None and line != "/quit":
         try:
             talk.take(line)
         except AxcoreError as error:
             fail(error)
+        except KeyboardInterrupt:
+            typer.echo(err=True)
 
 
 @dataclass
@@ -134,46 +147,71 @@ class _Chat:
         if command == "/reset":
             self.reset()
         elif command == "/image":
-            self.pictures.append(read_picture(Path(rest.strip()).expanduser()))
-            typer.echo(f"pictures for the next question: {len(self.pictures)}", err=True)
+            self._show(rest.strip())
         elif command.startswith("/"):
             raise UsageError(f"no command {command}", hint="/image FILE, /reset or /quit")
         elif line.strip():
             self._answer(line)
 
+    def _show(self, typed: str) -> None:
+        """Have a picture wait for the next question, or none any more."""
+        self.pictures = [*self.pictures, read_picture(_pasted(typed))] if typed else []
+        typer.echo(f"pictures for the next question: {len(self.pictures) or 'none'}", err=True)
+
     def _answer(self, question: str) -> None:
         asked = [*self.messages, _message(question, self.pictures)]
         try:
-            answer = _stream(self.runner, asked, self.sampling, self.max_new_tokens, shown=True)
-        except BudgetError as error:
-            error.hint += "; /reset begins anew"
+            prompt = self.runner.prepare(asked)
+            answer = _stream(self.runner, prompt, self.sampling, self.max_new_tokens, shown=True)
+        except AxcoreError as error:
+            error.hint += self._ways_out(error)
             raise
+        if answer.text or answer.finish_reason != "interrupted":  # else it was as good as not asked
+            self.messages = [*asked, {"role": "assistant", "content": answer.text}]
+            self.pictures = []
         _sum_up(answer, self.runner)
-        if answer.finish_reason == "interrupted" and not answer.text:
-            return  # as if it had not been asked
-        self.messages = [*asked, {"role": "assistant", "content": answer.text}]
-        self.pictures = []
+
+    def _ways_out(self, error: AxcoreError) -> str:
+        """Return what to do about a refused question, whose pictures wait for the next one."""
+        drop = f"; /image alone drops its pictures ({len(self.pictures)})" if self.pictures else ""
+        return drop + ("; /reset begins anew" if isinstance(error, BudgetError) else "")
 
 
 def _ask() -> str | None:
     """Read a line; None at the end of input."""
-    try:
-        return input("> " if sys.stdin.isatty() else "")
-    except (EOFError, KeyboardInterrupt):
-        typer.echo(err=True)
-        return None
+    while True:
+        try:
+            return input("> " if sys.stdin.isatty() else "")
+        except EOFError:
+            typer.echo(err=True)
+            return None
+        except KeyboardInterrupt:
+            if not sys.stdin.isatty():
+                raise typer.Exit(INTERRUPTED) from None
+            typer.echo("\nCtrl-D or /quit ends the chat", err=True)
 
 
-def _open(bundle: Path, backend: str, options: Mapping[str, str]) -> Runner:
+def _pasted(typed: str) -> Path:
+    """Return the path that was meant: as it is if it exists, else without a shell's quoting."""
+    readings = [typed]
+    with contextlib.suppress(ValueError):  # a quote without its other end
+        words = shlex.split(typed)
+        readings += words if len(words) == 1 else []
+    # Unlike those of Path, these raise nothing, whatever was typed.
+    paths = [os.path.expanduser(reading) for reading in readings]  # noqa: PTH111
+    return Path(next(filter(os.path.lexists, paths), paths[-1]))
+
+
+def _open(bundle: Path, backend: str, options: Mapping[str, str], registry: Registry) -> Runner:
     with progress() as reporter:
         return api.load(
-            bundle, backend=backend, options=options, progress=reporter, registry=_registry()
+            bundle, backend=backend, options=options, progress=reporter, registry=registry
         )
 
 
 def _stream(
     runner: Runner,
-    messages: Sequence[dict[str, Any]],
+    prompt: Prompt,
     sampling: Sampling,
     max_new_tokens: int | None,
     *,
@@ -184,7 +222,6 @@ def _stream(
 
     answer = Answer()
     with contextlib.suppress(KeyboardInterrupt):
-        prompt = runner.prepare(messages)
         for piece in runner.answer(prompt, sampling, max_new_tokens, answer):
             if shown:
                 typer.echo(piece, nl=False)
@@ -227,10 +264,11 @@ def _data(answer: Answer) -> dict[str, Any]:
 
 def _sum_up(answer: Answer, runner: Runner) -> None:
     """Tell lengths and times, and whether the answer lacks its end."""
+    load = f" vision side opened in {answer.load_s:.2f} s, then" if answer.load_s > 0.01 else ""
     reused = f" ({answer.reused_tokens} kept)" if answer.reused_tokens else ""
     typer.echo(
         f"{answer.prompt_tokens} prompt tokens{reused}, {len(answer.token_ids)} new"
-        f" ({answer.finish_reason}); first token after {answer.first_token_s:.2f} s"
+        f" ({answer.finish_reason});{load} first token after {answer.first_token_s:.2f} s"
         f" (pictures {answer.vision_s:.2f} s), then {answer.tokens_per_s:.1f} tokens/s",
         err=True,
     )

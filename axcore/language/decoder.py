@@ -23,6 +23,7 @@ from ..checkpoint.quantised import float_keys
 from ..errors import UnsupportedModel
 from ..types import Decoder, Stage
 from .embedding import HEAD_KEYS, find_embedding
+from .layer_types import other_layers
 from .plain import HEAD, folded_scale
 from .rotary import inverse_frequencies, sections
 
@@ -82,6 +83,8 @@ def default_decoder(job: Job) -> Decoder:
             has no place for.
     """
     config, checkpoint = job.text_config, job.checkpoint
+    others = other_layers(config)
+    _refuse(bool(others), others)
     embedding = find_embedding(checkpoint, job.config).key
     head = next((key for key in HEAD_KEYS if key in float_keys(checkpoint)), embedding)
     # A lone head that serves as the embedding too stands beside the layers' module.

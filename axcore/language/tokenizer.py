@@ -201,10 +201,14 @@ def encode_prompt(tokenizer: Tokenizer, pieces: Sequence[str | Rows]) -> tuple[I
 
     Returns:
         The ids, int64 ``[n]``; for each `Rows`, int64 positions of its tokens among them.
+
+    Raises:
+        UsageError: Some text is none, as it was no UTF-8 where it came from.
     """
     import numpy as np
 
     texts = [piece.marker * piece.count if isinstance(piece, Rows) else piece for piece in pieces]
+    _check_text("".join(texts))
     encoded = tokenizer.encode("".join(texts), add_special_tokens=False)
     starts, ends = np.array(encoded.offsets, np.int64).reshape(-1, 2).T
     borders = np.cumsum([0, *map(len, texts)])
@@ -214,3 +218,14 @@ def encode_prompt(tokenizer: Tokenizer, pieces: Sequence[str | Rows]) -> tuple[I
         if isinstance(piece, Rows)
     ]
     return np.array(encoded.ids, np.int64), places
+
+
+def _check_text(text: str) -> None:
+    """Refuse what stands for bytes that are no text: Python reads them as lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"the prompt is no UTF-8: it holds {text[error.start : error.end]!a}",
+            hint="write it in UTF-8, or convert the file that it comes from with `iconv -t UTF-8`",
+        ) from error

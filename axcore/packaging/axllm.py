@@ -45,12 +45,12 @@ def fill(folder: Path, source: Source, progress: Progress) -> None:
         CheckpointError: The tokenizer is missing or damaged, or nothing would end an answer.
     """
     _check_model(source)
-    if source.models.suffix != COMPILED:
+    if source.suffix != COMPILED:
         raise BundleError(
-            f"{source.folder} holds ONNX layer models, and no {COMPILED} files",
+            f"{source.folder} holds no {COMPILED} files",
             hint=f"axllm runs on an NPU: `axcore build {source.folder} --toolchain pulsar2`",
         )
-    link([*source.models.files, source.embedding()], folder)
+    link([*source.models.files, source.deployment.embedding_file], folder)
     _write(folder / TOKENIZER, _tokenizer_text(source))
     _write(folder / CONFIG, _json(_config(source)))
     _write(folder / SAMPLING, _json(GREEDY))
@@ -103,7 +103,6 @@ def _config(source: Source) -> dict[str, Any]:
 
 
 def _tokenizer_text(source: Source) -> str:
-    source.assets()  # they must be as they were written
     tokenizer = load_tokenizer(source.folder, ())
     stops = sorted(source.deployment.stop_ids | _end_token(source.folder, tokenizer))
     if not stops:

@@ -6,24 +6,22 @@ import json
 import os
 import shutil
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from ..bundle import MANIFEST
+from ..bundle import MANIFEST, PACKAGED
 from ..errors import BundleError, UsageError
 from ..files import explained_full_disk, sha256
 from .source import Source
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from ..plugins import Registry
     from ..progress import Progress
 
 Runtime = Literal["axllm", "python"]
 RUNTIMES: tuple[Runtime, ...] = get_args(Runtime)
-
-_MADE_FOR = "packaged_for"  # the manifest's entry by which a folder is known as ours
 
 
 def package(
@@ -35,7 +33,7 @@ def package(
 
     Args:
         bundle: A folder that `convert` and `build` have filled.
-        out: The new folder. One that was packaged before is replaced.
+        out: The new folder, or a link to it. One that was packaged before is replaced.
         runtime: "axllm" for Axera's ``axllm``, "python" for the loop of `axcore.runtime`.
         registry: The plugins; that of the model's family is needed.
         progress: Where to report.
@@ -56,7 +54,8 @@ def package(
         )
     source = Source.open(bundle, registry)
     _check_target(out)
-    with explained_full_disk(out.parent), _appearing(out) as folder:
+    place = Path(os.path.realpath(out))
+    with explained_full_disk(place.parent), _appearing(place) as folder:
         if runtime == "axllm":
             from .axllm import fill
         else:
@@ -67,7 +66,7 @@ def package(
 
 
 def _check_target(out: Path) -> None:
-    if out.is_dir() and (not any(out.iterdir()) or _MADE_FOR in _manifest(out)):
+    if out.is_dir() and (not any(out.iterdir()) or PACKAGED in _manifest(out)):
         return
     if out.exists():
         raise BundleError(
@@ -109,5 +108,5 @@ def _write_manifest(folder: Path, runtime: Runtime, source: Source, progress: Pr
             size = path.stat().st_size
             files[path.relative_to(folder).as_posix()] = {"size": size, "sha256": sha256(path)}
             task.advance(size)
-    manifest = {**source.bundle.manifest, _MADE_FOR: runtime, "files": files}
+    manifest = {**source.bundle.manifest, PACKAGED: runtime, "files": files}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")

@@ -9,7 +9,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..errors import UnsupportedModel
 from ..hookspecs import PROJECT
+from ..language.layer_types import other_layers
 from .source import COMPILED, PORTABLE, link
 
 if TYPE_CHECKING:
@@ -38,29 +40,42 @@ It needs Python 3.10 or newer with {needed}, and {engine}:
 
 Then one command answers:
 
-    python run.py --image photo.jpg --prompt "What is in the picture?"
+    python run.py {question}
 
 `python run.py --help` lists the options. The models are {suffix} files, for {where}.
 Prompts have up to {prompt} tokens, prompt and answer together up to {context}.
 """
+_QUESTIONS = {"video": '--video frames/ --prompt "What happens?"'}  # by task
+_QUESTION = '--image photo.jpg --prompt "What is in the picture?"'
 
 
 def fill(folder: Path, source: Source, progress: Progress) -> None:
     """Write models, embedding, tokenizer, sources and a script into `folder`.
 
     Raises:
+        UnsupportedModel: The model has layers that the loop cannot run.
         BundleError: The bundle is not built, incomplete or changed.
     """
+    _check_layers(source)
     models = source.models
     if models.suffix != COMPILED:
         progress.warn(f"no {COMPILED} files there: the folder gets the ONNX models, for a CPU")
-    link([*models.files, source.embedding()], folder)
-    for asset in source.assets():
+    link([*models.files, source.deployment.embedding_file], folder)
+    for asset in source.deployment.assets:
         shutil.copyfile(asset, folder / asset.name)
     _copy_library(folder / LIBRARY, source.plugin)
     shutil.copyfile(Path(__file__).with_name(SCRIPT), folder / SCRIPT)
     (folder / README).write_text(_readme(source), encoding="utf-8")
     progress.say(f"{len(models.layers)} layers; on the board: python {SCRIPT} --help")
+
+
+def _check_layers(source: Source) -> None:
+    if others := other_layers(source.deployment.job.text_config):
+        raise UnsupportedModel(
+            f"the loop for Python cannot run `{source.card.id}`: it keeps keys and values, and the"
+            f" language model has {others}",
+            hint="package with --runtime axllm, if that has a type for the model",
+        )
 
 
 def _copy_library(library: Path, plugin: PluginInfo) -> None:
@@ -109,6 +124,7 @@ def _readme(source: Source) -> str:
     llm, suffix = source.deployment.llm, source.models.suffix
     return _TEXT.format(
         model=source.card.id,
+        question=_QUESTIONS.get(source.deployment.job.task, _QUESTION),
         repo=source.card.repo,
         needed=" ".join(NEEDED),
         engine=_ENGINES[suffix],

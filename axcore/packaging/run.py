@@ -1,31 +1,35 @@
-"""Answer a question about pictures with the models in this folder."""
+"""Answer a question about pictures or a video with the models in this folder."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
+INTERRUPTED = 130  # what shells report of a program that Ctrl-C ended
 
 
 def main() -> None:
     """Write the answer to standard output, as it comes; Ctrl-C ends it early."""
     given = parse()
     sys.path.insert(0, str(HERE / "lib"))
-    from axcore.errors import AxcoreError
+    from axcore.errors import AxcoreError, UsageError
 
     try:
-        with contextlib.suppress(KeyboardInterrupt):
-            for piece in answer(given):
-                sys.stdout.write(piece)
-                sys.stdout.flush()
-        sys.stdout.write("\n")
+        answer(given)
     except AxcoreError as error:
         hint = f"\n\nhint: {error.hint}" if error.hint else ""
-        sys.exit(f"error: {error.message}{hint}")
+        sys.stderr.write(f"error: {error.message}{hint}\n")
+        sys.exit(2 if isinstance(error, UsageError) else 1)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:  # nobody reads on; without a file, what is buffered would fail again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
 
 
 def parse() -> argparse.Namespace:
@@ -33,8 +37,12 @@ def parse() -> argparse.Namespace:
     compiled = any(HERE.glob("*.axmodel"))
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
-    add("--prompt", required=True, help="the question")
-    add("--image", type=Path, action="append", default=[], help="a picture; may be repeated")
+    files: dict[str, Any] = {"type": Path, "action": "append", "default": []}
+    add("-p", "--prompt", required=True, help="the question")
+    add("--image", **files, help="a picture; may be repeated")
+    add("--video", **files, help="frames of a video: a folder, or files; may be repeated")
+    add("--fps", type=float, default=2.0, help="frames per second of the video; default: 2")
+    add("--system", help="system message; default: the model's own")
     add("--max-new-tokens", type=int, help="longest answer; default: until the context is full")
     add("--temperature", type=float, default=0.0, help="0 (default): the likeliest token always")
     add("--top-k", type=int, default=0, help="choose from so many tokens; 0 (default): from all")
@@ -42,28 +50,62 @@ def parse() -> argparse.Namespace:
     add("--repetition-penalty", type=float, default=1.0, help="above 1 discourages repetition")
     add("--seed", type=int, help="makes an answer repeatable")
     add(
-        "--engine",
-        choices=("axengine", "onnx"),
+        "--backend",
         default="axengine" if compiled else "onnx",
         help="what runs the models (default here: %(default)s)",
     )
-    return parser.parse_args()
+    given = parser.parse_args()
+    for name, least in (("max_new_tokens", 1), ("fps", 0.01)):
+        if (value := getattr(given, name)) is not None and not value >= least:
+            parser.error(f"--{name.replace('_', '-')} {value} is out of range: {least} or more")
+    return given
 
 
-def answer(given: argparse.Namespace) -> Iterator[str]:
-    """Yield the answer in pieces."""
+def answer(given: argparse.Namespace) -> None:
+    """Print the answer in pieces, and how long it took."""
     from axcore.plugins import Registry
-    from axcore.runtime.runner import Runner
+    from axcore.runtime.deployment import Deployment
+    from axcore.runtime.runner import Answer, Runner, prepare_prompt
     from axcore.runtime.sampling import Sampling
 
     sampling = Sampling(
         given.temperature, given.top_k, given.top_p, given.repetition_penalty, given.seed
     )
-    runner = Runner.open(HERE, Registry(), given.engine)
-    content = [{"type": "image", "image": path} for path in given.image]
+    asked = messages(given)
+    registry, said = Registry(), Answer()
+    prompt = prepare_prompt(Deployment.open(HERE, registry), registry, asked)
+    runner = Runner.open(HERE, registry, given.backend)
+    with contextlib.suppress(KeyboardInterrupt):
+        for piece in runner.answer(prompt, sampling, given.max_new_tokens, said):
+            write(piece)
+    write("\n")
+    sys.stderr.write(
+        f"{said.prompt_tokens} prompt tokens, {len(said.token_ids)} new ({said.finish_reason});"
+        f" first token after {said.first_token_s:.2f} s (pictures {said.vision_s:.2f} s),"
+        f" then {said.tokens_per_s:.1f} tokens/s\n"
+    )
+    if said.finish_reason == "interrupted":
+        sys.exit(INTERRUPTED)
+
+
+def write(text: str) -> None:
+    """Show `text` at once."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def messages(given: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return the conversation so far, pictures first."""
+    from axcore.calibration.pictures import find_pictures, read_picture
+
+    content: list[dict[str, Any]] = [
+        {"type": "image", "image": read_picture(path)} for path in given.image
+    ]
+    if frames := [frame.load() for path in given.video for frame in find_pictures([path])]:
+        content.append({"type": "video", "video": frames, "fps": given.fps})
     content.append({"type": "text", "text": given.prompt})
-    prompt = runner.prepare([{"role": "user", "content": content}])
-    yield from runner.answer(prompt, sampling, given.max_new_tokens)
+    system = [] if given.system is None else [{"role": "system", "content": given.system}]
+    return [*system, {"role": "user", "content": content}]
 
 
 if __name__ == "__main__":

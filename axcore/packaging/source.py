@@ -9,18 +9,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..bundle import Bundle
 from ..errors import BundleError
+from ..layer_files import check_origins, read_origin
 from ..runtime.deployment import Deployment
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from ..bundle import Bundle
     from ..plugins import PluginInfo, Registry
     from ..types import ModelCard
 
 COMPILED, PORTABLE = ".axmodel", ".onnx"
-_ASSETS = (".json", ".txt", ".jinja", ".model")
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,10 @@ class Source:
     """A bundle that is to be packaged.
 
     Attributes:
-        bundle: Its manifest.
         deployment: Its parts.
         plugin: The plugin of the model's family.
     """
 
-    bundle: Bundle
     deployment: Deployment
     plugin: PluginInfo
 
@@ -65,7 +63,12 @@ class Source:
     def open(cls, folder: Path, registry: Registry) -> Source:
         """Read a bundle; see `Deployment.open`."""
         deployment = Deployment.open(folder, registry)
-        return cls(Bundle.open(folder), deployment, registry.plugins[deployment.job.family])
+        return cls(deployment, registry.plugins[deployment.job.family])
+
+    @property
+    def bundle(self) -> Bundle:
+        """Its manifest."""
+        return self.deployment.bundle
 
     @property
     def folder(self) -> Path:
@@ -77,50 +80,47 @@ class Source:
         """The model, as its family describes it."""
         return self.deployment.job.card
 
+    @property
+    def suffix(self) -> str:
+        """Of the models to take: compiled ones if there is any.
+
+        Raises:
+            BundleError: One is a link to an ONNX model, with which scripts are tried on a PC.
+        """
+        found = sorted(self.folder.glob(f"*{COMPILED}"))
+        for path in found:
+            if (target := path.resolve()).suffix == PORTABLE:
+                raise BundleError(
+                    f"{path} is a link to {target.name}, which is no model for a board",
+                    hint="remove such links:"
+                    f" find {self.folder} -name '*{COMPILED}' -type l -delete",
+                )
+        return COMPILED if found else PORTABLE
+
     @cached_property
     def models(self) -> Models:
-        """The models that a toolchain made: compiled ones if there is any.
+        """The models that a toolchain made.
 
         Raises:
             BundleError: Some are missing, empty, changed since they were exported, or left over.
         """
-        suffix = COMPILED if any(self.folder.glob(f"*{COMPILED}")) else PORTABLE
+        suffix = self.suffix
         layers, post = self.deployment.layer_files(suffix)
         vision = [self.deployment.vision_file(graph, suffix) for graph in self.deployment.graphs]
         models = Models(suffix, tuple(vision), tuple(layers), post)
         _check_models(models)
-        self.bundle.check_files({path.name for path in models.files})
+        if suffix == PORTABLE:
+            graphs = [*layers, post]
+            check_origins({path: read_origin(path) for path in graphs}, self.deployment.weights)
         return models
-
-    def embedding(self) -> Path:
-        """Return the token embedding: raw bfloat16 ``[vocabulary, hidden]``, row-major.
-
-        Raises:
-            BundleError: It is missing, was changed, or has another size than the manifest says.
-        """
-        path = self.deployment.embedding_file
-        self.bundle.check_files({path.name})
-        return path
-
-    def assets(self) -> list[Path]:
-        """Return the files copied from the checkpoint: configuration, tokenizer, processor.
-
-        Raises:
-            BundleError: One is missing or was changed.
-        """
-        stems = tuple(f"{graph.stem}." for graph in self.deployment.graphs)
-        names = {
-            name
-            for name in self.bundle.files
-            if name.endswith(_ASSETS) and "/" not in name and not name.startswith(stems)
-        }
-        self.bundle.check_files(names)
-        return [self.folder / name for name in sorted(names)]
 
 
 def _check_models(models: Models) -> None:
-    if empty := [path for path in models.files if not path.stat().st_size]:
-        raise BundleError(f"{empty[0]} is empty", hint="remove it, and run `axcore build` again")
+    if empty := [path for path in models.files if not (path.is_file() and path.stat().st_size)]:
+        raise BundleError(
+            f"{empty[0]} is empty, or a link to nothing",
+            hint="remove it, and run `axcore build` again",
+        )
     first, count = models.layers[0], len(models.layers)
     beyond = first.with_name(first.name.replace("_l0_", f"_l{count}_"))
     if beyond.exists():
@@ -134,6 +134,6 @@ def link(paths: Iterable[Path], folder: Path) -> None:
     """Put large files into `folder`: as hard links, or as copies on another disk."""
     for path in paths:
         try:
-            os.link(path, folder / path.name)
+            os.link(path.resolve(), folder / path.name)  # not of a link, which may be relative
         except OSError:
             shutil.copyfile(path, folder / path.name)

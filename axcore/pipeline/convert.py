@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..bundle import SCHEMA, Bundle
+from ..bundle import ASSET_SUFFIXES, SCHEMA, Bundle
 from ..calibration import (
     check_pictures,
     find_archive,
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from ..types import Component, GraphFile, Job
     from .job import Request
 
-ASSET_SUFFIXES = (".json", ".txt", ".jinja", ".model")
 _NO_ASSETS = ("axcore.json", "fabricated.json")
 _LAST = "last.json"  # what the published bundle was made from
 
@@ -361,6 +360,7 @@ def _head(prepared: Prepared) -> dict[str, Any]:
             "folder": str(checkpoint.folder.resolve()),
             "tensors": len(checkpoint.tensors),
             "bytes": sum(info.nbytes for info in checkpoint.tensors.values()),
+            "fingerprint": checkpoint.fingerprint(),
         },
         "options": asdict(job.options),
         "vision_only": prepared.request.vision_only,

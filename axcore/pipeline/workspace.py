@@ -163,7 +163,7 @@ class Workspace:
             Names of small files that somebody had changed; each is kept as ``<name>.orig``.
         """
         kept: list[str] = []
-        with explained_full_disk(self.out):
+        with explained_full_disk(self.out, "finished steps"):
             # Noted before the first move: after a crash the next run knows what is ours.
             for step in self.steps:
                 noted = self.state / "publishing" / f"{step.name}-{step.key[:16]}.json"
@@ -213,7 +213,7 @@ class Workspace:
         final = self._folder(name, key)
         shutil.rmtree(final.parent, ignore_errors=True)
         temporary = final.with_name("unfinished")
-        with explained_full_disk(self.out):
+        with explained_full_disk(self.out, "finished steps"):
             temporary.mkdir(parents=True)
             started = time.perf_counter()
             metrics = make(temporary) or {}

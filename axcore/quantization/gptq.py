@@ -122,7 +122,7 @@ def quantize(
         python = find_python(settings.python)
         run = _Run(job, language, settings, text, python, registry, progress)
         run.check_room(target.parent)
-        with _scratch(target) as scratch, explained_full_disk(target.parent):
+        with explained_full_disk(target.parent), _scratch(target) as scratch:
             done = run.carry_out(scratch, target)
             (scratch / "merged").rename(target)
     return done

@@ -22,6 +22,8 @@ import numpy as np
 import onnxruntime as ort
 from ml_dtypes import bfloat16
 
+from ..layer_files import GROUPS, Origin
+
 __all__ = [
     "InferenceSession",
     "NodeArg",
@@ -34,12 +36,6 @@ __all__ = [
 
 axengine_provider_name = "AxEngineExecutionProvider"
 axclrt_provider_name = "AXCLRTExecutionProvider"
-
-SHAPE_GROUPS = "axcore.shape_groups"
-"""Metadata property of an ONNX file: its shape groups as a JSON list, see `InferenceSession`."""
-
-ORIGIN = "axcore.origin"
-"""Metadata property that all files of one build share."""
 
 Array = np.ndarray[Any, Any]
 Provider = str | tuple[str, Mapping[str, Any]]
@@ -107,7 +103,7 @@ def get_available_providers() -> list[str]:
 class InferenceSession:
     """An ONNX file as a board sees a compiled model: static shapes, in one or several groups.
 
-    A file with free dimensions lists its groups in the metadata property `SHAPE_GROUPS`, each
+    A file with free dimensions lists its groups in a metadata property (`layer_files.GROUPS`), each
     ``{"inputs": {name: shape}, "outputs": {name: shape}, "empty": {name: shape}}``. An input named
     in ``empty``, which may be absent, is a placeholder: the caller feeds an array of its shape in
     ``inputs``, and the graph receives none of it but zeros of its shape in ``empty``. A file
@@ -116,7 +112,7 @@ class InferenceSession:
 
     Attributes:
         free_batch: Whether the first axis is free.
-        origin: Name of the graph, and the metadata property `ORIGIN`, empty where there is none.
+        origin: What a layer model says of itself; None of other files.
 
     Args:
         path_or_bytes: The file. Where there is no ``x.axmodel``, ``x.onnx`` beside it is taken.
@@ -149,7 +145,7 @@ class InferenceSession:
             raise RuntimeError(f"Failed to read the shape groups of {path}: {error!r}") from error
         self.free_batch = all(group.free for group in self._groups)
         described = self._session.get_modelmeta()
-        self.origin = described.graph_name, described.custom_metadata_map.get(ORIGIN, "")
+        self.origin = Origin.of(described.graph_name, described.custom_metadata_map)
 
     def get_session_options(self) -> object:
         """Return what was given as ``sess_options``."""
@@ -272,7 +268,7 @@ def _options() -> Any:
 
 def _groups(session: Any) -> list[_Group]:
     inputs, outputs = session.get_inputs(), session.get_outputs()
-    listed = session.get_modelmeta().custom_metadata_map.get(SHAPE_GROUPS)
+    listed = session.get_modelmeta().custom_metadata_map.get(GROUPS)
     if listed is None:
         return [_Group(_nodes(inputs, _shapes(inputs)), _nodes(outputs, _shapes(outputs)))]
     return [_group(inputs, outputs, **entry) for entry in json.loads(listed)]

@@ -37,6 +37,10 @@ class EngineBackend:
             return Availability(False, error.message, error.hint)
         return Availability(True, getattr(engine, "__name__", self.name))
 
+    def reads(self, name: str) -> bool:
+        """Say yes of models of its suffix, and of their weights."""
+        return name.removesuffix(".data").endswith(self.suffix)
+
     def vision(self, deployment: Deployment, options: Mapping[str, str]) -> VisionModel:
         """Return the vision graphs, which are opened when they are needed."""
         del options

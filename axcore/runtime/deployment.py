@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..bundle import Bundle
+from ..bundle import ASSET_SUFFIXES, Bundle
 from ..checkpoint import Checkpoint, read_config
 from ..errors import BundleError
 from ..plain import parse
@@ -31,7 +31,7 @@ class Deployment:
     """What a model is run from.
 
     Attributes:
-        folder: A bundle, or the folder of a board.
+        bundle: The files, of a bundle or on a board.
         job: The conversion. Its checkpoint has config and folder, and no tensors.
         graphs: The vision graphs, in the order data flows.
         llm: Lengths of the language model.
@@ -41,7 +41,7 @@ class Deployment:
         hook: Calls a hook of the model's family: its name, then its arguments by name.
     """
 
-    folder: Path
+    bundle: Bundle
     job: Job
     graphs: tuple[GraphFile, ...]
     llm: LlmBuildArgs
@@ -55,7 +55,8 @@ class Deployment:
         """Read a bundle's manifest and config; weights are not looked at.
 
         Raises:
-            BundleError: It is no bundle, or holds the vision side alone.
+            BundleError: It is no bundle, holds the vision side alone, or its small files are not as
+                they were written.
             PluginNotFound: No installed plugin knows the model.
         """
         bundle = Bundle.open(folder)
@@ -64,6 +65,7 @@ class Deployment:
             raise BundleError(
                 f"{folder} holds the vision side alone", hint="convert again without --vision-only"
             )
+        bundle.check_files(set(_assets(bundle)))
         checkpoint = Checkpoint(folder, read_config(folder), (), {})
         try:
             entry = registry.find(manifest["model"]["id"])
@@ -76,7 +78,7 @@ class Deployment:
                 hint="convert again with this version",
             ) from error
         return cls(
-            folder,
+            bundle,
             Job(entry.card, entry.family, checkpoint, task, profile, bundle.options),
             request.graphs,
             request.llm,
@@ -85,6 +87,21 @@ class Deployment:
             _stop_ids(checkpoint),
             partial(registry.call, entry.family),
         )
+
+    @property
+    def folder(self) -> Path:
+        """Where the files are."""
+        return self.bundle.folder
+
+    @property
+    def weights(self) -> str:
+        """Fingerprint of the checkpoint's weights; empty in bundles of before it was noted."""
+        return str(self.bundle.manifest["checkpoint"].get("fingerprint", ""))
+
+    @property
+    def assets(self) -> list[Path]:
+        """The files copied from the checkpoint: configuration, tokenizer, processor."""
+        return [self.folder / name for name in _assets(self.bundle)]
 
     def layer_files(self, suffix: str) -> tuple[list[Path], Path]:
         """Return the files of the layers, in order, and of the head.
@@ -103,6 +120,8 @@ class Deployment:
         hint = _BUILD_HINT.format(
             folder=self.folder, toolchain="onnx" if suffix == ".onnx" else "pulsar2"
         )
+        if suffix == ".onnx":
+            hint += "; --backend torch runs the checkpoint without a build"
         fitting = {kind: s for (kind, chunk), s in found.items() if chunk == self.llm.prefill_len}
         if len(fitting) != 1:
             raise BundleError(self._misfit(suffix, found), hint=hint)
@@ -120,13 +139,19 @@ class Deployment:
         return [series[n] for n in range(self.layers)], head
 
     def vision_file(self, graph: GraphFile, suffix: str) -> Path:
-        """Return the file of a vision graph."""
+        """Return the file of a vision graph.
+
+        Raises:
+            BundleError: It is missing, or it or its weights are not as they were written.
+        """
         path = self.folder / f"{graph.stem}{suffix}"
-        return _existing(path, "run the same `axcore convert`, or `axcore build`, again")
+        _existing(path, "run the same `axcore convert`, or `axcore build`, again")
+        self.bundle.check_files({path.name, f"{path.name}.data"})
+        return path
 
     @property
     def embedding_file(self) -> Path:
-        """The bfloat16 table, of the size that the manifest says."""
+        """The bfloat16 table, of the size and content that the manifest says."""
         path = _existing(self.folder / EMBEDDING_FILE, "run the same `axcore convert` again")
         rows, width = self.embedding.shape
         if path.stat().st_size != 2 * rows * width:
@@ -135,6 +160,7 @@ class Deployment:
                 f" {2 * rows * width}",
                 hint="run the same `axcore convert` again",
             )
+        self.bundle.check_files({path.name})
         return path
 
     def _misfit(self, suffix: str, found: Mapping[tuple[str, int], Any]) -> str:
@@ -143,6 +169,15 @@ class Deployment:
             return f"{self.folder} has no layer models (*_together{suffix})"
         listed = ", ".join(f"{kind}_p{chunk}" for kind, chunk in sorted(found))
         return f"{self.folder} needs one set of layer models for {wanted}\n  it has: {listed}"
+
+
+def _assets(bundle: Bundle) -> list[str]:
+    stems = tuple(f"{graph.stem}." for graph in bundle.build_request.graphs)
+    return sorted(
+        name
+        for name in bundle.manifest["files"]
+        if name.endswith(ASSET_SUFFIXES) and "/" not in name and not name.startswith(stems)
+    )
 
 
 def _existing(path: Path, remedy: str) -> Path:

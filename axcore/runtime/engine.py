@@ -32,9 +32,9 @@ __all__ = [
 
 _MODULES = {"onnx": "axcore.runtime.axengine_sim", "axengine": "axengine"}
 _REMEDIES = {
-    "onnx": "install onnxruntime; a board uses the engine axengine",
+    "onnx": "install onnxruntime; on a board, run its models by --backend axengine",
     "axengine": "install pyaxengine on the board, and see that ldconfig finds libax_engine.so and"
-    " libax_sys.so (libaxcl_rt.so for a card); on a PC, use the engine onnx",
+    " libax_sys.so (libaxcl_rt.so for a card); on a PC, run ONNX models by --backend onnx",
 }
 
 

@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 
 from ..errors import BundleError
+from ..layer_files import check_origins
 from .engine import open_session, shape_groups
 
 if TYPE_CHECKING:
@@ -30,13 +31,11 @@ class LanguageModel(Protocol):
     Rows are what embedding or vision side give, in float32.
 
     Attributes:
-        max_prompt: Tokens of the longest prompt.
         context: Positions that prompt and answer share.
         filled: Positions that are in the caches.
         max_batch: Prompts that it reads at once; 1 where static shapes allow no more.
     """
 
-    max_prompt: int
     context: int
     filled: int
     max_batch: int
@@ -124,11 +123,12 @@ class LayerModels:
         _check_lengths(self._steps[-1:], self._chunks[-1:], deployment, layers[0])
         state = self._steps[0].inputs["input"]
         _check_head(self._head, head, state, deployment)
-        _check_origins([*self._layers, self._head], [*layers, head], deployment)
+        sessions = zip([*layers, head], [*self._layers, self._head], strict=True)
+        origins = {path: getattr(session, "origin", None) for path, session in sessions}
+        check_origins(origins, deployment.weights)
         self._state_dtype = state.dtype
         self._caches = self._empty_caches(1)
         self._mask: Array | None = None
-        self.max_prompt = self._chunks[-1].history + self._chunks[-1].count
         self.context = self._steps[-1].history + 1
         self.filled = 0
         self.max_batch = sys.maxsize if getattr(self._layers[0], "free_batch", False) else 1
@@ -265,31 +265,17 @@ def _common_groups(
     return groups
 
 
-def _check_origins(
-    sessions: Sequence[Session], files: Sequence[Path], deployment: Deployment
-) -> None:
-    """Refuse a file of another build or layer, where files say what they are; boards' do not."""
-    origins = [getattr(session, "origin", ("", "")) for session in sessions]
-    builds = [build for _, build in origins]
-    for path, (name, build) in zip(files, origins, strict=True):
-        if build and name != path.stem:
-            raise BundleError(f"{path} is really {name}", hint=_rebuild(deployment))
-        if build != max(builds, key=builds.count):
-            raise BundleError(
-                f"{path} is not of the same build as the files beside it", hint=_rebuild(deployment)
-            )
-
-
 def _check_lengths(
     steps: Sequence[_Group], chunks: Sequence[_Group], deployment: Deployment, file: Path
 ) -> None:
     """Hold the lengths of the layer models against the manifest."""
     llm = deployment.llm
-    found = [group.count for group in chunks] + [group.history for group in steps]
-    if found != [llm.prefill_len, llm.kv_cache_len]:
+    found = [group.count for group in chunks] + [group.history for group in (*chunks, *steps)]
+    wanted = [llm.prefill_len, max(llm.last_kv_cache_len, default=0), llm.kv_cache_len]
+    if found != wanted:
         raise BundleError(
-            f"{file} was built for chunks and caches of {' and '.join(map(str, found))} tokens;"
-            f" the bundle says {llm.prefill_len} and {llm.kv_cache_len}",
+            f"{file} was built for a chunk, history and cache of {_counted(found)} tokens;"
+            f" the bundle says {_counted(wanted)}",
             hint=_rebuild(deployment),
         )
     width, expected = steps[0].inputs["input"].shape[-1], deployment.embedding.shape[1]
@@ -311,6 +297,10 @@ def _check_head(head: Session, file: Path, state: Spec, deployment: Deployment) 
             f"  the layers give {state.dtype} {state.shape}, the vocabulary has {rows} tokens",
             hint=_rebuild(deployment),
         )
+
+
+def _counted(lengths: Sequence[int]) -> str:
+    return ", ".join(map(str, lengths))
 
 
 def _rebuild(deployment: Deployment) -> str:

@@ -39,6 +39,7 @@ class Answer:
         text: What they say.
         finish_reason: "stop" (a stop token), "length" (as many tokens as were asked for),
             "context" (no room left) or "interrupted".
+        load_s: Seconds for opening the vision side, where no picture had come before.
         vision_s, prefill_s, decode_s: Seconds for pictures, for the rest until the first token,
             and for the tokens after it.
     """
@@ -48,6 +49,7 @@ class Answer:
     token_ids: list[int] = field(default_factory=list)
     text: str = ""
     finish_reason: str = "interrupted"
+    load_s: float = 0.0
     vision_s: float = 0.0
     prefill_s: float = 0.0
     decode_s: float = 0.0
@@ -55,7 +57,7 @@ class Answer:
 
     @property
     def first_token_s(self) -> float:
-        """Seconds until the first token."""
+        """Seconds until the first token, once everything is open."""
         return self.vision_s + self.prefill_s
 
     @property
@@ -123,26 +125,8 @@ class Runner:
         return cls(deployment, registry, vision, found.language(deployment, chosen))
 
     def prepare(self, messages: Sequence[Mapping[str, Any]]) -> Prompt:
-        """Return the prompt for `messages`, checked against the limits.
-
-        Raises:
-            BudgetError: It is too long (the message holds the numbers).
-        """
-        job = self.deployment.job
-        prompt = self._registry.call(job.family, "prepare_prompt", job=job, messages=messages)
-        with self._registry.blame(job.family, "prepare_prompt"):
-            if not isinstance(prompt, Prompt):
-                raise ContractError(f"returned {prompt!r}, not a Prompt")
-        count, limit = len(prompt.input_ids), self.language.max_prompt
-        if count > limit:
-            pictures = sum(map(len, prompt.vision_rows.values()))
-            raise BudgetError(
-                f"the prompt has {count} tokens, {pictures} of them for pictures; this build"
-                f" reads {limit}",
-                hint="shorten it, give fewer pictures, or convert with a longer"
-                " --last-kv-cache-len",
-            )
-        return prompt
+        """Return the prompt for `messages`; see `prepare_prompt`."""
+        return prepare_prompt(self.deployment, self._registry, messages)
 
     def answer(
         self,
@@ -158,9 +142,17 @@ class Runner:
         Args:
             prompt: What `prepare` returned.
             sampling: How tokens are chosen; None takes the likeliest.
-            max_new_tokens: At most so many; None goes on while there is room.
+            max_new_tokens: At most so many, 1 or more; None goes on while there is room.
             answer: Filled in as the answer grows.
+
+        Raises:
+            UsageError: `max_new_tokens` is out of range.
         """
+        if max_new_tokens is not None and max_new_tokens < 1:
+            raise UsageError(
+                f"--max-new-tokens {max_new_tokens} is out of range",
+                hint="choose 1 or more, or leave it out",
+            )
         answer = answer if answer is not None else Answer()
         stream = TextStream(self.tokenizer)
         for token in self._tokens(prompt, sampling or Sampling(), max_new_tokens, answer):
@@ -200,8 +192,11 @@ class Runner:
 
     def _prefill(self, prompt: Prompt, answer: Answer) -> Array:
         started = time.perf_counter()
+        if any(prompt.pictures.values()):
+            self._vision.open()
+        opened = time.perf_counter()
         rows = self.rows(prompt)
-        answer.vision_s = time.perf_counter() - started
+        answer.load_s, answer.vision_s = opened - started, time.perf_counter() - opened
         positions = prompt.position_ids
         known = self._read.common(rows, positions)
         # The last token is always read: its logits begin the answer.
@@ -210,7 +205,7 @@ class Runner:
         answer.prompt_tokens, answer.reused_tokens = len(rows), kept
         logits: Array = self.language.prefill(rows[None, kept:], positions[:, kept:])[0]
         self._read.add(rows[kept:], positions[:, kept:])
-        answer.prefill_s = time.perf_counter() - started - answer.vision_s
+        answer.prefill_s = time.perf_counter() - opened - answer.vision_s
         return logits
 
     def _decode(self, token: int, position: int, answer: Answer) -> Array:
@@ -237,6 +232,37 @@ class Runner:
             if len(places):
                 rows[places] = self._vision.rows(prompt)
         return rows
+
+
+def prepare_prompt(
+    deployment: Deployment, registry: Registry, messages: Sequence[Mapping[str, Any]]
+) -> Prompt:
+    """Return the prompt for `messages`, checked against the limits; nothing is loaded for it.
+
+    Args:
+        deployment: What will read it.
+        registry: Where the family's hook is found.
+        messages: As the hook takes them.
+
+    Raises:
+        BudgetError: It is too long (the message holds the numbers).
+        AxcoreError: Another subclass says what else the family does not take.
+    """
+    job, llm = deployment.job, deployment.llm
+    prompt = registry.call(job.family, "prepare_prompt", job=job, messages=messages)
+    with registry.blame(job.family, "prepare_prompt"):
+        if not isinstance(prompt, Prompt):
+            raise ContractError(f"returned {prompt!r}, not a Prompt")
+    count = len(prompt.input_ids)
+    limit = llm.prefill_len + max(llm.last_kv_cache_len, default=0)
+    if count > limit:
+        pictures = sum(map(len, prompt.vision_rows.values()))
+        raise BudgetError(
+            f"the prompt has {count} tokens, {pictures} of them for pictures; this build"
+            f" reads {limit}",
+            hint="shorten it, give fewer pictures, or convert with a longer --last-kv-cache-len",
+        )
+    return prompt
 
 
 def available_backend(name: str, registry: Registry) -> Backend:

@@ -43,8 +43,8 @@ class Sampling:
         _check("temperature", self.temperature, 0 <= self.temperature < math.inf, "0 or more")
         _check("top-k", self.top_k, self.top_k >= 0, "0 (all tokens) or more")
         _check("top-p", self.top_p, 0 < self.top_p <= 1, "more than 0, at most 1")
-        penalty = self.repetition_penalty
-        _check("repetition-penalty", penalty, 0 < penalty < math.inf, "more than 0; 1 for none")
+        penalty = self.repetition_penalty  # beyond these, logits would be infinite
+        _check("repetition-penalty", penalty, 1e-9 <= penalty <= 1e9, "1e-9 to 1e9; 1 for none")
         _check("seed", self.seed, self.seed is None or self.seed >= 0, "0 or more")
 
 
@@ -84,9 +84,11 @@ class Sampler:
 
         Source: transformers, ``GenerationMixin._get_logits_processor`` and the warpers it lists.
         """
-        scores = self._penalised(logits, seen) / np.float32(self.settings.temperature)
+        scores = self._penalised(logits, seen)
         tokens = _likeliest(scores, self.settings.top_k)
-        weights = np.exp(scores[tokens].astype(np.float64) - scores[tokens].max())
+        below = scores[tokens].astype(np.float64) - scores.max()
+        with np.errstate(over="ignore"):  # at low temperatures: -inf, which is never drawn
+            weights = np.exp(below / self.settings.temperature)
         kept = _nucleus(weights / weights.sum(), self.settings.top_p)
         return tokens[kept], weights[kept] / weights[kept].sum()
 

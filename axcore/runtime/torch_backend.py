@@ -42,6 +42,11 @@ class TorchBackend:
             )
         return Availability(True, ", ".join(found))
 
+    def reads(self, name: str) -> bool:
+        """Say that it reads no file of a bundle: weights come from the checkpoint."""
+        del name
+        return False
+
     def vision(self, deployment: Deployment, options: Mapping[str, str]) -> VisionModel:
         """Return the vision side, which is loaded when it is needed.
 

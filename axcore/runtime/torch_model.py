@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..bundle import Bundle
 from ..checkpoint import Checkpoint
 from ..errors import CheckpointError, ToolchainError, UnsupportedModel, UsageError
 from ..language.plain import BODY, EMBEDDING, HEAD, folded_scale, plain_config, plain_names
@@ -66,16 +65,22 @@ def with_weights(deployment: Deployment) -> Job:
     """Return the job with the checkpoint that the bundle was made from.
 
     Raises:
-        CheckpointError: It is gone or damaged.
+        CheckpointError: It is gone or damaged, or holds other weights by now.
     """
-    folder = Path(Bundle.open(deployment.folder).manifest["checkpoint"]["folder"])
+    folder = Path(deployment.bundle.manifest["checkpoint"]["folder"])
     if not folder.is_dir():
         raise CheckpointError(
             f"the checkpoint that {deployment.folder} was made from is gone\n  folder: {folder}",
             hint="put it back, or convert again; the other backends do not need it",
         )
-    prefixes = deployment.job.card.prefixes
-    return replace(deployment.job, checkpoint=Checkpoint.open(folder, prefixes))
+    checkpoint = Checkpoint.open(folder, deployment.job.card.prefixes)
+    if deployment.weights not in ("", checkpoint.fingerprint()):
+        raise CheckpointError(
+            f"the checkpoint has changed since {deployment.folder} was made from it\n"
+            f"  folder: {folder}",
+            hint="run the same `axcore convert` again",
+        )
+    return replace(deployment.job, checkpoint=checkpoint)
 
 
 # Vision ------------------------------------------------------------------------------------------
@@ -96,6 +101,13 @@ class TorchVision:
         self._deployment, self._job, self._place = deployment, job, place
         self._chains: list[tuple[Component, list[nn.Module]]] = []
 
+    def open(self) -> None:
+        """Read the weights, once."""
+        if not self._chains:
+            components = self._deployment.hook("export_vision", job=self._job)
+            with self._job.checkpoint:
+                self._chains = [(c, [self._loaded(s) for s in c.stages]) for c in components]
+
     def run(self, sample: Sample) -> Array:
         """Return the rows of the last component."""
         last = list(self.features(sample).values())[-1]
@@ -103,7 +115,7 @@ class TorchVision:
 
     def features(self, sample: Sample) -> dict[str, Array]:
         """Run every component in turn; each receives what the one before returned."""
-        self._open()
+        self.open()
         found: dict[str, Array] = {}
         features: dict[str, Array] = dict(sample)
         before: Component | None = None
@@ -115,12 +127,6 @@ class TorchVision:
             features, before = dict(zip(names, outputs, strict=True)), component
             found[component.name] = outputs[0]
         return found
-
-    def _open(self) -> None:
-        if not self._chains:
-            components = self._deployment.hook("export_vision", job=self._job)
-            with self._job.checkpoint:
-                self._chains = [(c, [self._loaded(s) for s in c.stages]) for c in components]
 
     def _loaded(self, stage: Stage) -> nn.Module:
         """Return a stage's module with weights."""
@@ -177,7 +183,6 @@ class TorchLanguage:
             self._body, self._head = _decoder(job, deployment.embedding.key, place)
         self._cache = self._empty_cache()
         self._batch = 1
-        self.max_prompt = llm.prefill_len + max(llm.last_kv_cache_len, default=0)
         self.context = llm.kv_cache_len + 1
         self.filled = 0
         self.max_batch = sys.maxsize

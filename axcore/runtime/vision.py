@@ -27,6 +27,9 @@ _REMEMBERED = 64  # samples whose rows are kept, so that a conversation sees a p
 class VisionModel(Protocol):
     """Whatever can turn a sample into rows."""
 
+    def open(self) -> None:
+        """Open what it runs, if that is still to do; the other methods do so as well."""
+
     def run(self, sample: Sample) -> Array:
         """Return float32 ``[rows, hidden]`` for one stored sample of the first component."""
 
@@ -56,6 +59,10 @@ class VisionSide:
                 hint="make `prepare_prompt` and `export_vision` agree",
             )
         return np.concatenate(made)[: len(wanted)] if made else np.empty((0, 0), np.float32)
+
+    def open(self) -> None:
+        """Open the model, as the first picture would."""
+        self._model.open()
 
     def forget(self) -> None:
         """Drop the rows of every picture."""
@@ -96,6 +103,11 @@ class VisionSessions:
         self._instead = instead
         self._sessions: list[tuple[GraphFile, Session]] = []
 
+    def open(self) -> None:
+        """Open every graph, once."""
+        if not self._sessions:
+            self._sessions = [(graph, self._session(graph)) for graph in self._deployment.graphs]
+
     def run(self, sample: Sample) -> Array:
         """Return the rows of the last component."""
         last = list(self.features(sample).values())[-1]
@@ -103,7 +115,7 @@ class VisionSessions:
 
     def features(self, sample: Sample) -> dict[str, Array]:
         """Run every graph in turn; each receives what the one before returned."""
-        self._open()
+        self.open()
         found: dict[str, Array] = {}
         features: dict[str, Array] = dict(sample)
         before: GraphFile | None = None
@@ -115,10 +127,6 @@ class VisionSessions:
             features, before = dict(zip(names, outputs, strict=True)), graph
             found[graph.component] = outputs[0]
         return found
-
-    def _open(self) -> None:
-        if not self._sessions:
-            self._sessions = [(graph, self._session(graph)) for graph in self._deployment.graphs]
 
     def _session(self, graph: GraphFile) -> Session:
         path = self._file(graph)

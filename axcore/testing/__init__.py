@@ -1,6 +1,7 @@
 """For plugin authors: the conformance kit, and a `Progress` that remembers.
 
-The kit checks the laws every family keeps, on a tiny checkpoint, without a network. A family's own test is one call::
+The kit checks the laws every family keeps, on a tiny checkpoint, without a network. A family's own
+test is one call::
 
     # tests/test_foovl.py
     from axcore.testing import check_family

@@ -351,6 +351,32 @@ def test_the_signature_follows_files_and_not_their_place(sharded: Path, copy: Pa
     assert Checkpoint.open(copy).signature() != before
 
 
+def test_the_fingerprint_follows_weights_and_not_their_files(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """Equal for other shards, times and spellings; different once a tensor is trained further.
+
+    A large tensor is looked at in its middle alone. Oracle: what was saved.
+    """
+    tensors = {"visual.a": torch.zeros(100_000), "model.norm.weight": torch.ones(8)}
+    spelt = {
+        "model.visual.a": tensors["visual.a"],
+        "model.language_model.norm.weight": torch.ones(8),
+    }
+
+    def fingerprint(*shards: Mapping[str, torch.Tensor]) -> str:
+        folder = tmp_path_factory.mktemp("fingerprint")
+        write(folder, {f"{i}.safetensors": shard for i, shard in enumerate(shards)})
+        return Checkpoint.open(folder, PREFIXES).fingerprint()
+
+    before = fingerprint(tensors)
+    assert fingerprint(*({name: tensor} for name, tensor in spelt.items())) == before
+    for name in tensors:
+        trained = {**tensors, name: tensors[name] + 0.5}
+        assert fingerprint(trained) != before
+    assert fingerprint({**tensors, "visual.a": torch.zeros(1000, 100)}) != before
+
+
 def test_the_digest_follows_content_alone(
     sharded: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from typer.main import get_command
 
 import axcore
 from axcore import Registry
+from axcore.cli import app
 
 from ..built import HEAD, HEIGHT, LAYER, PICTURE, TABLE, WIDTH, answered, message
-from ..bundles import MODEL, STEM, Axcore, contents, environment
+from ..bundles import MODEL, PICTURES, STEM, Axcore, Outcome, contents, environment
 from .test_bad_input import assert_explained
 
 if TYPE_CHECKING:
@@ -23,6 +27,31 @@ if TYPE_CHECKING:
 # What a board is not given: compilers, frameworks, and what the command line rests on.
 ABSENT = ("torch", "transformers", "onnx", "onnx_ir", "pydantic", "typer", "psutil", "rich",
           "huggingface_hub", "axcore_plugins_internvl")  # fmt: skip
+
+Ask = Callable[..., Outcome]
+"""Runs the script of a board folder in a process of its own: arguments to what it left."""
+
+
+@pytest.fixture(scope="module")
+def board(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for Python. Tests do not change it."""
+    return axcore.package(
+        finished, tmp_path_factory.mktemp("package") / "board", runtime="python"
+    ).folder
+
+
+@pytest.fixture
+def ask(board: Path) -> Ask:
+    """Ask the folder as on a board."""
+
+    def run(*arguments: object, path: Path = board) -> Outcome:
+        done = subprocess.run(
+            [sys.executable, board / "run.py", *map(str, arguments)],
+            capture_output=True, text=True, check=False, env={**environment(), "PYTHONPATH": path},
+        )  # fmt: skip
+        return Outcome(done.returncode, done.stdout, done.stderr)
+
+    return run
 
 
 @pytest.fixture
@@ -63,6 +92,82 @@ def test_a_folder_for_python_answers_alike(axcore: Axcore, finished: Path, tmp_p
     )  # fmt: skip
     assert found.returncode == 0, found.stderr
     assert found.stdout == axcore("run", finished, *question).out
+
+
+def test_the_script_takes_what_axcore_run_takes(ask: Ask) -> None:
+    """Under the same names, but for output as data. Oracle: the options of `axcore run`."""
+    command = get_command(app).get_command(None, "run")  # type: ignore[attr-defined]
+    known = {name for option in command.params for name in option.opts if name.startswith("-")}
+    here = set(re.findall(r"(?<![\w-])-[\w-]+", ask("--help").out))
+    assert known ^ here == {"--json", "-h", "--help"}
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        ("--video", PICTURES, "--fps", 0.01, "--temperature", 0.5, "--seed", 1),
+        ("--image", PICTURE, "--video", PICTURE, "--video", PICTURE, "--system", "Be brief."),
+        ("--temperature", 2, "--top-k", 40, "--top-p", 0.9, "--seed", 3),
+    ],
+)
+def test_the_script_answers_as_axcore_run_does(
+    axcore: Axcore, finished: Path, ask: Ask, asked: tuple[object, ...]
+) -> None:
+    """The same answer, and lengths and times on standard error. Oracle: `axcore run`."""
+    question = (*asked, "-p", "What?", "--max-new-tokens", 60)
+    expected, found = axcore("run", finished, *question), ask(*question)
+    assert (found.code, found.out) == (0, expected.out), found.err
+    lengths = r"^\d+ prompt tokens, \d+ new \(\w+\)"
+    assert re.findall(lengths, found.err, re.M) == re.findall(lengths, expected.err, re.M)
+    assert re.search(
+        r"first token after \d.* s \(pictures \d.* s\), then \d.* tokens/s$", found.err
+    )
+
+
+@pytest.mark.parametrize(
+    ("asked", "code", "reason"),
+    [
+        (("--max-new-tokens", 0), 2, "--max-new-tokens 0 is out of range"),
+        (("--max-new-tokens", -3), 2, "--max-new-tokens -3 is out of range"),
+        (("--fps", 0), 2, "--fps 0.0 is out of range"),
+        (("--fps", "nan"), 2, "--fps nan is out of range"),
+        (("--top-p", 2), 2, "--top-p 2.0 is out of range"),
+        (("--backend", "abacus"), 2, "no backend `abacus`"),
+        (("--image", "/nowhere.jpg"), 1, "`/nowhere.jpg` cannot be read"),
+        (("--video", "/nowhere"), 1, "`/nowhere` cannot be read"),
+    ],
+)
+def test_the_script_refuses_what_axcore_run_refuses(
+    axcore: Axcore, finished: Path, ask: Ask, asked: tuple[object, ...], code: int, reason: str
+) -> None:
+    """With the same exit code, and nothing on standard output. Oracle: `axcore run`."""
+    found = ask("--prompt", "What?", *asked)
+    assert (found.code, found.out) == (code, "")
+    assert reason in found.err
+    assert "Traceback" not in found.err
+    assert axcore("run", finished, "--prompt", "What?", *asked).code == code
+
+
+def test_an_interrupted_script_says_so(ask: Ask, impatient: str, tmp_path: Path) -> None:
+    """Exit code 130 by Ctrl-C, before the first token here; no traceback."""
+    found = ask("--prompt", "What?", "--backend", impatient, path=tmp_path / "site")
+    assert (found.code, found.out) == (130, "\n")
+    assert "0 new (interrupted)" in found.err
+    assert "Traceback" not in found.err
+
+
+def test_a_script_whose_reader_leaves_ends_quietly(board: Path) -> None:
+    """As behind ``| head``. Nobody reads at all here, so that the first piece meets it."""
+    process = subprocess.Popen(
+        [sys.executable, board / "run.py", "--prompt", "What?", "--max-new-tokens", "6"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),
+    )  # fmt: skip
+    assert process.stdout is not None
+    process.stdout.close()
+    with process:
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+    assert process.returncode == 1
 
 
 def test_a_folder_for_python_can_be_run_here(
@@ -157,12 +262,35 @@ def test_families_say_what_axllm_calls_their_models(
 def test_what_was_not_built(axcore: Axcore, finished: Path, bundle: Path, tmp_path: Path) -> None:
     """The hint is the command that builds, for either runtime; no folder appears."""
     out = tmp_path / "board"
-    for runtime in ("python", "axllm"):
-        outcome = axcore("package", bundle, "--runtime", runtime, "-o", out)
-        assert_explained(outcome, "no layer models", f"axcore build {bundle} --toolchain")
-    outcome = axcore("package", finished, "--runtime", "axllm", "-o", out)
-    assert_explained(outcome, "no .axmodel files", "--toolchain pulsar2")
+    outcome = axcore("package", bundle, "--runtime", "python", "-o", out)
+    assert_explained(outcome, "no layer models", f"axcore build {bundle} --toolchain onnx")
+    for unfit in (bundle, finished):
+        outcome = axcore("package", unfit, "--runtime", "axllm", "-o", out)
+        assert_explained(outcome, "no .axmodel files", f"build {unfit} --toolchain pulsar2")
     assert not out.exists()
+
+
+def test_links_for_scripts_on_a_pc(axcore: Axcore, own: Path, tmp_path: Path) -> None:
+    """ONNX models under the names of board models are refused, and packaged once they are gone."""
+    for path in list(own.glob("*.onnx")):
+        path.with_suffix(".axmodel").symlink_to(path.name)
+    for runtime in ("python", "axllm"):
+        outcome = axcore("package", own, "--runtime", runtime, "-o", tmp_path / "board")
+        assert_explained(outcome, "is a link to", "no model for a board", "-type l -delete")
+        assert not (tmp_path / "board").exists()
+    command = outcome.err.partition("hint: remove such links: ")[2]
+    subprocess.run(command, shell=True, check=True)
+    done = axcore("package", own, "--runtime", "python", "-o", tmp_path / "board")
+    assert done.code == 0, done.err
+
+
+def test_a_place_below_a_file(axcore: Axcore, finished: Path, tmp_path: Path) -> None:
+    """The file is named, and stays."""
+    (tmp_path / "notes.txt").write_text("mine")
+    out = tmp_path / "notes.txt" / "board"
+    outcome = axcore("package", finished, "--runtime", "python", "-o", out)
+    assert_explained(outcome, "notes.txt is no folder", "-o")
+    assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
 def test_a_folder_of_somebody_else(axcore: Axcore, finished: Path, tmp_path: Path) -> None:

@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from PIL import Image
 
 import axcore
-from axcore import Runner, Sampling
+from axcore import Answer, Runner, Sampling
+from axcore.cli.console import explained_output
+from axcore.cli.run import _pasted, _sum_up
 
 from ..built import (
     CACHE,
     CHUNK,
     HEAD,
     HEIGHT,
+    HISTORIES,
     LAYER,
     LIMIT,
     PICTURE,
@@ -31,11 +40,12 @@ from ..built import (
     change_groups,
     message,
 )
-from ..bundles import PICTURES, STEM, Axcore, Outcome, change_json, environment
+from ..bundles import PICTURES, STEM, Axcore, Outcome, change_json, environment, list_again
 from ..runtime.conftest import ToyLanguageModel
 from .test_bad_input import assert_explained
 
 Talk = Callable[..., Outcome]
+CTRL_C = "^C"
 Damage = Callable[[Path], object]
 BLOCKED = ("torch", "transformers", "onnx", "onnxscript", "onnx_ir", "onnxslim")
 
@@ -46,12 +56,28 @@ def runner(finished: Path) -> Runner:
     return axcore.load(finished)
 
 
+class Typed(io.StringIO):
+    """A stand-in for a terminal, or a pipe, at which someone may press Ctrl-C."""
+
+    def __init__(self, lines: Sequence[str], *, terminal: bool = False) -> None:
+        super().__init__("".join(f"{line}\n" for line in lines))
+        self.terminal = terminal
+
+    def isatty(self) -> bool:
+        return self.terminal
+
+    def readline(self, size: int | None = -1, /) -> str:
+        if (line := super().readline(size)) == f"{CTRL_C}\n":
+            raise KeyboardInterrupt
+        return line
+
+
 @pytest.fixture
 def chat(axcore: Axcore, finished: Path, monkeypatch: pytest.MonkeyPatch) -> Talk:
     """Type lines into `axcore chat`."""
 
-    def talk(lines: Sequence[str], *arguments: object) -> Outcome:
-        monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
+    def talk(lines: Sequence[str], *arguments: object, terminal: bool = False) -> Outcome:
+        monkeypatch.setattr(sys, "stdin", Typed(lines, terminal=terminal))
         return axcore("chat", finished, *arguments)
 
     return talk
@@ -312,6 +338,89 @@ def test_ctrl_c_keeps_the_conversation(
     assert "Traceback" not in outcome.err
 
 
+def test_ctrl_c_at_the_prompt_keeps_the_conversation(chat: Talk) -> None:
+    """A fresh line, and a word about how to end. Oracle: a chat in which it was not pressed."""
+    settings = ("--max-new-tokens", 6, "--repetition-penalty", 1e6)
+    outcome = chat(["What?", CTRL_C, CTRL_C, "And?"], *settings, terminal=True)
+    undisturbed = chat(["What?", "And?"], *settings)
+    assert outcome.code == 0
+    assert outcome.out.replace("> ", "") == undisturbed.out
+    assert lengths(outcome) == lengths(undisturbed)
+    assert outcome.err.count("\nCtrl-D or /quit ends the chat\n") == 2
+
+
+def test_ctrl_c_ends_a_chat_that_nobody_types_in(chat: Talk) -> None:
+    """Lines through a pipe would go on else. Oracle: the exit code shells know."""
+    outcome = chat([CTRL_C, "What?"])
+    assert (outcome.code, outcome.out) == (130, "")
+
+
+def test_ctrl_c_between_answers_keeps_the_conversation(
+    chat: Talk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pressed while a picture is read. Oracle: a chat in which it was not pressed."""
+    settings = ("--max-new-tokens", 6, "--repetition-penalty", 1e6)
+    undisturbed = chat(["What?", "And?"], *settings)
+
+    def impatient(path: Path) -> Any:
+        """Stand in for a user."""
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("axcore.cli.run.read_picture", impatient)
+    outcome = chat(["What?", f"/image {PICTURE}", "And?"], *settings)
+    assert (outcome.code, outcome.out) == (0, undisturbed.out)
+    assert lengths(outcome) == lengths(undisturbed)
+
+
+def test_pictures_of_a_refused_question_wait(chat: Talk, runner: Runner) -> None:
+    """The hint says so, and the next question has them. Oracle: the library's prompts."""
+    outcome = chat([f"/image {PICTURE}", "word " * LIMIT, "And?"], "--max-new-tokens", 1)
+    assert "; /image alone drops its pictures (1); /reset begins anew\n" in outcome.err
+    assert lengths(outcome) == [len(runner.prepare([message("And?", PICTURE)]).input_ids)]
+
+
+def test_image_alone_drops_the_pictures_that_wait(chat: Talk, runner: Runner) -> None:
+    """And says that none is left; messages stay. Oracle: the library's prompt without them."""
+    lines = [f"/image {PICTURE}", f"/image {PICTURE}", "/image ", "And?", "word " * LIMIT]
+    outcome = chat(lines, "--max-new-tokens", 1)
+    assert "pictures for the next question: 2\n" in outcome.err
+    assert "pictures for the next question: none\n" in outcome.err
+    assert lengths(outcome) == [len(runner.prepare([message("And?")]).input_ids)]
+    assert "drops its pictures" not in outcome.err
+
+
+def test_pictures_as_terminals_paste_them(
+    chat: Talk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Quoted, escaped, below the home folder. Oracle: files of such names are found."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("a b.jpg", "it's.jpg", "'c.jpg'"):
+        (tmp_path / name).write_bytes(PICTURE.read_bytes())
+    typed = ["~/a b.jpg", "~/a\\ b.jpg", "~/it's.jpg", "~/'c.jpg'"]
+    typed += [f"'{tmp_path}/a b.jpg' ", f'"{tmp_path}/a b.jpg"', f"{tmp_path}/a\\ b.jpg"]
+    outcome = chat([f"/image {path}" for path in typed])
+    assert f"pictures for the next question: {len(typed)}\n" in outcome.err, outcome.err
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_characters="/\0"), min_size=1, max_size=30))
+def test_every_name_is_found_as_it_is_and_quoted(tmp_path_factory: Any, name: str) -> None:
+    """Whatever is in it. Oracle: the file, and how the standard library quotes its name."""
+    assume(name not in {".", ".."})
+    path: Path = tmp_path_factory.getbasetemp() / "names" / name
+    path.parent.mkdir(exist_ok=True)
+    path.touch()
+    assert _pasted(str(path)) == _pasted(shlex.quote(str(path))) == path
+
+
+def test_paths_that_no_file_can_have(chat: Talk) -> None:
+    """Named as any that is not there, without quotes. Oracle: an error each, no traceback."""
+    names = ["~no-such-user/a.jpg", "'half", "a\0b", "x" * 5000, "'not there.jpg'"]
+    outcome = chat([f"/image {name}" for name in names])
+    assert outcome.code == 0
+    assert outcome.err.count("cannot be read as a picture") == len(names)
+    assert "`not there.jpg` cannot" in outcome.err
+
+
 def test_chat_in_a_process_of_its_own(finished: Path, runner: Runner) -> None:
     """Lines through a pipe; the end of input ends it. Oracle: the library's answer."""
     command = [sys.executable, "-m", "axcore", "chat", str(finished), "--max-new-tokens", "6"]
@@ -321,6 +430,70 @@ def test_chat_in_a_process_of_its_own(finished: Path, runner: Runner) -> None:
     )  # fmt: skip
     expected = answered(runner, [message("What?", PICTURE)], None, 6)
     assert (done.returncode, done.stdout) == (0, f"{expected.text}\n"), done.stderr
+
+
+def test_a_line_that_is_no_text(finished: Path, runner: Runner) -> None:
+    """Bytes through a pipe: the line is refused, the next one answered. Oracle: the library."""
+    command = [sys.executable, "-m", "axcore", "chat", str(finished), "--max-new-tokens", "6"]
+    strict = {**environment(), "PYTHONIOENCODING": "utf-8:strict"}  # as in most locales
+    done = subprocess.run(
+        command, input=b"caf\xe9?\nWhat?\n", capture_output=True, env=strict, check=False
+    )
+    expected = answered(runner, [message("What?")], None, 6)
+    assert (done.returncode, done.stdout.decode()) == (0, f"{expected.text}\n"), done.stderr
+    assert b"error: the prompt is no UTF-8: it holds '\\udce9'\n\nhint: " in done.stderr
+
+
+# What is printed ---------------------------------------------------------------------------------
+
+
+def test_opening_the_vision_side_is_told_where_it_took_time(
+    runner: Runner, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not as time until the first token. Oracle: the line by hand."""
+    answer = Answer(prompt_tokens=9, load_s=1.25, vision_s=0.5, prefill_s=0.25)
+    _sum_up(answer, runner)
+    _sum_up(replace(answer, load_s=0.001), runner)
+    told = "9 prompt tokens, 0 new (interrupted);{} first token after 0.75 s (pictures 0.50 s),"
+    slow, quick = capsys.readouterr().err.splitlines()
+    assert slow.startswith(told.format(" vision side opened in 1.25 s, then"))
+    assert quick.startswith(told.format(""))
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("options", [["--json"], []])
+def test_output_that_cannot_be_written(finished: Path, unbuffered: str, options: list[str]) -> None:
+    """As on a full disk: explained, exit code 1. Oracle: the words of the system."""
+    asked = ("run", str(finished), "-p", "What?", "--max-new-tokens", "9", *options)
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "axcore", *asked], stdout=full, stderr=subprocess.PIPE,
+            text=True, env={**environment(), "PYTHONUNBUFFERED": unbuffered}, check=False,
+        )  # fmt: skip
+    assert_explained(
+        Outcome(done.returncode, "", done.stderr),
+        f"standard output cannot be written: {os.strerror(errno.ENOSPC)}",
+    )
+    assert done.stderr.count("No space") == 1
+
+
+def test_a_reader_that_has_gone_is_no_error(finished: Path) -> None:
+    """As before `| head`. Oracle: nothing is said of it."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    asked = ("run", str(finished), "-p", "What?", "--json")
+    done = subprocess.run(
+        [sys.executable, "-m", "axcore", *asked], stdout=writer, stderr=subprocess.PIPE,
+        text=True, env=environment(), check=False,
+    )  # fmt: skip
+    os.close(writer)
+    assert "error" not in done.stderr.lower()
+
+
+def test_other_errors_of_the_system_keep_their_traceback(capsys: Any) -> None:
+    """They are bugs. Oracle: the error itself."""
+    with pytest.raises(FileNotFoundError), explained_output():
+        Path("nowhere").read_bytes()
 
 
 # Bad input ---------------------------------------------------------------------------------------
@@ -379,6 +552,15 @@ def other_chunk(group: dict[str, Any]) -> None:
             shape[1] = half
 
 
+def other_history(group: dict[str, Any]) -> None:
+    """Shorten the longest history by a slot."""
+    shape = group["inputs"]["K_cache"]
+    if shape[1] == HISTORIES[-1]:
+        for name in ("K_cache", "V_cache"):
+            group["inputs"][name] = [1, shape[1] - 1, shape[2]]
+        group["inputs"]["mask"][2] -= 1
+
+
 def regrouped(change: Callable[[dict[str, Any]], object], *names: str) -> Damage:
     return lambda bundle: [change_groups(bundle / name, change) for name in names]
 
@@ -406,6 +588,16 @@ def beyond(content: dict[str, Any]) -> None:
     )
 
 
+def noted(damage: Damage, name: str) -> Damage:
+    """Return a damage to a file of which the manifest knows, as if it had been converted so."""
+
+    def both(bundle: Path) -> None:
+        damage(bundle)
+        list_again(bundle, name)
+
+    return both
+
+
 LAYERS = [LAYER.format(0), LAYER.format(1)]
 
 
@@ -413,15 +605,18 @@ LAYERS = [LAYER.format(0), LAYER.format(1)]
     ("damage", "evidence"),
     [
         pytest.param(not_built, ["has no layer models", "hint: run `axcore build",
-                                 "--toolchain onnx`"], id="not built"),
+                                 "--toolchain onnx`", "--backend torch"], id="not built"),
         pytest.param(without(LAYERS[1]), ["1 layer models are missing", LAYERS[1]], id="no layer"),
         pytest.param(without(HEAD), ["1 layer models are missing", HEAD], id="no head"),
         pytest.param(other_chunk_names, ["a chunk of 64 tokens (p64)", "qwen2_5_vl_p32"],
                      id="files of another P"),
-        pytest.param(regrouped(other_chunk, *LAYERS), ["chunks and caches of 32 and 300",
-                                                       "says 64 and 300"], id="another P"),
-        pytest.param(regrouped(other_cache, *LAYERS), ["chunks and caches of 64 and 299",
-                                                       "says 64 and 300"], id="another C"),
+        pytest.param(regrouped(other_chunk, *LAYERS), ["history and cache of 32, 128, 300 tokens",
+                                                       "says 64, 128, 300"], id="another P"),
+        pytest.param(regrouped(other_cache, *LAYERS), ["history and cache of 64, 128, 299 tokens",
+                                                       "says 64, 128, 300"], id="another C"),
+        pytest.param(regrouped(other_history, *LAYERS), ["history and cache of 64, 127, 300 tokens",
+                                                         "says 64, 128, 300"],
+                     id="another history"),
         pytest.param(regrouped(other_chunk, LAYERS[1]), [LAYERS[1], f"than {LAYERS[0]}"],
                      id="a layer of another P"),
         pytest.param(regrouped(other_cache, LAYERS[1]), [LAYERS[1], f"than {LAYERS[0]}"],
@@ -435,23 +630,27 @@ LAYERS = [LAYER.format(0), LAYER.format(1)]
         pytest.param(copied(f"{STEM}.onnx", HEAD), [HEAD, "hidden_states"],
                      id="a vision graph as head"),
         pytest.param(without(f"{STEM}.onnx"), [f"{STEM}.onnx is missing"], id="no vision graph"),
-        pytest.param(cut(f"{STEM}.onnx.data"), [f"`{STEM}.onnx` is no model"],
+        pytest.param(cut(f"{STEM}.onnx.data"), ["own is not as it was written",
+                                                f"{STEM}.onnx.data has"],
                      id="half the vision weights"),
-        pytest.param(copied(HEAD, f"{STEM}.onnx"), [f"{STEM}.onnx takes input of 64 values",
-                                                    "hidden_states of"], id="a foreign graph"),
+        pytest.param(noted(cut(f"{STEM}.onnx.data"), f"{STEM}.onnx.data"),
+                     [f"`{STEM}.onnx` is no model"], id="half the vision weights from the first"),
+        pytest.param(noted(copied(HEAD, f"{STEM}.onnx"), f"{STEM}.onnx"),
+                     [f"{STEM}.onnx takes input of 64 values", "hidden_states of"],
+                     id="a foreign graph"),
         pytest.param(without(TABLE), [f"{TABLE} is missing"], id="no embedding"),
         pytest.param(cut(TABLE), ["has 32768 bytes", "[512, 64] in bfloat16 has 65536"],
                      id="half the embedding"),
-        pytest.param(without("tokenizer.json"), ["no tokenizer", "tokenizer.json"],
-                     id="no tokenizer"),
-        pytest.param(written("tokenizer.json", b"{}"), ["cannot be read"], id="no JSON tokenizer"),
-        pytest.param(tokenizer(split_marker), ["the tokenizer splits `<|image_pad|>`"],
-                     id="a split marker"),
-        pytest.param(tokenizer(beyond), ["token 512 is beyond the embedding's 512 rows"],
-                     id="a foreign tokenizer"),
+        pytest.param(without("tokenizer.json"), ["tokenizer.json is missing"], id="no tokenizer"),
+        pytest.param(noted(written("tokenizer.json", b"{}"), "tokenizer.json"), ["cannot be read"],
+                     id="no JSON tokenizer"),
+        pytest.param(noted(tokenizer(split_marker), "tokenizer.json"),
+                     ["the tokenizer splits `<|image_pad|>`"], id="a split marker"),
+        pytest.param(noted(tokenizer(beyond), "tokenizer.json"),
+                     ["token 512 is beyond the embedding's 512 rows"], id="a foreign tokenizer"),
         pytest.param(without("config.json"), ["config.json"], id="no config"),
-        pytest.param(written("generation_config.json", b"{"), ["generation_config.json cannot"],
-                     id="no generation settings"),
+        pytest.param(noted(written("generation_config.json", b"{"), "generation_config.json"),
+                     ["generation_config.json cannot"], id="no generation settings"),
         pytest.param(lambda bundle: change_json(bundle / "axcore.json", model={}),
                      ["the manifest of", "'id'"], id="no model named"),
     ],
@@ -471,7 +670,7 @@ def test_layers_of_another_model(axcore: Axcore, own: Path, toy: ToyLanguageMode
     assert_explained(outcome, LAYERS[1], f"other inputs or shapes than {LAYERS[0]}")
     (own / LAYERS[0]).write_bytes((toy.folder / "toy_p4_l0_together.onnx").read_bytes())
     outcome = axcore("run", own, "-p", "What?")
-    assert_explained(outcome, "chunks and caches of 4 and 15", "says 64 and 300")
+    assert_explained(outcome, "history and cache of 4, 8, 15 tokens", "says 64, 128, 300")
 
 
 def test_a_head_of_another_model(axcore: Axcore, own: Path, toy: ToyLanguageModel) -> None:
@@ -506,6 +705,15 @@ def test_a_prompt_over_the_limit(axcore: Axcore, finished: Path, runner: Runner)
     assert_explained(
         outcome, f"has {total} tokens, {30 * ROWS} of them for pictures", f"reads {LIMIT}"
     )
+    assert "load" not in outcome.err
+
+
+def test_a_prompt_that_is_no_text(axcore: Axcore, finished: Path) -> None:
+    """Bytes of the command line that are no UTF-8: our error, not the plugin's, before loading."""
+    outcome = axcore("run", finished, "-p", "caf\udce9")
+    assert_explained(outcome, "the prompt is no UTF-8: it holds '\\udce9'", code=2)
+    assert "plugin" not in outcome.err
+    assert "load" not in outcome.err
 
 
 @pytest.mark.parametrize("option", ["--image", "--video"])

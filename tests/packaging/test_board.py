@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 from typing import TYPE_CHECKING
 
 import pytest
 
-from axcore import BundleError, PluginNotFound, Registry, UsageError
+from axcore import BudgetError, BundleError, PluginNotFound, Registry, UsageError
 from axcore.packaging import RUNTIMES, Runtime, package
 from axcore.progress import Silent
 
+from ..bundles import largest_file
 from . import toys
 
 if TYPE_CHECKING:
@@ -58,6 +61,39 @@ def test_models_are_linked_and_settings_copied(bundle: Path, runtime: Runtime) -
 
 
 @both
+def test_what_is_behind_links_is_packaged(bundle: Path, runtime: Runtime) -> None:
+    """Large files may lie elsewhere; the folder has the files. Oracle: a bundle without links."""
+    expected = json.loads((packaged(bundle, runtime) / "axcore.json").read_text())
+    (bundle / "big").mkdir()
+    for name in (*toys.built(".axmodel"), toys.EMBEDDING):
+        (bundle / name).rename(bundle / "big" / name)
+        (bundle / name).symlink_to(f"big/{name}")
+    out = packaged(bundle, runtime)
+    assert not [path for path in out.rglob("*") if path.is_symlink()]
+    assert json.loads((out / "axcore.json").read_text()) == expected
+
+
+@both
+def test_links_to_onnx_models_are_no_board_models(
+    family: Path, tmp_path: Path, runtime: Runtime
+) -> None:
+    """Scripts for a board are tried with them on a PC; the hint takes them away.
+
+    One is enough, beside whatever was compiled.
+    """
+    del family
+    bundle = toys.write_bundle(tmp_path / "bundle", ".onnx")
+    for path in list(bundle.glob("*.onnx")):
+        path.with_suffix(".axmodel").symlink_to(path.name)
+    (bundle / f"{toys.STEM}.axmodel").unlink()
+    (bundle / f"{toys.STEM}.axmodel").write_bytes(b"compiled")
+    with pytest.raises(BundleError, match=rf"axmodel is a link to {toys.KIND}.*\.onnx") as caught:
+        packaged(bundle, runtime)
+    assert f"find {bundle} -name '*.axmodel' -type l -delete" in caught.value.hint
+    assert not (tmp_path / "board").exists()
+
+
+@both
 def test_a_folder_of_ours_is_replaced(bundle: Path, runtime: Runtime) -> None:
     """Whole: nothing of the older one stays, and nothing lies beside it."""
     for _ in range(2):
@@ -66,6 +102,60 @@ def test_a_folder_of_ours_is_replaced(bundle: Path, runtime: Runtime) -> None:
         assert not (out / "older").exists()
         (out / "older").touch()
     assert left(bundle.parent) == {"bundle", "board", "site"}
+
+
+@both
+@pytest.mark.parametrize("older", [True, False])
+def test_a_link_stays_and_its_goal_is_filled(bundle: Path, runtime: Runtime, older: bool) -> None:
+    """Be there a folder of ours already or none yet; nothing lies beside either of them."""
+    place, link = bundle.parent / "disk" / "goal", bundle.parent / "board"
+    place.parent.mkdir()
+    link.symlink_to(place)
+    if older:
+        package(bundle, place, runtime, toys.registry(), Silent())
+        (place / "older").touch()
+    assert packaged(bundle, runtime) == link
+    assert link.readlink() == place
+    assert (place / "axcore.json").exists()
+    assert not (place / "older").exists()
+    assert left(bundle.parent) == {"bundle", "board", "disk", "site"}
+    assert left(place.parent) == {"goal"}
+
+
+@both
+@pytest.mark.parametrize("name", ["notes/board", "notes/a/board", "nowhere/board"])
+def test_a_place_that_cannot_be_made_is_refused(bundle: Path, runtime: Runtime, name: str) -> None:
+    """Below a file; it is named, and stays. What a link to nothing means is made."""
+    notes = bundle.parent / "notes"
+    notes.write_text("mine")
+    (bundle.parent / "nowhere").symlink_to(notes / "gone")
+    with pytest.raises(BundleError, match=f"{notes} is no folder") as caught:
+        package(bundle, bundle.parent / name, runtime, toys.registry(), Silent())
+    assert "-o" in caught.value.hint
+    assert notes.read_text() == "mine"
+    assert left(bundle.parent) == {"bundle", "nowhere", "notes", "site"}
+
+
+@both
+def test_a_full_disk_is_that_of_the_new_folder(
+    bundle: Path, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its file is named, and nothing is said to be kept, as nothing is.
+
+    A failing link stands in for another disk, a limit on the size of files for a full one.
+    """
+
+    def elsewhere(*paths: object) -> None:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), *paths)
+
+    monkeypatch.setattr(os, "link", elsewhere)
+    with (
+        largest_file(10),
+        pytest.raises(BudgetError, match=rf"cannot write {bundle.parent}/\.board") as caught,
+    ):
+        packaged(bundle, runtime)
+    assert caught.value.hint == "make room and run the same command again"
+    assert left(bundle.parent) == {"bundle", "site"}
 
 
 @both
@@ -104,6 +194,10 @@ def test_missing_and_empty_models_are_named(bundle: Path, runtime: Runtime, name
         packaged(bundle, runtime)
     assert "axcore build" in caught.value.hint
     (bundle / name).unlink()
+    (bundle / name).symlink_to("gone")
+    with pytest.raises(BundleError, match=name):
+        packaged(bundle, runtime)
+    (bundle / name).unlink()
     with pytest.raises(BundleError, match=name) as caught:
         packaged(bundle, runtime)
     assert "axcore build" in caught.value.hint
@@ -114,9 +208,11 @@ def test_a_bundle_that_was_not_built_is_refused(bundle: Path, runtime: Runtime) 
     """The message says what is missing, the hint how it is made."""
     for name in toys.built(".axmodel"):
         (bundle / name).unlink()
-    with pytest.raises(BundleError, match="no layer models") as caught:
+    missing = {"axllm": r"holds no \.axmodel files", "python": "has no layer models"}
+    with pytest.raises(BundleError, match=missing[runtime]) as caught:
         packaged(bundle, runtime)
-    assert "axcore build" in caught.value.hint
+    tool = {"axllm": "pulsar2", "python": "onnx"}
+    assert f"axcore build {bundle} --toolchain {tool[runtime]}" in caught.value.hint
 
 
 @both

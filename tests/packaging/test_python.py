@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from axcore import Registry
+from axcore import Registry, UnsupportedModel
+from axcore.language.layer_types import other_layers
 from axcore.packaging import package
 from axcore.packaging.python import NEEDED
 from axcore.plain import plain
@@ -91,7 +91,7 @@ def test_help_needs_nothing_but_python(bundle: Path) -> None:
     code = "sys.argv = ['run.py', '--help']\nimport runpy\n"
     code += f"runpy.run_path({str(out / 'run.py')!r}, run_name='__main__')"
     text = board(out, code)
-    for option in ("--image", "--prompt", "--max-new-tokens", "--temperature", "--engine"):
+    for option in ("--image", "--prompt", "--max-new-tokens", "--temperature", "--backend"):
         assert option in text
     assert "default here: axengine" in " ".join(text.split())
 
@@ -102,6 +102,71 @@ def test_the_readme_names_command_and_limits(bundle: Path) -> None:
     assert "python run.py --image photo.jpg --prompt" in text
     assert "up to 24 tokens, prompt and answer together up to 32" in text
     assert all(name in text for name in NEEDED)
+
+
+def test_the_readme_asks_as_the_task_is(bundle: Path) -> None:
+    """A bundle for video is asked about frames."""
+    toys.change_manifest(bundle, model={"task": "video"})
+    text = (packaged(bundle) / "README.md").read_text()
+    assert "python run.py --video frames/ --prompt" in text
+    assert "--image" not in text
+
+
+# What the loop cannot run ------------------------------------------------------------------------
+
+FULL, LINEAR = "full_attention", "linear_attention"
+
+
+@pytest.mark.parametrize(
+    ("config", "found"),
+    [
+        ({}, ""),
+        ({"num_hidden_layers": 4}, ""),
+        ({"num_hidden_layers": 4, "layer_types": [FULL] * 4}, ""),
+        ({"num_hidden_layers": 4, "layer_types": None, "full_attention_interval": 1}, ""),
+        (
+            {"layer_types": [LINEAR, LINEAR, "mamba", FULL]},
+            "2 of 4 layers of the type linear_attention, 1 of 4 layers of the type mamba",
+        ),
+        (
+            {"num_hidden_layers": 9, "full_attention_interval": 4},
+            "7 of 9 layers of the type linear_attention",
+        ),
+    ],
+)
+def test_layers_are_told_by_the_config(config: dict[str, Any], found: str) -> None:
+    """Listed, or every so many of them attends fully. Oracle: counted by hand."""
+    assert other_layers(config) == found
+
+
+@pytest.mark.parametrize("suffix", [".axmodel", ".onnx"])
+def test_layers_that_keep_another_state_are_refused(
+    family: Path, tmp_path: Path, suffix: str
+) -> None:
+    """Compiled or not: never is a build proposed that refuses them too. No folder appears."""
+    del family
+    bundle = toys.write_bundle(tmp_path / "bundle", suffix)
+    text = {"layer_types": [LINEAR, LINEAR, FULL]}
+    toys.change_config(bundle, architectures=["BoardToy"], text_config=text)
+    for name in toys.built(suffix):
+        with pytest.raises(UnsupportedModel, match="2 of 3 layers of the type linear"):
+            packaged(bundle)
+        (bundle / name).unlink()
+    with pytest.raises(UnsupportedModel) as caught:
+        packaged(bundle)
+    assert "--runtime axllm" in caught.value.hint
+    assert not (tmp_path / "board").exists()
+
+
+def test_of_the_known_models_one_has_such_layers() -> None:
+    """Oracle: what is published of them; the config says that every fourth layer attends fully."""
+    found = {}
+    for entry in Registry().entries:
+        config = entry.card.config
+        text = config.get("text_config") or config.get("llm_config") or config
+        found[entry.card.id] = other_layers(text)
+    assert {model for model, others in found.items() if others} == {"minicpm-v-4.6"}
+    assert found["minicpm-v-4.6"] == "18 of 24 layers of the type linear_attention"
 
 
 IMPORTS = """
@@ -130,10 +195,7 @@ def test_every_installed_family_loads_on_a_board(
     """Its cards are there with no module but those a board has."""
     registry = Registry([entry])
     card = registry.entries[0].card
-    path = bundle / "axcore.json"
-    manifest = json.loads(path.read_text())
-    manifest["model"]["id"] = card.id
-    manifest["build"] = plain(toys.request(model=card.id))
-    path.write_text(json.dumps(manifest))
+    build = plain(toys.request(model=card.id))
+    toys.change_manifest(bundle, model={"id": card.id}, build=build)
     out = package(bundle, tmp_path / "board", "python", registry, Silent())
     assert board(out, IMPORTS) == f"{card.id}\n"

@@ -133,6 +133,26 @@ def write_bundle(folder: Path, suffix: str = ".axmodel", **changes: Any) -> Path
     return folder
 
 
+def change_config(bundle: Path, **config: Any) -> None:
+    """Write another config, as if the bundle had been made with it."""
+    content = json.dumps(config).encode()
+    (bundle / "config.json").write_bytes(content)
+    change_manifest(bundle, files={"config.json": stamp(content)})
+
+
+def change_manifest(bundle: Path, **changes: Any) -> None:
+    """Change entries of the manifest; entries of entries are laid over those there."""
+    path = bundle / "axcore.json"
+    written = json.loads(path.read_text())
+    for name, change in changes.items():
+        written[name] = {**written[name], **change}
+    path.write_text(json.dumps(written))
+
+
+def stamp(content: bytes) -> dict[str, Any]:
+    return {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
 def manifest(files: dict[str, bytes], **changes: Any) -> dict[str, Any]:
     card = registry().find(MODEL).card
     head: dict[str, Any] = {
@@ -145,9 +165,6 @@ def manifest(files: dict[str, bytes], **changes: Any) -> dict[str, Any]:
         "notes": [],
         "embedding": {"key": "embed", "shape": [VOCABULARY, HIDDEN], "scale": 1.0, "factor": 1.0},
         "build": plain(request()),
-        "files": {
-            name: {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-            for name, content in files.items()
-        },
+        "files": {name: stamp(content) for name, content in files.items()},
     }
     return {**head, **changes}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,13 @@ from axcore.checkpoint import Checkpoint
 from axcore.runtime.axengine_sim import InferenceSession
 from axcore.testing import Recorder
 
-from ..bundles import Interrupted, contents, largest_file
+from ..bundles import Interrupted, change_tensors, contents, largest_file, shard_of
 
 CHUNK, CACHE, HISTORIES = 64, 300, (64, 128)
 # §: P, C, H and D of the tiny model; D is two key/value heads times the size of one.
+OPTIONS = Options(
+    height=56, width=84, prefill_len=CHUNK, kv_cache_len=CACHE, last_kv_cache_len=HISTORIES
+)
 LAYER, HEAD = "qwen2_5_vl_p64_l{}_together.onnx", "qwen2_5_vl_post.onnx"
 
 
@@ -30,10 +34,7 @@ LAYER, HEAD = "qwen2_5_vl_p64_l{}_together.onnx", "qwen2_5_vl_post.onnx"
 def built(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle with layer models of the default precision."""
     out = tmp_path_factory.mktemp("built") / "bundle"
-    options = Options(
-        height=56, width=84, prefill_len=CHUNK, kv_cache_len=CACHE, last_kv_cache_len=HISTORIES
-    )
-    axcore.convert(str(checkpoint), out, options=options, verify=False)
+    axcore.convert(str(checkpoint), out, options=OPTIONS, verify=False)
     axcore.build(out, toolchain="onnx")
     return out
 
@@ -245,18 +246,57 @@ def test_a_quantised_language_model_is_multiplied_out() -> None:
         assert np.array_equal(_unpacked(words, bits, axis=1).numpy(), numbers)
 
 
-def test_files_of_another_layer_or_build_are_refused(built: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def strangers(built: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Layer models of the same shapes, made of other weights."""
+    folder = tmp_path_factory.mktemp("strangers")
+    other = Path(shutil.copytree(checkpoint, folder / "checkpoint"))
+    change_tensors(shard_of(other, "model.norm.weight"), lambda t: t["model.norm.weight"].add_(1))
+    out = folder / "bundle"
+    axcore.convert(str(other), out, options=OPTIONS, verify=False)
+    axcore.build(out, toolchain="onnx")
+    return out
+
+
+def another_layer(bundle: Path, built: Path, strangers: Path) -> str:
+    shutil.copy(built / LAYER.format(1), bundle / LAYER.format(0))
+    return "l0_together.onnx is really .*l1_together"
+
+
+def weights_of_another_layer(bundle: Path, built: Path, strangers: Path) -> str:
+    shutil.copy(built / f"{LAYER.format(1)}.data", bundle / f"{LAYER.format(0)}.data")
+    return "l0_together.onnx.data of another layer or build"
+
+
+def one_of_another_build(bundle: Path, built: Path, strangers: Path) -> str:
+    axcore.build(bundle, toolchain="onnx", options={"weight-type": "s8"})
+    for suffix in ("", ".data"):
+        shutil.copy(built / f"{LAYER.format(0)}{suffix}", bundle)
+    return "l0_together.onnx is not of the same build"
+
+
+def all_of_other_weights(bundle: Path, built: Path, strangers: Path) -> str:
+    for path in strangers.glob("qwen2_5_vl*"):
+        shutil.copy(path, bundle)
+    return "l0_together.onnx was built from other weights"
+
+
+@pytest.mark.parametrize(
+    "put", [another_layer, weights_of_another_layer, one_of_another_build, all_of_other_weights]
+)
+def test_a_stranger_is_refused_and_the_remedy_helps(
+    built: Path, strangers: Path, tmp_path: Path, put: Callable[[Path, Path, Path], str]
+) -> None:
     """Of equal shape, so that nothing else would tell. Oracle: the files put in their place."""
     from axcore.runtime.runner import Runner
 
-    swapped = Path(shutil.copytree(built, tmp_path / "swapped"))
-    first, second = (swapped / LAYER.format(layer) for layer in (0, 1))
-    shutil.copy(second, first)
-    with pytest.raises(BundleError, match=f"{first.name} is really {second.stem}"):
-        Runner.open(swapped, Registry())
-    mixed = Path(shutil.copytree(built, tmp_path / "mixed"))
-    axcore.build(mixed, toolchain="onnx", options={"weight-type": "s8"})
-    for suffix in ("", ".data"):
-        shutil.copy(built / f"{LAYER.format(0)}{suffix}", mixed)
-    with pytest.raises(BundleError, match=f"{first.name} is not of the same build"):
-        Runner.open(mixed, Registry())
+    bundle = Path(shutil.copytree(built, tmp_path / "bundle"))
+    message = put(bundle, built, strangers)
+    with pytest.raises(BundleError, match=message) as caught:
+        Runner.open(bundle, Registry())
+    assert f"axcore build {bundle} --toolchain onnx" in caught.value.hint
+    with pytest.raises(BundleError, match=message):
+        axcore.package(bundle, tmp_path / "board", runtime="python")
+    axcore.build(bundle, toolchain="onnx")
+    Runner.open(bundle, Registry())
+    assert (bundle / LAYER.format(0)).read_bytes() == (built / LAYER.format(0)).read_bytes()

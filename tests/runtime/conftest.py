@@ -16,6 +16,7 @@ from ml_dtypes import bfloat16
 from onnx import TensorProto, helper
 
 from axcore import Embedding, LlmBuildArgs, Registry
+from axcore.bundle import Bundle
 from axcore.runtime.deployment import EMBEDDING_FILE, Deployment
 
 from ..built import finished, own
@@ -198,7 +199,7 @@ def toy_deployment(
     shutil.copyfile(finished / "tokenizer.json", folder / "tokenizer.json")
     return replace(
         Deployment.open(finished, Registry()),
-        folder=folder,
+        bundle=Bundle(folder, {"checkpoint": {}, "files": {}}),
         llm=LlmBuildArgs(CHUNK, CACHE, HISTORIES),
         layers=LAYERS,
         embedding=Embedding("embed", (VOCABULARY, WIDTH)),

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from axcore import BundleError, LlmBuildArgs, PluginNotFound, Registry
+from axcore.files import Stamp, sha256
 from axcore.runtime.deployment import Deployment
 
 from ..built import CACHE, CHUNK, HEAD, HEIGHT, HISTORIES, LAYER, TABLE, WIDTH
-from ..bundles import STEM, change_json
+from ..bundles import STEM, change_json, list_again
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -57,6 +58,7 @@ def test_every_configured_end_stops(
     (own / "config.json").write_text(json.dumps({**base, **config}))
     path = own / "generation_config.json"
     path.unlink() if generation is None else path.write_text(json.dumps(generation))
+    list_again(own, "config.json", path.name)
     assert Deployment.open(own, registry).stop_ids == expected
 
 
@@ -75,7 +77,8 @@ def test_missing_layers_are_counted_and_the_first_named(deployment: Deployment, 
     (own / HEAD).unlink()
     with pytest.raises(BundleError, match=r"3 layer models are missing .*_l2_together") as caught:
         replace(deployment, layers=4).layer_files(".onnx")
-    assert caught.value.hint == f"run `axcore build {own} --toolchain onnx`"
+    assert f"run `axcore build {own} --toolchain onnx`" in caught.value.hint
+    assert "--backend torch" in caught.value.hint
 
 
 def test_models_of_two_kinds_are_no_model(deployment: Deployment, own: Path) -> None:
@@ -115,6 +118,55 @@ def test_an_embedding_of_another_size(deployment: Deployment, own: Path) -> None
 
 
 @pytest.mark.parametrize(
+    "name",
+    ["config.json", "tokenizer.json", TABLE, f"{STEM}.onnx", f"{STEM}.onnx.data"],
+)
+def test_a_foreign_file_is_refused(own: Path, registry: Registry, name: str) -> None:
+    """Of equal size, so that nothing else would tell. Oracle: the byte that was changed."""
+    deployment = Deployment.open(own, registry)  # notes what it has seen
+
+    def read_all(deployment: Deployment) -> None:
+        _ = deployment.embedding_file
+        for graph in deployment.graphs:
+            deployment.vision_file(graph, ".onnx")
+
+    read_all(deployment)
+    with (own / name).open("r+b") as file:
+        file.seek(-1, 2)
+        last = file.read(1)[0]
+        file.seek(-1, 2)
+        file.write(bytes([last ^ 1]))
+    with pytest.raises(BundleError, match=f"{name} has another content") as caught:
+        read_all(Deployment.open(own, registry))
+    assert "axcore convert" in caught.value.hint
+
+
+def test_what_was_seen_is_not_read_again(
+    own: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A table of gigabytes costs nothing twice; where nothing can be noted it is read each time.
+
+    Oracle: the files that are hashed.
+    """
+    hashed: list[str] = []
+
+    def counting(path: Path) -> Stamp:
+        hashed.append(path.name)
+        return Stamp(path.stat().st_size, sha256(path), path.stat().st_mtime_ns)
+
+    monkeypatch.setattr(Stamp, "of", counting)
+    seen = own / ".axcore" / "seen.json"
+    seen.unlink(missing_ok=True)
+    for expected in ([TABLE], [], [TABLE]):
+        hashed.clear()
+        _ = Deployment.open(own, registry).embedding_file
+        assert [name for name in hashed if name == TABLE] == expected
+        if not expected:  # from here on it cannot be written
+            seen.unlink()
+            seen.mkdir()
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"embedding": None}, "holds the vision side alone"),
@@ -140,6 +192,7 @@ def test_generation_settings_that_cannot_be_read(
 ) -> None:
     """Otherwise an answer might never end."""
     (own / "generation_config.json").write_text(content)
+    list_again(own, "generation_config.json")
     with pytest.raises(BundleError, match=r"generation_config\.json cannot be understood"):
         Deployment.open(own, registry)
 

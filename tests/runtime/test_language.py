@@ -63,8 +63,8 @@ def assert_near(found: Array, expected: Array) -> None:
 
 
 def test_limits_are_those_of_the_files(model: LayerModels) -> None:
-    """Oracle: the shape groups of the toy: P 4, histories up to 8, 15 slots, batch 1."""
-    assert (model.max_prompt, model.context, model.max_batch) == (12, 16, 1)
+    """Oracle: the shape groups of the toy: 15 slots, batch 1."""
+    assert (model.context, model.max_batch) == (16, 1)
 
 
 @given(ids=PROMPTS)
@@ -136,7 +136,11 @@ def test_compiled_models_are_fed_alike(
             groups = json.loads(prop.value)
             prop.value = json.dumps([groups[0], *groups[:0:-1]])
         onnx.save(loaded, tmp_path / path.with_suffix(".axmodel").name)
-    board = LayerModels(replace(toy_deployment, folder=tmp_path), axengine_sim, ".axmodel")
+    board = LayerModels(
+        replace(toy_deployment, bundle=replace(toy_deployment.bundle, folder=tmp_path)),
+        axengine_sim,
+        ".axmodel",
+    )
     ids = list(range(11))
     model.resume(0, len(ids))
     np.testing.assert_array_equal(prefill(board, toy, ids), prefill(model, toy, ids))
@@ -158,7 +162,11 @@ def test_a_decoding_group_is_taken_while_it_suffices(
         for prop in loaded.metadata_props:
             prop.value = json.dumps([*json.loads(prop.value), shape_group(6, 1)])
         onnx.save(loaded, path)
-    model = LayerModels(replace(toy_deployment, folder=folder), axengine_sim, ".onnx")
+    model = LayerModels(
+        replace(toy_deployment, bundle=replace(toy_deployment.bundle, folder=folder)),
+        axengine_sim,
+        ".onnx",
+    )
     session, run, groups = model._layers[0], model._layers[0].run, []
 
     def noted(*arguments: Any, shape_group: int = 0) -> Any:

@@ -28,6 +28,8 @@ from axcore import (
     UsageError,
 )
 from axcore.runtime import axengine_sim
+from axcore.runtime import runner as runner_module
+from axcore.runtime.deployment import Deployment
 from axcore.runtime.language import LayerModels
 from axcore.runtime.vision import VisionSide
 
@@ -40,7 +42,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from axcore import Sample
-    from axcore.runtime.deployment import Deployment
 
 CONTEXT = CACHE + 1
 IDS = st.integers(0, VOCABULARY - 1)
@@ -52,6 +53,9 @@ class Features:
 
     def __init__(self) -> None:
         self.runs = 0
+
+    def open(self) -> None:
+        """Nothing is to be opened."""
 
     def run(self, sample: Sample) -> Array:
         self.runs += 1
@@ -192,6 +196,17 @@ def test_an_answer_may_be_broken_off(runner: Runner) -> None:
         assert answer_of(runner, asked).token_ids == whole.token_ids
 
 
+@pytest.mark.parametrize("count", [0, -1])
+def test_no_token_at_all_is_refused(runner: Runner, count: int) -> None:
+    """Before anything is read. Oracle: the number in the message; the caches, which stay empty."""
+    runner.forget()
+    runner.language.resume(0, 1)
+    with pytest.raises(UsageError, match=f"--max-new-tokens {count} is out of range") as caught:
+        answer_of(runner, prompt([1, 2, 3]), None, count)
+    assert "1 or more" in caught.value.hint
+    assert runner.language.filled == 0
+
+
 # Pictures ----------------------------------------------------------------------------------------
 
 
@@ -221,6 +236,29 @@ def test_a_picture_is_seen_once(toy_deployment: Deployment) -> None:
     assert features.runs == 3
 
 
+def test_opening_the_vision_side_is_not_time_to_the_first_token(
+    toy_deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a picture comes, and only then, it is opened. Oracle: a clock that tasks move on."""
+    clock = 0.0
+
+    class Slow(Features):
+        def open(self) -> None:
+            nonlocal clock
+            clock += 100
+
+        def run(self, sample: Sample) -> Array:
+            nonlocal clock
+            clock += 7
+            return super().run(sample)
+
+    monkeypatch.setattr(runner_module.time, "perf_counter", lambda: clock)
+    runner = toy_runner(toy_deployment, Slow())
+    answer = answer_of(runner, prompt([9, 9], [1], [np.ones((1, WIDTH), np.float32)]), None, 1)
+    assert (answer.load_s, answer.vision_s, answer.first_token_s) == (100, 7, 7)
+    assert answer_of(runner, prompt([9, 9]), None, 1).load_s == 0
+
+
 def test_too_few_rows_are_the_familys_fault(toy_deployment: Deployment) -> None:
     """Both numbers are named."""
     asked = prompt([9, 9, 9], [0, 1], [np.zeros((1, WIDTH), np.float32)])
@@ -240,6 +278,19 @@ def test_the_longest_prompt_passes_and_one_more_token_does_not(whole: Runner) ->
     expected = f"has {LIMIT + 1} tokens, {ROWS} of them for pictures; this build reads {LIMIT}"
     with pytest.raises(BudgetError, match=expected):
         whole.prepare([message("x" * (LIMIT - frame + 1), PICTURE)])
+
+
+def test_a_prompt_needs_no_layer_model(own: Path, whole: Runner) -> None:
+    """It is made, or refused for its length, from the manifest. Oracle: the loaded runner's."""
+    for path in own.glob("*.onnx*"):
+        path.unlink()
+    registry = Registry()
+    deployment = Deployment.open(own, registry)
+    asked = [message("What?", PICTURE)]
+    made = runner_module.prepare_prompt(deployment, registry, asked)
+    np.testing.assert_array_equal(made.input_ids, whole.prepare(asked).input_ids)
+    with pytest.raises(BudgetError, match=f"this build reads {LIMIT}"):
+        runner_module.prepare_prompt(deployment, registry, [message("x" * LIMIT)])
 
 
 def test_a_picture_matters(whole: Runner) -> None:

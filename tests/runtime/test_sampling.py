@@ -88,6 +88,28 @@ def test_distribution_is_that_of_transformers(
     np.testing.assert_array_equal(values, before)
 
 
+@given(
+    temperature=st.floats(0, exclude_min=True, allow_infinity=False),
+    penalty=st.sampled_from([1e-9, 1.0, 1e9]),
+    top_k=st.sampled_from([0, 3]),
+    top_p=st.sampled_from([0.9, 1.0]),
+    values=logits,
+    seen=ids,
+)
+def test_every_temperature_gives_probabilities(
+    temperature: float, penalty: float, top_k: int, top_p: float, values: Logits, seen: list[int]
+) -> None:
+    """However low or high, and a likelier token never gets less. Oracle: what probabilities are."""
+    sampler = Sampler(Sampling(temperature, top_k, top_p, penalty, seed=0))
+    tokens, probabilities = sampler.distribution(values, seen)
+    assert abs(probabilities.sum() - 1) < 1e-9
+    scores = sampler._penalised(values, seen)[tokens]
+    assert (np.diff(probabilities[np.argsort(scores)]) >= 0).all()
+    assert sampler(values, seen) in tokens
+    if top_p == 1:  # at the highest temperatures all tokens are equal, and a part of them is drawn
+        assert scores.max() == sampler._penalised(values, seen).max()
+
+
 @given(logits, ids, penalties)
 def test_greedy_takes_the_likeliest_after_the_penalty(
     values: Logits, seen: list[int], penalty: float
@@ -150,6 +172,8 @@ def test_a_large_vocabulary_is_not_sorted_whole(monkeypatch: pytest.MonkeyPatch)
         ({"top_p": 0.0}, "--top-p 0.0"),
         ({"top_p": 1.1}, "--top-p 1.1"),
         ({"repetition_penalty": 0.0}, "--repetition-penalty 0.0"),
+        ({"repetition_penalty": 1e-40}, "--repetition-penalty 1e-40"),
+        ({"repetition_penalty": 1e39}, "--repetition-penalty 1e"),
         ({"seed": -3}, "--seed -3"),
     ],
 )

@@ -14,16 +14,15 @@ import onnx_ir as ir
 import torch
 
 from ...graph.trace import trace
+from ...layer_files import GROUPS, Origin, data_file, is_sealed, read_origin
 from ...versions import code_digest
 from ..state import Finished, State
 from .data import DataFile
 from .groups import (
     HEAD_INPUTS,
     HEAD_OUTPUTS,
-    KEY,
     LAYER_INPUTS,
     LAYER_OUTPUTS,
-    ORIGIN,
     Lengths,
     head_file,
     layer_file,
@@ -79,6 +78,7 @@ class _Build:
         self._precision = precision
         self._lengths = lengths
         self._state = State.load(bundle / STATE_FILE)
+        self._weights = decoder.checkpoint.fingerprint()
         self._key = self._identity()
         self._kinds: dict[str, _Kind] = {}
 
@@ -98,7 +98,14 @@ class _Build:
         return [self._bundle / f"{stem}.onnx" for stem in stages]
 
     def _is_done(self, stem: str) -> bool:
-        return self._state.outputs_of(stem, self._key, self._bundle) is not None
+        files = self._state.outputs_of(stem, self._key, self._bundle)
+        if files is None:
+            return False
+        graph, origin = files[0], self._origin(stem)
+        return read_origin(graph) == origin and is_sealed(graph, origin)
+
+    def _origin(self, stem: str) -> Origin:
+        return Origin(stem, self._key, self._weights)
 
     def _identity(self) -> str:
         """Return what every file depends on; weights enter by size, header and time."""
@@ -118,10 +125,11 @@ class _Build:
         folder.mkdir(parents=True, exist_ok=True)
         files = {
             stem: DataFile(
-                folder / f"{stem}.onnx.data",
+                data_file(folder / f"{stem}.onnx"),
                 stage,
                 self._decoder.checkpoint,
                 self._precision.weights,
+                self._origin(stem).seal,
             )
             for stem, stage in todo.items()
         }
@@ -169,8 +177,8 @@ class _Build:
         self._name_inputs(graph, kind)
         self._name_outputs(graph, kind)
         model.producer_name = "axcore"
-        model.metadata_props[KEY] = json.dumps(kind.groups)
-        model.metadata_props[ORIGIN] = self._key
+        model.metadata_props[GROUPS] = json.dumps(kind.groups)
+        model.metadata_props.update(self._origin(stem).properties)
         return model
 
     def _kind(self, stage: Stage) -> _Kind:

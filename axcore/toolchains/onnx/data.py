@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -29,12 +30,14 @@ class DataFile:
         stage: Whose parameters.
         checkpoint: Where they are read from.
         precision: See `stored_forms`.
+        seal: What the file ends with.
     """
 
     path: Path
     stage: Stage
     checkpoint: Checkpoint
     precision: str
+    seal: bytes
 
     @cached_property
     def forms(self) -> dict[str, list[Stored]]:
@@ -59,6 +62,8 @@ class DataFile:
         with self.path.open("wb") as file:
             for form in self._in_order:
                 form.write(file.fileno(), self.offsets[form.name])
+            file.seek(0, os.SEEK_END)
+            file.write(self.seal)
         return self.path
 
     def initializers(self, parameter: str) -> list[ir.Value]:

@@ -13,12 +13,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ...types import BuildRequest, Decoder, Shape
 
-KEY = "axcore.shape_groups"
-"""The metadata property of an ONNX file that lists its groups."""
-
-ORIGIN = "axcore.origin"
-"""The metadata property that is the same in all files of one build, and in no other's."""
-
 LAYER_INPUTS = ("K_cache", "V_cache", "indices", "input", "mask")
 LAYER_OUTPUTS = ("K_cache_out", "V_cache_out", "output")
 HEAD_INPUTS, HEAD_OUTPUTS = ("input",), ("output",)
