@@ -13,7 +13,7 @@ import typer
 from ..errors import UsageError
 from .app import FAMILY_OPTIONS, BundleFolder, Json, _choices, _registry
 from .console import emit, progress, table
-from .run import Backend, Penalty, System, Temperature, TopK, TopP, _sampling
+from .run import BACKENDS, Backend, Penalty, System, Temperature, TopK, TopP, _sampling
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,6 +27,7 @@ PictureSource = Annotated[
 ]
 Answers = Annotated[list[Path], typer.Argument(help="Prediction files, one or more.")]
 Common = Annotated[bool, typer.Option("--common", help="Judge the pictures that are in all files.")]
+_AGAINST = "against-"
 LISTED = 10
 
 
@@ -34,7 +35,10 @@ LISTED = 10
 def root() -> None:
     """Judge a conversion: its answers, its vision side, its speed.
 
-    Backends have options of their own, which every command that runs a model takes as well.
+    Backends have options of their own, as --device and --dtype of torch (see `axcore doctor`).
+    Every command that runs a model takes them, behind the bundle.
+
+    Exits 1 where pictures were left out or nothing could be done, 2 where the request is wrong.
     """
 
 
@@ -69,7 +73,8 @@ def captions(
 ) -> None:
     """Ask about every picture of a folder; run again it continues.
 
-    Exits 1 where pictures have no answer; the reasons are in OUT's .run.json.
+    Exits 1 where pictures have no answer; the reasons are in OUT.run.json. Backends may have
+    further options, as torch has --device and --dtype: see `axcore doctor`.
     """
     from ..evaluate import Captions, Question, write_captions
 
@@ -113,7 +118,10 @@ def clip_score(
     confidence: Annotated[float, typer.Option(help="Level of the interval.")] = 0.95,
     as_json: Json = False,
 ) -> None:
-    """Score answers by CLIP: mean cosine of picture and answer; tell whether two files differ."""
+    """Score answers by CLIP: mean cosine of picture and answer; tell whether two files differ.
+
+    Exits 1 where pictures were left out because they cannot be read.
+    """
     from ..evaluate import judge
 
     with progress() as reporter:
@@ -127,6 +135,8 @@ def clip_score(
             progress=reporter,
         )
     emit(_judged(files, judged)) if as_json else _print_judged(files, judged)
+    if judged.scores.skipped:
+        raise typer.Exit(1)
 
 
 @evaluate_app.command()
@@ -155,8 +165,12 @@ def vision(
     context: typer.Context,
     bundle: BundleFolder,
     images: PictureSource,
-    backend: Annotated[str | None, typer.Option(help="What is compared; default: onnx.")] = None,
-    against: Annotated[str, typer.Option(help="Backend that is the reference.")] = "torch",
+    backend: Annotated[
+        str | None, typer.Option(help=f"What is compared: {BACKENDS} Default: onnx.")
+    ] = None,
+    against: Annotated[
+        str, typer.Option(help="Backend that is the reference, any of the same.")
+    ] = "torch",
     onnx: Annotated[
         list[Path] | None,
         typer.Option(help="A quantised file in place of the graph it fits; repeatable."),
@@ -167,7 +181,11 @@ def vision(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Compare the features of the vision side with a reference, the worst picture first."""
+    """Compare the features of the vision side with a reference, the worst picture first.
+
+    Exits 1 where pictures were left out. Backends may have further options, as torch has --device
+    and --dtype: see `axcore doctor`. Those of the reference begin as in --against-device.
+    """
     from ..evaluate import measure_vision
 
     if backend and (onnx or features):
@@ -175,6 +193,8 @@ def vision(
             f"--backend {backend} and files to compare were both given",
             hint="give one of --backend, --onnx and --features",
         )
+    options = _choices(context.args)
+    theirs = {name for name in options if name.startswith(_AGAINST)}
     with progress() as reporter:
         found = measure_vision(
             bundle,
@@ -183,7 +203,8 @@ def vision(
             onnx=onnx or (),
             features=features,
             against=against,
-            options=_choices(context.args),
+            options={name: value for name, value in options.items() if name not in theirs},
+            reference_options={name.removeprefix(_AGAINST): options[name] for name in theirs},
             progress=reporter,
             registry=_registry(),
         )
@@ -219,12 +240,13 @@ def throughput(
     no_plot: Annotated[bool, typer.Option("--no-plot", help="Draw nothing.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Measure first-token time, decode time, tokens per second and memory by batch size."""
-    from ..evaluate import check_plot, measure_throughput, plot_throughput
+    """Measure first-token time, decode time, tokens per second and memory by batch size.
+
+    Backends may have further options, as torch has --device and --dtype: see `axcore doctor`.
+    """
+    from ..evaluate import measure_throughput
     from ..evaluate.throughput import COLUMNS, PROMPT, cells
 
-    picture = plot or out.with_suffix(".png")
-    check_plot(picture)
     with progress() as reporter:
         done = measure_throughput(
             bundle,
@@ -237,12 +259,11 @@ def throughput(
             backend=backend,
             options=_choices(context.args),
             mindie_columns=mindie_columns,
+            plot=None if no_plot else plot or out.parent / f"{out.stem}.png",
             progress=reporter,
             registry=_registry(),
         )
     emit(done) if as_json else table([COLUMNS, *map(cells, done)])
-    if not no_plot:
-        plot_throughput(done, picture, f"{bundle.resolve().name}, {backend}")
 
 
 def _numbers(option: str, text: str) -> list[int]:
@@ -287,13 +308,9 @@ def _print_judged(files: Sequence[Path], judged: Judgement) -> None:
 
 
 def _verdict(files: Sequence[Path], found: Comparison) -> str:
-    interval = (
-        f"{found.difference:+.4f}, {found.confidence:.0%} interval {found.low:+.4f} to"
-        f" {found.high:+.4f}, {found.count} pictures"
-    )
     if found.verdict == "no difference shown":
-        return f"no difference shown ({interval})"
-    return f"{files[0]} is {found.verdict} than {files[1]} ({interval})"
+        return f"no difference shown ({found.evidence})"
+    return f"{files[0]} is {found.verdict} than {files[1]} ({found.evidence})"
 
 
 def _print_agreement(found: Agreement) -> None:

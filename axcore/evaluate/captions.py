@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,16 +14,22 @@ from ..plugins import Registry
 from ..progress import Silent
 from ..runtime.runner import Runner
 from ..runtime.sampling import Sampling
+from .memory import explained_memory
 from .pictures import Question, drawn, one_line, pictures_to_judge, tried
-from .predictions import PredictionFile, keys_of
+from .predictions import LISTED, PredictionFile, keys_of, sharing_a_base_name
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from ..calibration import Picture
     from ..progress import Progress
+    from ..types import Backend
 
 MAX_NEW_TOKENS = 256
+_TOO_LARGE = (
+    "the model does not fit into memory",
+    "end what else needs memory, or use a backend or a --dtype that takes less",
+)
 
 
 @dataclass(frozen=True)
@@ -80,25 +87,35 @@ def write_captions(
         base_names: Name pictures by their base names, as the reference side of a comparison does.
         backend: What runs the model.
         options: Options of the backend.
-        progress: Where to report; warned of pictures that fail.
+        progress: Where to report; warned of pictures that fail, and of names that will not do for
+            a comparison.
         registry: The plugins; None finds the installed ones.
+
+    Returns:
+        The file. Its errors are those of the pictures of this run; answers may be of others, too.
 
     Raises:
         PictureError: There is no picture, or none can be read.
-        UsageError: The file was begun under other settings, or pictures would share an entry.
+        BudgetError: The model does not fit into memory.
+        UsageError: The file was begun under other settings, with another build of the model, say,
+            or under unknown ones; or pictures would share an entry.
         AxcoreError: Another subclass says what keeps the model from running.
     """
     captions, options = captions or Captions(), options or {}
     progress, registry = progress or Silent(), registry or Registry()
     chosen = drawn(pictures_to_judge(images), sample, seed)
     keys = keys_of([picture.name for picture in chosen], base_names=base_names)
-    settings = _settings(Bundle.open(bundle), captions, backend, options, base_names)
+    _warn_of_shared_names(keys, progress)
+    opened = Bundle.open(bundle)
+    settings = _settings(opened, captions, backend, options, base_names)
+    settings["model_files"] = _model_files(opened, registry.backends.get(backend))
     file = PredictionFile(out, settings)
+    file.ask_about(keys.values())
     waiting = [picture for picture in chosen if keys[picture.name] not in file.answers]
     if kept := len(chosen) - len(waiting):
         progress.say(f"{kept} of {len(chosen)} pictures have their answers already")
     if waiting:
-        with progress.task("load", 1, "model"):
+        with progress.task("load", 1, "model"), explained_memory(*_TOO_LARGE):
             runner = Runner.open(bundle, registry, backend, options)
         answer_pictures(runner, waiting, keys, captions, file, progress)
     return file
@@ -154,3 +171,20 @@ def _settings(
         "options": dict(options),
         "base_names": base_names,
     }
+
+
+def _model_files(bundle: Bundle, backend: Backend | None) -> str:
+    """Return the SHA-256 of name, size and time of what a backend loads; contents take minutes."""
+    read = (path for path in bundle.folder.iterdir() if backend and backend.reads(path.name))
+    stats = ((path.name, path.stat()) for path in sorted(read))
+    facts = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def _warn_of_shared_names(pictures: Iterable[str], progress: Progress) -> None:
+    if sharing := sharing_a_base_name(pictures):
+        progress.warn(
+            f"{len(sharing)} pictures share the base name `{Path(sharing[0]).name}`"
+            f" ({', '.join(sharing[:LISTED])}): clip-score and agreement match answers by base name"
+            " and will refuse this file"
+        )

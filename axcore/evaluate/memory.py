@@ -1,14 +1,25 @@
-"""Peak memory of this process between two moments, on the host and on an accelerator."""
+"""Memory of this process, on the host and on an accelerator: its peak, and where it runs out."""
 
 from __future__ import annotations
 
 import re
 import sys
+import traceback
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from ..errors import BudgetError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _PROCESS = Path("/proc/self")
 _DEVICES = ("cuda", "npu")  # of torch
+# What allocators of torch and ONNX Runtime say in exceptions that also tell of anything else.
+_RAN_OUT = re.compile(
+    r"out of memory|bad_alloc|(can't|cannot|failed to) allocate memory", re.IGNORECASE
+)
 
 
 class PeakMemory:
@@ -50,3 +61,30 @@ def _devices() -> list[Any]:
     torch = sys.modules.get("torch")
     found = [getattr(torch, name, None) for name in _DEVICES]
     return [device for device in found if device is not None and device.is_initialized()]
+
+
+@contextmanager
+def explained_memory(fact: str, hint: str) -> Iterator[None]:
+    """Turn an allocation that failed into a `BudgetError`; other exceptions pass.
+
+    Args:
+        fact: What does not fit.
+        hint: What would.
+
+    Raises:
+        BudgetError: The fact, and what the allocator said.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not _ran_out(error):
+            raise
+        # What the failed call held may be more than there is left.
+        traceback.clear_frames(error.__traceback__)
+        said = str(error).partition("\n")[0] or type(error).__name__
+        raise BudgetError(f"{fact}\n  {said}", hint=hint) from error
+
+
+def _ran_out(error: Exception) -> bool:
+    kinds = (MemoryError, getattr(sys.modules.get("torch"), "OutOfMemoryError", MemoryError))
+    return isinstance(error, kinds) or _RAN_OUT.search(str(error)) is not None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..calibration import Picture, find_pictures
 from ..errors import AxcoreError
+from .memory import explained_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -92,11 +93,13 @@ def one_line(error: AxcoreError) -> str:
 
 
 def _attempt(work: Callable[[], T], picture: Picture) -> T | AxcoreError:
+    fact = f"`{picture.name}` does not fit into memory"
     try:
-        return work()
+        with explained_memory(fact, "end what else needs memory, or leave the picture out"):
+            return work()
     except AxcoreError as error:
         return error
-    except RuntimeError as error:  # what engines raise, memory that they cannot get included
+    except RuntimeError as error:  # what engines raise
         made = AxcoreError(f"`{picture.name}` could not be run\n  {error}")
         made.__cause__ = error
         return made

@@ -2,96 +2,136 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ToolchainError, UsageError
 from ..files import explained_full_disk
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from .throughput import Measurement
 
 FORMATS = (".png", ".svg", ".pdf")
+_PANELS: tuple[tuple[str, Callable[[Measurement], float]], ...] = (
+    ("time to first token [s]", lambda one: one.first_token_ms / 1000),
+    ("time per later token [ms]", lambda one: one.later_token_ms),
+    ("throughput, end to end [tokens/s]", lambda one: one.tokens_per_s),
+)
+_DIGITS = 36  # of tick labels that fit below a panel
 
 
 def check_plot(path: Path) -> None:
     """Refuse a file that cannot become a plot, before there is anything to draw.
 
     Raises:
-        UsageError: Its suffix is none of `FORMATS`.
+        ToolchainError: matplotlib is not installed.
+        UsageError: Its suffix is none of `FORMATS`, or it is there and is no plot.
     """
     if path.suffix.lower() not in FORMATS:
         raise UsageError(
             f"a plot cannot be written as {path}",
             hint=f"choose a name that ends in {', '.join(FORMATS)}",
         )
+    # matplotlib signs what it draws, in all these formats.
+    if path.is_file() and b"atplotlib" not in path.read_bytes():
+        raise UsageError(
+            f"{path} is there and is no plot, so it is not replaced",
+            hint="choose another name with --plot, or leave the plot out with --no-plot",
+        )
+    if find_spec("matplotlib") is None:
+        raise ToolchainError(
+            "a plot needs matplotlib, which is not installed",
+            hint='pip install "axcore[evaluate]", or leave the plot out with --no-plot',
+        )
 
 
 def plot_throughput(measurements: Sequence[Measurement], path: Path, title: str) -> None:
     """Draw first-token time, decode time and tokens per second against batch size.
 
-    Each prompt length is a line. Where all batches are of one size, the prompt length is the axis.
+    Each prompt length is a line. Where all batches are of one size and prompts are not, the prompt
+    length is the axis. Of equal runs each has its dot, and the line goes through their median.
 
     Args:
-        measurements: What to draw, at least one.
+        measurements: What to draw, at least one, in any order.
         path: A file in one of `FORMATS`.
         title: Line above.
 
     Raises:
         ToolchainError: matplotlib is not installed.
-        UsageError: The file has another suffix.
+        UsageError: The file has another suffix, or is there and is no plot.
         BudgetError: The disk is full.
     """
     check_plot(path)
-    figure = _figure()
-    panels: tuple[tuple[str, str, Callable[[Measurement], float]], ...] = (
-        ("time to first token", "s", lambda one: one.first_token_ms / 1000),
-        ("time per later token", "ms", lambda one: one.later_token_ms),
-        ("throughput, end to end", "tokens/s", lambda one: one.tokens_per_s),
-    )
-    axis, lines = _series(measurements)
-    for axes, (name, unit, value) in zip(figure.subplots(1, 3), panels, strict=True):
-        for label, points in lines:
-            axes.plot([x for x, _ in points], [value(one) for _, one in points], "o-", label=label)
-        _dress(axes, f"{name} [{unit}]", axis, [x for _, points in lines for x, _ in points])
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 3.8), layout="constrained")
+    axis, lines = _lines(measurements)
+    colours = colormaps["viridis"]([0.85 * n / len(lines) for n in range(len(lines))])
+    for axes, (name, value) in zip(figure.subplots(1, len(_PANELS)), _PANELS, strict=True):
+        axes.set_prop_cycle(color=colours)
+        for label, points in lines.items():
+            _draw(axes, label, {x: [value(one) for one in runs] for x, runs in points.items()})
+        _dress(axes, name, axis, {x for points in lines.values() for x in points})
     if len(lines) > 1:
-        figure.axes[0].legend(frameon=False)
-    figure.suptitle(title, fontsize="medium")
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        figure.legend(
+            handles, labels, title="prompt [tokens]", loc="outside right upper", frameon=False
+        )
+    figure.suptitle(title, fontsize="medium", wrap=True)
     with explained_full_disk(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=150)
 
 
-def _figure() -> Any:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ToolchainError(
-            "a plot needs matplotlib, which is not installed; the tables are written",
-            hint='pip install "axcore[evaluate]", or leave the plot out with --no-plot',
-        ) from error
-    return Figure(figsize=(12, 3.8), layout="constrained")
+def _lines(
+    measurements: Iterable[Measurement],
+) -> tuple[str, dict[str, dict[int, list[Measurement]]]]:
+    """Return what the axis shows, and by the label of each line: place on the axis to runs."""
+    runs = sorted(measurements, key=lambda one: (one.input_len, one.batch))
+    batches, lengths = {one.batch for one in runs}, {one.input_len for one in runs}
+    if len(batches) == 1 and len(lengths) > 1:
+        axis = f"prompt [tokens], batch of {runs[0].batch}"
+        return axis, {"": _grouped(runs, lambda one: one.input_len)}
+    axis = "batch" if len(lengths) > 1 else f"batch, prompts of {runs[0].input_len} tokens"
+    by_length = _grouped(runs, lambda one: one.input_len)
+    return axis, {str(n): _grouped(same, lambda one: one.batch) for n, same in by_length.items()}
 
 
-def _series(
-    measurements: Sequence[Measurement],
-) -> tuple[str, list[tuple[str, list[tuple[int, Measurement]]]]]:
-    """Return what the axis shows, and each line's label and points."""
-    if len({one.batch for one in measurements}) == 1 and len(measurements) > 1:
-        return "prompt [tokens]", [("", [(one.input_len, one) for one in measurements])]
-    lengths = dict.fromkeys(one.input_len for one in measurements)
-    return "batch", [
-        (f"prompt of {n} tokens", [(one.batch, one) for one in measurements if one.input_len == n])
-        for n in lengths
-    ]
+def _grouped(
+    runs: Iterable[Measurement], key: Callable[[Measurement], int]
+) -> dict[int, list[Measurement]]:
+    groups: dict[int, list[Measurement]] = {}
+    for one in runs:
+        groups.setdefault(key(one), []).append(one)
+    return groups
 
 
-def _dress(axes: Any, name: str, axis: str, ticks: Sequence[int]) -> None:
+def _draw(axes: Any, label: str, points: Mapping[int, Sequence[float]]) -> None:
+    """Draw a line through the medians, and every value as a dot."""
+    (line,) = axes.plot(list(points), [median(values) for values in points.values()], label=label)
+    dots = [(x, value) for x, values in points.items() for value in values]
+    axes.plot(*zip(*dots, strict=True), "o", color=line.get_color())
+
+
+def _dress(axes: Any, name: str, axis: str, places: Iterable[int]) -> None:
     axes.set_title(name, fontsize="medium")
     axes.set_xlabel(axis)
-    axes.set_xticks(sorted(set(ticks)))
-    axes.set_ylim(bottom=0)
+    axes.set_xticks(_ticks(sorted(places)))
+    axes.set_ylim(0, 1.05 * axes.dataLim.y1)
     axes.grid(axis="y", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _ticks(places: Sequence[int]) -> list[int]:
+    """Leave out of ascending `places` what would overlap the one before."""
+    gap = (places[-1] - places[0]) * len(str(places[-1])) / _DIGITS
+    kept: list[int] = []
+    for place in places:
+        if not kept or place - kept[-1] >= gap:
+            kept.append(place)
+    return kept

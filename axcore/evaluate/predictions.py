@@ -44,7 +44,7 @@ class PredictionFile:
 
     The file is a flat JSON object, sorted, from picture to answer, and nothing else: what other
     tools write and read. Answers that are there already are kept. What is no answer lies beside
-    it, for ``captions.json`` in ``captions.run.json``::
+    it, for ``captions.json`` in ``captions.json.run.json``::
 
         {"settings": {"prompt": "..."}, "errors": {"bad.jpg": "cannot be read as a picture"}}
 
@@ -62,15 +62,26 @@ class PredictionFile:
             settings: What the answers depend on, as JSON: prompt, model, sampling.
 
         Raises:
-            UsageError: The file cannot be read, or was begun under other settings.
+            UsageError: The file cannot be read, or its answers were given under other settings or
+                under unknown ones.
             BundleError: The folder cannot be written to.
         """
         self.path = path
         self.answers = dict(read_predictions(path).answers) if path.exists() else {}
-        self._run_path = path.with_name(f"{path.stem}.run.json")
+        self._run_path = path.with_name(f"{path.name}.run.json")
         self._settings: dict[str, Any] = json.loads(json.dumps(settings))
         self.errors = self._resumed()
-        self._write(self._run_path, {"settings": self._settings, "errors": self.errors})
+        self._write_run()
+
+    def ask_about(self, pictures: Iterable[str]) -> None:
+        """Forget why pictures other than these had no answer: they may be gone by now.
+
+        Raises:
+            BudgetError: The disk is full; the file is as it was.
+        """
+        asked = set(pictures)
+        self.errors = {name: why for name, why in self.errors.items() if name in asked}
+        self._write_run()
 
     def record(self, picture: str, answer: str) -> None:
         """Add an answer to the file.
@@ -81,7 +92,7 @@ class PredictionFile:
         self.answers[picture] = answer
         self._write(self.path, self.answers)
         if self.errors.pop(picture, None) is not None:
-            self._write(self._run_path, {"settings": self._settings, "errors": self.errors})
+            self._write_run()
 
     def fail(self, picture: str, reason: str) -> None:
         """Note why a picture has no answer; it is asked again when the run is resumed.
@@ -90,11 +101,12 @@ class PredictionFile:
             BudgetError: The disk is full; the file is as it was.
         """
         self.errors[picture] = reason
-        self._write(self._run_path, {"settings": self._settings, "errors": self.errors})
+        self._write_run()
 
     def _resumed(self) -> dict[str, str]:
         """Return the errors of an earlier run, if it had the same settings."""
         if not self._run_path.exists():
+            self._refuse_unknown()
             return {}
         earlier = _json_object(self._run_path)
         settings, errors = earlier.get("settings"), earlier.get("errors")
@@ -110,6 +122,17 @@ class PredictionFile:
                 hint="choose another file with -o, or repeat the settings to resume",
             )
         return {str(picture): str(reason) for picture, reason in errors.items()}
+
+    def _refuse_unknown(self) -> None:
+        if self.answers:
+            raise UsageError(
+                f"{self.path} holds {len(self.answers)} answers, and no {self._run_path.name} tells"
+                " under which settings they were given",
+                hint="choose another file with -o, or put that one back beside it to resume",
+            )
+
+    def _write_run(self) -> None:
+        self._write(self._run_path, {"settings": self._settings, "errors": self.errors})
 
     def _write(self, path: Path, content: Mapping[str, Any]) -> None:
         text = json.dumps(content, ensure_ascii=False, indent=2, sort_keys=True) + "\n"
@@ -138,6 +161,9 @@ def read_predictions(path: Path) -> Predictions:
 def keys_of(pictures: Sequence[str], *, base_names: bool) -> dict[str, str]:
     """Return the name that each picture has in a prediction file, by the picture's own name.
 
+    That is its absolute path, so that a folder is the same however it is spelt. Links on the way to
+    the picture are followed; if it is one itself, it keeps its name.
+
     Args:
         pictures: Paths.
         base_names: Whether the file has base names, as that of the reference side does.
@@ -146,9 +172,17 @@ def keys_of(pictures: Sequence[str], *, base_names: bool) -> dict[str, str]:
         UsageError: Two pictures would share an entry.
     """
     if not base_names:
-        return {picture: picture for picture in pictures}
+        return {picture: _absolute(picture) for picture in pictures}
     _check_distinct(pictures, "the pictures")
     return {picture: Path(picture).name for picture in pictures}
+
+
+def sharing_a_base_name(pictures: Iterable[str]) -> list[str]:
+    """Return the pictures that have the commonest base name, sorted; none if all names differ."""
+    pictures = list(pictures)
+    counts = Counter(Path(picture).name for picture in pictures)
+    ((name, count),) = counts.most_common(1) or [("", 0)]
+    return sorted(one for one in pictures if Path(one).name == name) if count > 1 else []
 
 
 def match(sides: Sequence[Predictions], *, common: bool = False) -> dict[str, tuple[str, ...]]:
@@ -196,16 +230,17 @@ def _check_matched(
 
 
 def _check_distinct(pictures: Iterable[str], place: str) -> None:
-    pictures = list(pictures)
-    counts = Counter(Path(picture).name for picture in pictures)
-    name, count = max(counts.items(), key=lambda item: item[1], default=("", 0))
-    if count > 1:
-        sharing = [picture for picture in pictures if Path(picture).name == name]
+    if sharing := sharing_a_base_name(pictures):
         raise UsageError(
-            f"{count} pictures share the base name `{name}`\n"
-            f"  in {place}: {', '.join(sorted(sharing)[:LISTED])}",
+            f"{len(sharing)} pictures share the base name `{Path(sharing[0]).name}`\n"
+            f"  in {place}: {', '.join(sharing[:LISTED])}",
             hint="rename all but one: pictures are matched by base name",
         )
+
+
+def _absolute(picture: str) -> str:
+    path = Path(picture)
+    return str(path.parent.resolve() / path.name)
 
 
 def _changes(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

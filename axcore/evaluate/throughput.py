@@ -17,12 +17,13 @@ import numpy as np
 
 from ..calibration import read_picture
 from ..errors import BudgetError, UsageError
-from ..files import explained_full_disk, write_atomic
+from ..files import check_writable_file, explained_full_disk, write_atomic
 from ..plugins import Registry
 from ..progress import Silent
 from ..runtime.runner import Runner
-from .memory import PeakMemory
+from .memory import PeakMemory, explained_memory
 from .pictures import Question
+from .plots import check_plot, plot_throughput
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -102,6 +103,7 @@ def measure_throughput(
     backend: str = "onnx",
     options: Mapping[str, str] | None = None,
     mindie_columns: bool = False,
+    plot: Path | None = None,
     progress: Progress | None = None,
     registry: Registry | None = None,
 ) -> list[Measurement]:
@@ -109,11 +111,13 @@ def measure_throughput(
 
     A batch is one prompt repeated; its picture is prepared and run once for each. Before a
     measurement a warm-up answers with `WARM_UP` tokens. Ends of answers are ignored, so each has
-    `output_len` tokens, the likeliest ones.
+    `output_len` tokens, the likeliest ones. What ends the sweep early, an interruption or too
+    little memory, leaves what was measured before, in table and plot.
 
     Args:
         bundle: What is measured.
-        out: The table, as CSV; all figures go into a JSON file of its name beside it.
+        out: The table, a name in ``.csv``; all figures go into a ``.json`` of its name beside it,
+            which may replace only what an earlier run wrote.
         image: A picture; None measures text alone.
         prompt: Text behind it.
         batch_sizes: Prompts at once.
@@ -124,21 +128,23 @@ def measure_throughput(
         options: Options of the backend.
         mindie_columns: Name the columns as MindIE does, its misspelling included; memory is then
             in the JSON file alone.
+        plot: Where `plot_throughput` draws the measurements; None draws none.
         progress: Where to report.
         registry: The plugins; None finds the installed ones.
 
     Raises:
         PictureError: The picture cannot be read.
-        UsageError: The backend does not run so many prompts at once, or a prompt is longer than
-            it is to be.
-        BudgetError: Prompt and answer are longer than the model was built for.
+        UsageError: The backend does not run so many prompts at once, a prompt is longer than it
+            is to be, or a file would take the place of another.
+        BundleError: A file cannot be written where it is to be.
+        BudgetError: Prompt and answer are longer than the model was built for, or a batch does
+            not fit into memory.
+        ToolchainError: A plot needs matplotlib.
         AxcoreError: Another subclass says what keeps the model from running.
     """
     progress, registry, options = progress or Silent(), registry or Registry(), options or {}
     _check_numbers(batch_sizes, input_lens, output_len)
-    details = out.with_suffix(".json")
-    if details == out:
-        raise UsageError(f"{out} is where all figures go", hint="give -o a name that ends in .csv")
+    details = _check_outputs(out, plot, image)
     shown = read_picture(image) if image else None
     with progress.task("load", 1, "model"):
         runner = Runner.open(bundle, registry, backend, options)
@@ -156,13 +162,19 @@ def measure_throughput(
     }
     done: list[Measurement] = []
     runs = [(question, batch) for question in questions for batch in batch_sizes]
-    with progress.task("measure", len(runs), "batches") as task:
-        for question, batch in runs:
-            _answer(runner, question, shown, batch, WARM_UP)
-            done.append(_answer(runner, question, shown, batch, output_len))
-            write_table(out, done, mindie_columns=mindie_columns)
-            _write_json(details, facts, done)
-            task.advance()
+    try:
+        with progress.task("measure", len(runs), "batches") as task:
+            for question, batch in runs:
+                with explained_memory(*_too_large(batch, out, done)):
+                    _answer(runner, question, shown, batch, WARM_UP)
+                    done.append(_answer(runner, question, shown, batch, output_len))
+                write_table(out, done, mindie_columns=mindie_columns)
+                _write_json(details, facts, done)
+                task.advance()
+    finally:
+        if plot and done:
+            title = f"{bundle.resolve().name}, {backend}, answers of {output_len} tokens"
+            plot_throughput(done, plot, title)
     return done
 
 
@@ -257,7 +269,53 @@ def _greedy(runner: Runner, prompt: Prompt, rows: Array, output_len: int) -> Ite
         yield tokens
 
 
+def _too_large(batch: int, out: Path, done: Sequence[Measurement]) -> tuple[str, str]:
+    """Return fact and remedy for a batch that memory does not suffice for."""
+    kept = f"{out} keeps the {len(done)} before it" if done else "nothing was measured before it"
+    fewer = f"--batch-sizes below {batch}, or " if batch > 1 else ""
+    return (
+        f"a batch of {batch} does not fit into memory; {kept}",
+        f"give {fewer}a shorter --input-lens or --output-len",
+    )
+
+
 # Before work starts ------------------------------------------------------------------------------
+
+
+def _check_outputs(out: Path, plot: Path | None, image: Path | None) -> Path:
+    """Return where all figures go, after a look at every place that will be written to."""
+    if out.suffix.lower() != ".csv":
+        raise UsageError(
+            f"the table cannot be written as {out or '.'}",
+            hint="give -o a name that ends in .csv",
+        )
+    details = out.with_suffix(".json")
+    _check_details(details)
+    if plot:
+        check_plot(plot)
+        if image and plot.resolve() == image.resolve():
+            raise UsageError(
+                f"the plot {plot} would take the place of the picture",
+                hint="choose another name with --plot, or leave the plot out with --no-plot",
+            )
+    for path in filter(None, (out, details, plot)):
+        check_writable_file(path)
+    return details
+
+
+def _check_details(path: Path) -> None:
+    """Refuse to replace a JSON file of another kind, such as answers."""
+    if not path.is_file():
+        return
+    try:
+        known = isinstance(json.loads(path.read_bytes())["measurements"], list)
+    except (LookupError, TypeError, ValueError):
+        known = False
+    if not known:
+        raise UsageError(
+            f"{path}, where all figures go, is there and holds something else",
+            hint="choose another name with -o",
+        )
 
 
 def _padded(runner: Runner, prompt: str, image: Image | None, length: int | None) -> Question:

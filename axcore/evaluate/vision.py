@@ -13,10 +13,11 @@ from ..errors import AxcoreError, GraphError, UsageError
 from ..plugins import Registry
 from ..progress import Silent
 from ..runtime.deployment import Deployment
-from ..runtime.engine import load_engine, open_session
+from ..runtime.engine import load_engine
 from ..runtime.runner import available_backend
 from ..runtime.vision import VisionSessions
 from .fidelity import Fidelity, dumped_features, fidelity, load_features, worst_first
+from .memory import explained_memory
 from .pictures import Question, one_line, pictures_to_judge, tried
 from .predictions import keys_of
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from ..calibration import Picture
     from ..progress import Progress
-    from ..runtime.engine import Node
+    from ..runtime.engine import Node, Session
     from ..runtime.vision import VisionModel
     from ..types import Port, Sample
 
@@ -55,6 +56,7 @@ def measure_vision(
     features: Path | None = None,
     against: str = "torch",
     options: Mapping[str, str] | None = None,
+    reference_options: Mapping[str, str] | None = None,
     progress: Progress | None = None,
     registry: Registry | None = None,
 ) -> VisionFidelity:
@@ -72,13 +74,19 @@ def measure_vision(
         features: Folder of features from elsewhere, see `dumped_features`. Components without a
             folder in it are left out.
         against: Backend that is the reference.
-        options: Options of the two backends; each takes those that it has.
+        options: Options of the backend that is compared. They never reach the reference, which
+            would otherwise change with what it is to judge; files take none.
+        reference_options: Options of the reference; its defaults where none are given, so that
+            PyTorch computes in float32.
         progress: Where to report; warned of pictures that fail.
         registry: The plugins; None finds the installed ones.
 
     Raises:
         PictureError: There is no picture, or none can be read.
-        UsageError: `onnx` and `features` are both given, or there is nothing to compare.
+        UsageError: `onnx` and `features` are both given, there is nothing to compare, or a
+            backend has no such option.
+        GraphError: A file of `onnx` is no model, or fits no graph.
+        BudgetError: A side does not fit into memory.
         AxcoreError: Another subclass says what keeps a side from running.
     """
     progress, registry, options = progress or Silent(), registry or Registry(), options or {}
@@ -86,20 +94,31 @@ def measure_vision(
         raise UsageError(
             "ONNX files and features were both given", hint="give --onnx or --features, not both"
         )
-    pictures = pictures_to_judge(images)
     deployment = Deployment.open(bundle, registry)
-    names = [against] if onnx or features else [backend, against]
-    shares = _shared(names, options, registry)
-    reference = _open(deployment, against, shares[against], registry)
     side: VisionModel | _Dump
+    if onnx or features:
+        settle("a comparison of files", {}, options)
+        side = _Dump.find(features, deployment) if features else _with_files(deployment, onnx)
+    else:
+        side = _open(deployment, backend, options, registry)
+    reference = _open(deployment, against, reference_options or {}, registry)
+    pictures = pictures_to_judge(images)
     if features:
         keys_of([picture.name for picture in pictures], base_names=True)
-        side = _Dump(features)
-    elif onnx:
-        side = _with_files(deployment, onnx)
-    else:
-        side = _open(deployment, backend, shares[backend], registry)
+    _open_all((side, reference), progress)
     return _compare(_Samples(deployment), pictures, side, reference, progress)
+
+
+def _open_all(sides: Sequence[VisionModel | _Dump], progress: Progress) -> None:
+    """Open what is compared; what keeps it from that would else be told of every picture."""
+    hint = "free memory, or compare on a machine that has more"
+    with (
+        progress.task("load", len(sides), "sides") as task,
+        explained_memory("the vision side does not fit into memory", hint),
+    ):
+        for side in sides:
+            side.open()
+            task.advance()
 
 
 def _compare(
@@ -111,8 +130,8 @@ def _compare(
 ) -> VisionFidelity:
     def work(picture: Picture) -> list[Fidelity]:
         shown = samples.of(picture)
+        ours = side.of(picture) if isinstance(side, _Dump) else _features(side, shown)
         theirs = _features(reference, shown)
-        ours = side.of(picture, theirs) if isinstance(side, _Dump) else _features(side, shown)
         return [fidelity(picture.name, name, ours[name], theirs[name]) for name in ours]
 
     results: list[Fidelity] = []
@@ -142,19 +161,38 @@ class _Samples:
 
 @dataclass(frozen=True)
 class _Dump:
-    """Features that lie in a folder."""
+    """Features of some components that lie in a folder."""
 
     folder: Path
+    components: tuple[str, ...]
 
-    def of(self, picture: Picture, components: Mapping[str, Array]) -> Named:
-        there = [name for name in components if (self.folder / name).is_dir()]
+    @classmethod
+    def find(cls, folder: Path, deployment: Deployment) -> _Dump:
+        """Look for the components of a model.
+
+        Raises:
+            UsageError: There are none.
+        """
+        names = tuple(dict.fromkeys(graph.component for graph in deployment.graphs))
+        there = tuple(name for name in names if (folder / name).is_dir())
         if not there:
+            missing = f"has no folder {' or '.join(names)}" if folder.is_dir() else "is no folder"
             raise UsageError(
-                f"{self.folder} has no folder {' or '.join(components)}",
-                hint="save the features of photo.jpg in COMPONENT/photo.jpg.npy",
+                f"{folder} {missing}",
+                hint="save the features of photo.jpg in"
+                f" {dumped_features(folder, names[-1], 'photo.jpg')}",
             )
+        return cls(folder, there)
+
+    def open(self) -> None:
+        """Do nothing: each picture has files of its own."""
+
+    def of(self, picture: Picture) -> Named:
         name = Path(picture.name).name
-        return {part: load_features(dumped_features(self.folder, part, name)) for part in there}
+        return {
+            part: load_features(dumped_features(self.folder, part, name))
+            for part in self.components
+        }
 
 
 def _features(model: VisionModel, samples: Sequence[Sample]) -> Named:
@@ -167,22 +205,6 @@ def _open(
 ) -> VisionModel:
     found = available_backend(name, registry)
     return found.vision(deployment, settle(f"backend `{name}`", found.options, options))
-
-
-def _shared(
-    names: Sequence[str], options: Mapping[str, str], registry: Registry
-) -> dict[str, dict[str, str]]:
-    """Give each backend the options that it has; what none has goes to the first, to be refused."""
-    has = {name: available_backend(name, registry).options for name in names}
-    orphans = {option for option in options if not any(option in own for own in has.values())}
-    return {
-        name: {
-            option: value
-            for option, value in options.items()
-            if option in has[name] or (option in orphans and name == names[0])
-        }
-        for name in names
-    }
 
 
 # ONNX files in place of graphs -------------------------------------------------------------------
@@ -204,7 +226,7 @@ def _place(deployment: Deployment, path: Path) -> str:
 
     Where several have them, the file's name must begin with the stem.
     """
-    session = open_session(load_engine("onnx"), path)
+    session = _opened(path)
     sides = session.get_inputs(), session.get_outputs()
     fitting = [
         graph.stem
@@ -222,6 +244,19 @@ def _place(deployment: Deployment, path: Path) -> str:
             " file's name must begin as the graph's",
         )
     return fitting[0]
+
+
+def _opened(path: Path) -> Session:
+    """Load a file that the user named; the hints of `open_session` are about those of a bundle."""
+    if not path.is_file():
+        raise UsageError(f"there is no file {path}", hint="name a quantised graph with --onnx")
+    try:
+        return load_engine("onnx").InferenceSession(str(path))
+    except (RuntimeError, ValueError) as error:
+        raise GraphError(
+            f"{path} is no model that ONNX Runtime loads\n  {error}",
+            hint="name an ONNX file of static shapes that has its external data, if any, beside it",
+        ) from error
 
 
 def _same(ports: Sequence[Port], nodes: Sequence[Node]) -> bool:

@@ -129,9 +129,11 @@ def toolchains() -> list[Ascend]:
 @hookimpl
 def backends() -> list[AscendBackend]:
     """Register what runs bundles on a card: OM files, or ONNX files through CANN's provider."""
-    from .backend import AscendBackend
+    from .backend import OPTIONS as RUN_OPTIONS
+    from .backend import PROVIDER_OPTIONS, AscendBackend
 
+    provider = {**RUN_OPTIONS, **PROVIDER_OPTIONS}
     return [
-        AscendBackend("ascend", f"{__name__}.om", ".om", "ais_bench"),
-        AscendBackend("ascend-onnx", f"{__name__}.cann", ".onnx", "onnxruntime-cann"),
+        AscendBackend("ascend", f"{__name__}.om", ".om", "ais_bench", RUN_OPTIONS),
+        AscendBackend("ascend-onnx", f"{__name__}.cann", ".onnx", "onnxruntime-cann", provider),
     ]

@@ -6,9 +6,6 @@ Source: the MindIE guide of MiniCPM-V-2. Most speak to torch and its acceleratio
 from __future__ import annotations
 
 import os
-from typing import Literal
-
-Profile = Literal["run", "performance"]
 
 _VISIBLE = "ASCEND_RT_VISIBLE_DEVICES"
 _RUN = {
@@ -27,15 +24,16 @@ _PERFORMANCE = {
     "ATB_LLM_BENCHMARK_ENABLE": "1",
     "ATB_LLM_BENCHMARK_FILEPATH": "benchmark.csv",
 }
-_PROFILES: dict[Profile, dict[str, str]] = {"run": _RUN, "performance": _PERFORMANCE}
+_PROFILES = {"run": _RUN, "performance": _PERFORMANCE}
+PROFILES = tuple(_PROFILES)
 
 
-def environment(profile: Profile) -> dict[str, str]:
+def environment(profile: str) -> dict[str, str]:
     """Return the variables of a profile: "run", or "performance" to be measured as well."""
     return dict(_PROFILES[profile])
 
 
-def apply_environment(profile: Profile, device: int = 0) -> None:
+def apply_environment(profile: str, device: int = 0) -> None:
     """Set the variables of a profile that the user has not set; comes before CANN is loaded.
 
     All cards stay visible where another than the first is to be used.

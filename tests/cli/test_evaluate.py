@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from typing import TYPE_CHECKING, Any
@@ -10,14 +11,20 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
+from axcore import Registry
 from axcore.evaluate import dumped_features
 
+from ..built import impatient
 from ..bundles import Axcore
 from ..evaluate import toy
 from ..evaluate.answering import PICTURES, built, built_free
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+__all__ = ["impatient"]
+
+COMMANDS_THAT_RUN_A_MODEL = ("captions", "vision", "throughput")
 
 
 @pytest.fixture(scope="module")
@@ -72,8 +79,8 @@ def test_captions(axcore: Axcore, model: Path, images: Path, tmp_path: Path) -> 
     assert set(data["errors"]) == {"empty.jpg"}
     assert "2 of 3 pictures have their answers already" in again.err
     (images / "empty.jpg").unlink()
-    out.with_name("a.run.json").unlink()
-    assert axcore(*arguments).code == 0
+    last = axcore(*arguments)
+    assert (last.code, last.out) == (0, f"{out}: 2 answers, 0 errors\n")
 
 
 def test_options_of_a_backend(axcore: Axcore, model: Path, images: Path, tmp_path: Path) -> None:
@@ -83,6 +90,52 @@ def test_options_of_a_backend(axcore: Axcore, model: Path, images: Path, tmp_pat
     )
     assert done.code == 2
     assert "backend `onnx` has no option --device" in done.err
+
+
+@pytest.mark.parametrize("command", COMMANDS_THAT_RUN_A_MODEL)
+def test_whatever_a_backend_declares_can_be_given(
+    axcore: Axcore, model: Path, impatient: str, tmp_path: Path, command: str
+) -> None:
+    """The options of a plugin's backend reach it from every command that runs a model.
+
+    Oracle: what a stand-in says it was opened with.
+    """
+    own = {
+        "captions": ("--images", PICTURES, "-o", tmp_path / "a.json"),
+        "vision": ("--images", PICTURES, "--against", "onnx"),
+        "throughput": ("--batch-sizes", 1, "-o", tmp_path / "t.csv", "--no-plot"),
+    }
+    done = axcore(
+        "evaluate", command, model, "--backend", impatient, "--patience", 5, *own[command],
+        "--mood=-1",
+    )  # fmt: skip
+    assert done.code == 1
+    assert "opened with {'patience': '5', 'mood': '-1'}" in done.err
+
+
+def test_options_of_the_reference(axcore: Axcore, model: Path, impatient: str) -> None:
+    """Of the two backends of a comparison, each is given its own. Oracle: the same stand-in, and
+    the message about an option that the compared one lacks.
+    """
+    arguments = ("evaluate", "vision", model, "--images", PICTURES, "--against", impatient)
+    done = axcore(*arguments, "--against-patience", 5, "--against-mood", "calm")
+    assert "opened with {'patience': '5', 'mood': 'calm'}" in done.err
+    done = axcore(*arguments, "--mood", "calm")
+    assert done.code == 2
+    assert "backend `onnx` has no option --mood" in done.err
+
+
+@pytest.mark.parametrize("command", COMMANDS_THAT_RUN_A_MODEL)
+def test_help_tells_of_backends_and_their_options(axcore: Axcore, command: str) -> None:
+    """Every embedded backend is named, and where options of backends are listed.
+
+    Oracle: the registry, and what doctor prints.
+    """
+    shown = axcore("evaluate", command, "--help").out
+    for name in Registry([]).backends:
+        assert re.search(rf"\b{name}\b", shown.partition("--backend")[2])
+    assert "see `axcore doctor`" in " ".join(shown.split())
+    assert "options: --device, --dtype" in axcore("doctor").out
 
 
 # The judge ---------------------------------------------------------------------------------------
@@ -99,7 +152,8 @@ def clip(tmp_path: Path) -> Path:
 
 
 def test_clip_score(axcore: Axcore, images: Path, clip: Path, tmp_path: Path) -> None:
-    """Means, the pictures that differ most, and a verdict; two pictures show nothing.
+    """Means, the pictures that differ most, and a verdict; two pictures show nothing. The exit
+    code tells of the one left out.
 
     Oracle: the scores in JSON, whose means and differences are worked out here.
     """
@@ -107,6 +161,7 @@ def test_clip_score(axcore: Axcore, images: Path, clip: Path, tmp_path: Path) ->
     two = answers(tmp_path / "two.json", cat="the dog", coffee="a cup", empty="nothing")
     arguments = ("evaluate", "clip-score", one, two, "--images", images, "--clip", clip)
     done = axcore(*arguments, "--json")
+    assert done.code == 1
     data = json.loads(done.out)
     assert set(data["skipped"]) == {"empty.jpg"}
     scores: dict[str, list[float]] = data["scores"]
@@ -120,6 +175,9 @@ def test_clip_score(axcore: Axcore, images: Path, clip: Path, tmp_path: Path) ->
     assert f"{data['means'][str(one)]:.6f}" in text
     assert "2 pictures, 1 left out" in text
     assert "no difference shown (" in text.splitlines()[-1]
+    (images / "empty.jpg").unlink()
+    shutil.copy(PICTURES / "rocket.jpg", images / "empty.jpg")
+    assert axcore(*arguments).code == 0
 
 
 def test_a_verdict(axcore: Axcore, clip: Path, tmp_path: Path) -> None:
@@ -138,8 +196,34 @@ def test_a_verdict(axcore: Axcore, clip: Path, tmp_path: Path) -> None:
     better = differences[0] > 0
     text = axcore("evaluate", "clip-score", *files, *arguments).out.splitlines()[-1]
     assert text.startswith(f"{files[0]} is {'better' if better else 'worse'} than {files[1]} (")
+    assert "95% interval" in text
+    arguments = (*arguments, "--confidence", "0.925")
     text = axcore("evaluate", "clip-score", *files[::-1], *arguments).out.splitlines()[-1]
+    assert "92.5% interval" in text
     assert text.startswith(f"{files[1]} is {'worse' if better else 'better'} than {files[0]} (")
+
+
+@pytest.mark.parametrize("level", ["1.5", "0", "1", "-0.1", "nan"])
+def test_a_level_that_is_none_is_refused_first(axcore: Axcore, tmp_path: Path, level: str) -> None:
+    """Before anything is read. Oracle: the message, where no file is there."""
+    done = axcore(
+        "evaluate", "clip-score", tmp_path / "one.json", tmp_path / "two.json",
+        "--images", tmp_path, "--clip", tmp_path / "clip", "--confidence", level,
+    )  # fmt: skip
+    assert done.code == 2
+    assert f"{level} is no confidence" in done.err
+
+
+def test_a_hint_names_options_that_there_are(axcore: Axcore, clip: Path, tmp_path: Path) -> None:
+    """Where the judge's vocabulary is missing. Oracle: the command's own help."""
+    for vocabulary in clip.glob("*.gz"):
+        vocabulary.unlink()
+    one = answers(tmp_path / "one.json", cat="the cat")
+    done = axcore("evaluate", "clip-score", one, "--images", PICTURES, "--clip", clip)
+    hint = done.err.partition("hint: ")[2]
+    named = set(re.findall(r"--[a-z][a-z-]*", hint))
+    assert named
+    assert named <= set(re.findall(r"--[a-z-]+", axcore("evaluate", "clip-score", "--help").out))
 
 
 def test_one_file_is_scored_alone(axcore: Axcore, clip: Path, tmp_path: Path) -> None:
@@ -238,18 +322,18 @@ def test_throughput(axcore: Axcore, free_model: Path, tmp_path: Path) -> None:
 def test_throughput_without_matplotlib(
     axcore: Axcore, free_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The error says what to install, and the table is there; --no-plot needs nothing.
+    """The error says what to install before anything is measured; --no-plot needs nothing.
 
     Oracle: the files.
     """
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     arguments = (
         "evaluate", "throughput", free_model, "-p", "a", "--batch-sizes", 1, "--output-len", 2,
     )  # fmt: skip
     done = axcore(*arguments, "-o", tmp_path / "a.csv")
     assert done.code == 1
     assert "a plot needs matplotlib" in done.err
-    assert (tmp_path / "a.csv").exists()
+    assert not (tmp_path / "a.csv").exists()
     done = axcore(*arguments, "-o", tmp_path / "b.csv", "--no-plot", "--mindie-columns")
     assert (done.code, done.err.count("error")) == (0, 0)
     assert "fisrt_token_time(ms)" in (tmp_path / "b.csv").read_text()

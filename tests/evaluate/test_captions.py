@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from PIL import Image
 
-from axcore import BudgetError, Registry, UsageError
+import axcore
+from axcore import AxcoreError, BudgetError, CheckpointError, Registry, UsageError
 from axcore.evaluate import Captions, PredictionFile, Question, write_captions
 from axcore.evaluate.pictures import pictures_to_judge
 from axcore.runtime.runner import Answer, Runner
@@ -21,10 +23,11 @@ from axcore.testing import Recorder
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-from ..bundles import Interrupted
+from ..bundles import Interrupted, change_json, change_tensors, shard_of
 from .answering import PICTURES
 
 CAPTIONS = Captions(Question("Say."), Sampling(), 6)
+NORM = "model.norm.weight"
 
 
 @pytest.fixture
@@ -104,18 +107,21 @@ def test_an_interrupted_run_goes_on_where_it_was(
     progress = Recorder()
     assert write(model, images, out, base_names=True, progress=progress).answers == expected
     assert progress.said == ["2 of 4 pictures have their answers already"]
-    lost = Path(shutil.copytree(model, tmp_path / "bundle"))
-    for path in lost.glob("*_together.onnx"):
-        path.unlink()
+    damaged = Path(shutil.copytree(model, tmp_path / "bundle"))
+    for path in damaged.glob("*_together.onnx"):
+        stat = path.stat()
+        path.write_bytes(bytes(stat.st_size))
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     before = out.stat().st_mtime_ns
-    assert write(lost, images, out, base_names=True).answers == expected
+    assert write(damaged, images, out, base_names=True).answers == expected
     assert out.stat().st_mtime_ns == before
 
 
 def test_a_bad_picture_costs_no_other(
     model: Path, images: Path, expected: dict[str, str], tmp_path: Path
 ) -> None:
-    """An empty and a torn file are noted with the reason, and asked again once mended.
+    """An empty and a torn file are noted with the reason, and asked again once mended; taken away,
+    they are no errors any more.
 
     Oracle: `expected` for the rest, and then for all.
     """
@@ -128,7 +134,11 @@ def test_a_bad_picture_costs_no_other(
     assert file.answers == good
     assert set(file.errors) == {"cat.jpg", "coffee.jpg"}
     assert "cannot be read as a picture" in file.errors["coffee.jpg"]
-    assert json.loads((tmp_path / "a.run.json").read_text())["errors"] == file.errors
+    assert json.loads((tmp_path / "a.json.run.json").read_text())["errors"] == file.errors
+    shutil.copytree(images, tmp_path / "fewer", ignore=shutil.ignore_patterns("c*"))
+    file = write(model, tmp_path / "fewer", out, base_names=True)
+    assert (file.answers, file.errors) == (good, {})
+    assert json.loads((tmp_path / "a.json.run.json").read_text())["errors"] == {}
     (images / "cat.jpg").write_bytes(whole)
     shutil.copy(PICTURES / "coffee.jpg", images)
     file = write(model, images, out, base_names=True)
@@ -145,6 +155,94 @@ def test_a_sample_can_grow(model: Path, images: Path, tmp_path: Path) -> None:
     assert progress.said == ["2 of 4 pictures have their answers already"]
     assert two.items() <= four.items()
     assert len(four) == 4
+
+
+def test_a_folder_is_the_same_however_it_is_spelt(
+    model: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Relative, absolute, through a link, or one picture of it. Oracle: names and number of the
+    answers, and what each run says it found.
+    """
+    monkeypatch.chdir(tmp_path)
+    out, progress = tmp_path / "a.json", Recorder()
+    (tmp_path / "link").symlink_to(images)
+    shutil.copytree(images, tmp_path / "linked")
+    shutil.copy(images / "cat.jpg", tmp_path / "blob")
+    (images / "cat.jpg").unlink()
+    (images / "cat.jpg").symlink_to(tmp_path / "blob")
+    for source in ("images/cat.jpg", "images", "./linked/../images/", images, "link"):
+        file = write(model, Path(source), out, progress=progress)
+    assert set(file.answers) == {str(path) for path in images.iterdir()}
+    assert progress.said == [
+        "1 of 4 pictures have their answers already",
+        *["4 of 4 pictures have their answers already"] * 3,
+    ]
+
+
+def test_names_that_no_comparison_takes(model: Path, images: Path, tmp_path: Path) -> None:
+    """Two pictures of one base name are warned of, and answered. Oracle: both in the message."""
+    (images / "deep").mkdir()
+    shutil.copy(images / "cat.jpg", images / "deep")
+    progress = Recorder()
+    assert len(write(model, images, tmp_path / "a.json", progress=progress).answers) == 5
+    (warning,) = progress.warned
+    assert "2 pictures share the base name `cat.jpg`" in warning
+    assert f"{images}/cat.jpg, {images}/deep/cat.jpg" in warning
+
+
+@pytest.fixture
+def own(model: Path, tmp_path: Path) -> Path:
+    """A copy of the bundle to change, with a checkpoint of its own in `checkpoint` beside it."""
+    bundle = Path(shutil.copytree(model, tmp_path / "bundle"))
+    checkpoint = json.loads((bundle / "axcore.json").read_text())["checkpoint"]
+    folder = str(shutil.copytree(checkpoint["folder"], tmp_path / "checkpoint"))
+    change_json(bundle / "axcore.json", checkpoint={**checkpoint, "folder": folder})
+    return bundle
+
+
+def build_anew(bundle: Path) -> None:
+    axcore.build(bundle, toolchain="onnx", options={"weight-type": "bf16"})
+
+
+def touch_layers(bundle: Path) -> None:
+    for path in bundle.glob("*_together.onnx"):
+        path.touch()
+
+
+def write_report(bundle: Path) -> None:
+    (bundle / "speed.csv").touch()
+
+
+def train_checkpoint(bundle: Path) -> None:
+    shard = shard_of(bundle.with_name("checkpoint"), NORM)
+    change_tensors(shard, lambda tensors: tensors[NORM].add_(1))
+
+
+@pytest.mark.parametrize(
+    ("backend", "unread", "read", "error"),
+    [
+        ("onnx", write_report, build_anew, UsageError),
+        ("onnx", train_checkpoint, touch_layers, UsageError),
+        ("torch", touch_layers, train_checkpoint, CheckpointError),
+    ],
+)
+def test_answers_of_other_weights_are_not_mixed(
+    own: Path, images: Path, backend: str, unread: Any, read: Any, error: type[AxcoreError]
+) -> None:
+    """Answers go on only with the weights of before: those of the same build for an engine, those
+    of the checkpoint for torch. What is not read may change, the file with the answers among it.
+    Oracle: the file.
+    """
+    out = own / "a.json"
+    run = partial(write, own, images, out, backend=backend)
+    assert len(run(sample=1).answers) == 1
+    unread(own)
+    assert len(run(sample=2).answers) == 2
+    before = out.read_bytes()
+    read(own)
+    with pytest.raises(error, match=r"2 answers given under other settings|checkpoint has changed"):
+        run()
+    assert out.read_bytes() == before
 
 
 @pytest.mark.parametrize("change", ["prompt", "base names", "bundle"])

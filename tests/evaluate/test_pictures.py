@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import shutil
-from typing import TYPE_CHECKING
+import weakref
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from axcore import PictureError
+from axcore import BudgetError, PictureError
 from axcore.calibration import Picture
 from axcore.evaluate import Question
 from axcore.evaluate.pictures import drawn, pictures_to_judge, tried
@@ -82,6 +85,26 @@ def test_errors_stay_with_their_picture() -> None:
     assert progress.warned[0] == "left out: `bad` is torn; at byte 3"
     with pytest.raises(ZeroDivisionError):
         list(tried("try", pictures, lambda _: 1 // 0, progress))
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("no GiB are free")])
+def test_memory_that_one_picture_lacks_is_there_for_the_next(error: Exception) -> None:
+    """It costs that picture alone: what its run held is let go. Oracle: a weak reference."""
+    held: list[weakref.ref[Any]] = []
+
+    def work(picture: Picture) -> str:
+        if picture.name == "small":
+            assert held[0]() is None
+            return "done"
+        large = np.zeros(1000)
+        held.append(weakref.ref(large))
+        raise error
+
+    pictures = [Picture(name, bytes) for name in ("large", "small")]
+    (_, failed), (_, made) = tried("try", pictures, work, Recorder())
+    assert isinstance(failed, BudgetError)
+    assert str(failed) == f"`large` does not fit into memory\n  {str(error) or 'MemoryError'}"
+    assert made == "done"
 
 
 def test_messages() -> None:

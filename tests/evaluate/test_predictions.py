@@ -55,13 +55,29 @@ def test_lone_surrogates_do_not_lose_a_run(tmp_path: Path) -> None:
     assert "für zwei 😀" in (tmp_path / "a.json").read_text()
 
 
-def test_answers_of_another_tool_are_kept(tmp_path: Path) -> None:
-    """A file without settings beside it is merged into. Oracle: both answers."""
+def test_answers_under_unknown_settings_are_not_continued(tmp_path: Path) -> None:
+    """A file of another tool, or one whose settings are gone, stays as it is; an empty one is
+    begun. Oracle: the bytes, and no file beside it.
+    """
     (tmp_path / "a.json").write_text('{"x/1.jpg": "a cat"}')
+    with pytest.raises(UsageError, match=r"1 answers, and no a\.json\.run\.json tells"):
+        PredictionFile(tmp_path / "a.json", SETTINGS)
+    assert (tmp_path / "a.json").read_text() == '{"x/1.jpg": "a cat"}'
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.json"]
+    (tmp_path / "a.json").write_text("{}")
     PredictionFile(tmp_path / "a.json", SETTINGS).record("x/0.jpg", "a dog")
-    assert (tmp_path / "a.json").read_text() == (
-        '{\n  "x/0.jpg": "a dog",\n  "x/1.jpg": "a cat"\n}\n'
-    )
+    assert read_predictions(tmp_path / "a.json").answers == {"x/0.jpg": "a dog"}
+
+
+def test_files_of_one_stem_are_two_runs(tmp_path: Path) -> None:
+    """Each has settings and errors of its own. Oracle: the two kept apart, and read back."""
+    for suffix in ("json", "txt"):
+        file = PredictionFile(tmp_path / f"a.{suffix}", {"prompt": suffix})
+        file.record("1.jpg", suffix)
+        file.fail("2.jpg", suffix)
+    for suffix in ("json", "txt"):
+        file = PredictionFile(tmp_path / f"a.{suffix}", {"prompt": suffix})
+        assert (file.answers, file.errors) == ({"1.jpg": suffix}, {"2.jpg": suffix})
 
 
 def test_errors_lie_beside_until_there_is_an_answer(tmp_path: Path) -> None:
@@ -73,11 +89,13 @@ def test_errors_lie_beside_until_there_is_an_answer(tmp_path: Path) -> None:
     file.fail("3.jpg", "cannot be read")
     file = PredictionFile(path, SETTINGS)
     assert (file.answers, set(file.errors)) == ({"1.jpg": "a cat"}, {"2.jpg", "3.jpg"})
+    file.fail("4.jpg", "is deleted later")
+    file.ask_about(["1.jpg", "2.jpg", "3.jpg"])
     file.record("3.jpg", "a dog")
     assert json.loads(path.read_bytes()) == {"1.jpg": "a cat", "3.jpg": "a dog"}
-    beside = json.loads((tmp_path / "a.run.json").read_bytes())
+    beside = json.loads((tmp_path / "a.json.run.json").read_bytes())
     assert beside == {"settings": SETTINGS, "errors": {"2.jpg": "cannot be read"}}
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["a.json", "a.run.json"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["a.json", "a.json.run.json"]
 
 
 def test_answers_to_another_question_are_not_mixed(tmp_path: Path) -> None:
@@ -91,15 +109,20 @@ def test_answers_to_another_question_are_not_mixed(tmp_path: Path) -> None:
         UsageError, match=r"1 answers given under other settings\n  seed: then 1234, now null$"
     ):
         PredictionFile(path, {"prompt": SETTINGS["prompt"]})
-    (tmp_path / "a.run.json").write_text("{}")
+    (tmp_path / "a.json.run.json").write_text("{}")
     with pytest.raises(UsageError, match="holds no settings and errors"):
         PredictionFile(path, SETTINGS)
 
 
-def test_names_in_the_file() -> None:
-    """Paths stay as they are; base names must differ. Oracle: the message."""
+def test_names_in_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Paths are made absolute; base names must differ. Oracle: the working folder, the message."""
+    monkeypatch.chdir(tmp_path)
     pictures = ["a/1.jpg", "b/2.jpg"]
-    assert keys_of(pictures, base_names=False) == {"a/1.jpg": "a/1.jpg", "b/2.jpg": "b/2.jpg"}
+    assert keys_of([*pictures, "/c.tar/3.jpg"], base_names=False) == {
+        "a/1.jpg": f"{tmp_path}/a/1.jpg",
+        "b/2.jpg": f"{tmp_path}/b/2.jpg",
+        "/c.tar/3.jpg": "/c.tar/3.jpg",
+    }
     assert keys_of(pictures, base_names=True) == {"a/1.jpg": "1.jpg", "b/2.jpg": "2.jpg"}
     with pytest.raises(UsageError, match=r"2 pictures share the base name `1.jpg`\n.*a/1.jpg, c/1"):
         keys_of([*pictures, "c/1.jpg"], base_names=True)

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import math
+import shutil
 import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnxruntime
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from onnx import TensorProto, helper
 
-from axcore import BudgetError, Registry, ToolchainError, UsageError, read_picture
+from axcore import BudgetError, BundleError, Registry, ToolchainError, UsageError, read_picture
 from axcore.evaluate import Measurement, Question, measure_throughput, plot_throughput
-from axcore.evaluate.memory import PeakMemory
+from axcore.evaluate.memory import PeakMemory, explained_memory
+from axcore.evaluate.plots import _lines, _ticks
 from axcore.evaluate.throughput import _greedy, _read, write_table
 from axcore.runtime.runner import Answer, Runner
 
@@ -23,9 +29,11 @@ from ..bundles import Interrupted
 from .answering import PICTURES, PROMPT_MAX, ROWS
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 CAT = PICTURES / "cat.jpg"
+PETABYTE = 1 << 50
 # As the document that axcore follows has them.
 COLUMNS = [
     "batch", "input_len", "output_len", "embedding_len", "first_token_time(ms)",
@@ -132,14 +140,47 @@ def test_text_alone(model: Path, tmp_path: Path) -> None:
 
 
 def test_an_interrupted_sweep_keeps_what_it_has(free_model: Path, tmp_path: Path) -> None:
-    """The table is whole after each measurement. Oracle: the file after the first of three."""
-    out = tmp_path / "t.csv"
+    """Table and plot show what was measured. Oracle: the files after the first of three."""
+    pytest.importorskip("matplotlib")
+    out, plot = tmp_path / "t.csv", tmp_path / "t.svg"
     with pytest.raises(KeyboardInterrupt):
         measure_throughput(
-            free_model, out, prompt="a", batch_sizes=[1, 2, 3], output_len=2,
+            free_model, out, prompt="a", batch_sizes=[1, 2, 3], output_len=2, plot=plot,
             progress=Interrupted(),
         )  # fmt: skip
     assert [row["batch"] for row in table_of(out)] == ["1"]
+    assert b"<!-- %s, onnx, answers of 2 tokens -->" % free_model.name.encode() in plot.read_bytes()
+
+
+def test_a_batch_beyond_memory(free_model: Path, tmp_path: Path) -> None:
+    """The error names the batch and the table with what came before it.
+
+    Oracle: numpy's own error, for a petabyte that the second batch wants.
+    """
+    pytest.importorskip("matplotlib")
+    opened, out, plot = Runner.open, tmp_path / "t.csv", tmp_path / "t.svg"
+
+    def short(*arguments: Any) -> Runner:
+        runner = opened(*arguments)
+        prefill = runner.language.prefill
+
+        def taking(rows: Any, positions: Any) -> Any:
+            return np.empty(PETABYTE, np.uint8) if len(rows) == 6 else prefill(rows, positions)
+
+        runner.language.prefill = taking  # type: ignore[method-assign]
+        return runner
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Runner, "open", short)
+        how: dict[str, Any] = {"prompt": "a", "output_len": 2, "plot": plot}
+        with pytest.raises(BudgetError, match=r"a batch of 6 .*t\.csv keeps the 2 ") as raised:
+            measure_throughput(free_model, out, batch_sizes=[1, 2, 6], **how)
+        assert "Unable to allocate 1.00 PiB" in raised.value.message
+        assert "below 6" in raised.value.hint
+        with pytest.raises(BudgetError, match="nothing was measured before it"):
+            measure_throughput(free_model, out, batch_sizes=[6], **how)
+    assert [row["batch"] for row in table_of(out)] == ["1", "2"]
+    assert plot.exists()
 
 
 @pytest.mark.parametrize(
@@ -164,10 +205,65 @@ def test_refused_before_work(
     assert not list(tmp_path.iterdir())
 
 
-def test_the_table_may_not_be_the_json(model: Path, tmp_path: Path) -> None:
-    """Both would have one name. Oracle: the message."""
-    with pytest.raises(UsageError, match="where all figures go"):
-        measure_throughput(model, tmp_path / "t.json", prompt="a", batch_sizes=[1])
+# Where it is written -----------------------------------------------------------------------------
+
+
+def refused(folder: Path, out: Path, error: Any, message: str, **given: Any) -> None:
+    """Hold that outputs are looked at first: the bundle that is named does not exist."""
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(error, match=message):
+        measure_throughput(folder / "no bundle", out, batch_sizes=[1], **given)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("name", ["t.json", "t.png", "t", ".", ".csv"])
+def test_the_table_is_csv(tmp_path: Path, name: str) -> None:
+    """So that JSON and plot have other names. Oracle: the message."""
+    refused(tmp_path, tmp_path / name, UsageError, "the table cannot be written as")
+
+
+@pytest.mark.parametrize(
+    "content", ['{"cat.jpg": "a cat"}', '{"measurements": "a cat"}', "[1]", "{", ""]
+)
+def test_answers_are_not_replaced(tmp_path: Path, content: str) -> None:
+    """Figures go beside the table, where something else may lie. Oracle: the file as it was."""
+    (tmp_path / "board.json").write_text(content)
+    refused(tmp_path, tmp_path / "board.csv", UsageError, "board.json, .* holds something else")
+
+
+def test_an_earlier_run_is_replaced(model: Path, tmp_path: Path) -> None:
+    """Table, figures and plot of the same name. Oracle: the prompts in the file."""
+    pytest.importorskip("matplotlib")
+    out, plot = tmp_path / "t.csv", tmp_path / "t.png"
+    for prompt in ("a", "b"):
+        how: dict[str, Any] = {"prompt": prompt, "output_len": 2, "plot": plot}
+        measure_throughput(model, out, batch_sizes=[1], **how)
+        assert json.loads(out.with_suffix(".json").read_text())["prompt"] == prompt
+
+
+def test_a_picture_is_not_replaced(tmp_path: Path) -> None:
+    """By a plot, even if what is asked about is one itself. Oracle: the files as they were."""
+    pytest.importorskip("matplotlib")
+    photo, chart = tmp_path / "photo.png", tmp_path / "chart.png"
+    shutil.copy(CAT, photo)
+    plot_throughput([measurement()], chart, "a chart")
+    out = tmp_path / "t.csv"
+    refused(tmp_path, out, UsageError, "photo.png is there and is no plot", plot=photo)
+    refused(
+        tmp_path, out, UsageError, "would take the place of the picture", plot=chart, image=chart
+    )
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".json", ".png"])
+def test_a_place_that_takes_no_file(tmp_path: Path, suffix: str) -> None:
+    """A folder of that name, and a file instead of the folder. Oracle: the messages."""
+    pytest.importorskip("matplotlib")
+    out = tmp_path / "t.csv"
+    out.with_suffix(suffix).mkdir()
+    plot = out.with_suffix(".png")
+    refused(tmp_path, out, BundleError, rf"cannot write .*t\{suffix}", plot=plot)
+    (tmp_path / "file").touch()
+    refused(tmp_path, tmp_path / "file" / "t.csv", BundleError, "file is no folder")
 
 
 # Tables and plots --------------------------------------------------------------------------------
@@ -218,15 +314,56 @@ def test_a_plot(tmp_path: Path, suffix: str) -> None:
     data = path.read_bytes()
     assert data.startswith(b"\x89PNG" if suffix == "png" else b"<?xml")
     if suffix == "svg":
-        for text in (b"a title", b"prompt of 90 tokens", b"time to first token", b"batch"):
-            assert b"<!-- %s" % text in data
+        for text in (b"a title", b"prompt [tokens]", b"90", b"time to first token [s]", b"batch"):
+            assert b"<!-- %s -->" % text in data
+
+
+@pytest.mark.parametrize(
+    ("runs", "axis", "places"),
+    [
+        ([(4, 60), (1, 60), (2, 60)], "batch, prompts of 60 tokens", {"60": [1, 2, 4]}),
+        ([(1, 60), (1, 60)], "batch, prompts of 60 tokens", {"60": [1]}),
+        ([(2, 90), (2, 60), (2, 60)], "prompt [tokens], batch of 2", {"": [60, 90]}),
+        ([(2, 90), (1, 90), (1, 60)], "batch", {"60": [1], "90": [1, 2]}),
+    ],
+)
+def test_lines_run_from_left_to_right(
+    runs: list[tuple[int, int]], axis: str, places: dict[str, list[int]]
+) -> None:
+    """In whatever order and however often was measured. Oracle: lines, places and axis by hand."""
+    found, lines = _lines([measurement(batch=b, input_len=n) for b, n in runs])
+    assert found == axis
+    assert {label: list(points) for label, points in lines.items()} == places
+    assert sum(len(same) for points in lines.values() for same in points.values()) == len(runs)
+
+
+@given(st.sets(st.integers(1, 20_000), min_size=1))
+def test_ticks_do_not_overlap(places: set[int]) -> None:
+    """The first place has one, and every other that is not too near to the one before.
+
+    Oracle: the room for 36 digits below a panel, shared evenly.
+    """
+    ticks = _ticks(sorted(places))
+    span, digits = max(places) - min(places), len(str(max(places)))
+    assert ticks[0] == min(places)
+    assert set(ticks) <= places
+    assert all((b - a) * 36 >= span * digits for a, b in itertools.pairwise(ticks))
+    for place in places - set(ticks):
+        before = max(tick for tick in ticks if tick < place)
+        assert (place - before) * 36 < span * digits
+
+
+def test_ticks_of_common_sweeps() -> None:
+    """Batches 1 to 10 each have one; of 211 and 212 on a long axis the first has. Oracle: those."""
+    assert _ticks(range(1, 11)) == list(range(1, 11))
+    assert _ticks([128, 211, 212, 512]) == [128, 211, 512]
 
 
 def test_no_plot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another suffix, or no matplotlib: refused with what helps. Oracle: the messages."""
     with pytest.raises(UsageError, match=r"cannot be written as .*plot\.txt"):
         plot_throughput([measurement()], tmp_path / "plot.txt", "")
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ToolchainError, match="needs matplotlib") as raised:
         plot_throughput([measurement()], tmp_path / "plot.png", "")
     assert "axcore[evaluate]" in raised.value.hint
@@ -249,3 +386,56 @@ def test_a_peak_is_that_of_its_time() -> None:
     later = PeakMemory().host_bytes
     assert later is not None
     assert math.isclose(later, quiet, abs_tol=0.5 * size)
+
+
+def onnx_petabyte() -> None:
+    """Have ONNX Runtime make an array of that size."""
+    given_ = [helper.make_tensor_value_info("x", TensorProto.UINT8, [1])]
+    given_ += [helper.make_tensor_value_info("shape", TensorProto.INT64, [1])]
+    made = [helper.make_tensor_value_info("y", TensorProto.UINT8, None)]
+    graph = helper.make_graph(
+        [helper.make_node("Expand", ["x", "shape"], ["y"])], "g", given_, made
+    )
+    opset = helper.make_opsetid("", 17)
+    model = helper.make_model(graph, opset_imports=[opset], ir_version=8).SerializeToString()
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    session.run(None, {"x": np.ones(1, np.uint8), "shape": np.array([PETABYTE])})
+
+
+def accelerator_petabyte() -> None:
+    """A stand-in for an accelerator: the exception without its words."""
+    raise torch.OutOfMemoryError("tried in vain")
+
+
+@pytest.mark.parametrize(
+    "allocate",
+    [
+        lambda: np.empty(PETABYTE, np.uint8),
+        lambda: torch.empty(PETABYTE, dtype=torch.uint8),
+        lambda: bytearray(PETABYTE),
+        onnx_petabyte,
+        accelerator_petabyte,
+    ],
+    ids=["numpy", "torch", "python", "onnxruntime", "accelerator"],
+)
+def test_whatever_runs_out_of_memory(allocate: Callable[[], object]) -> None:
+    """Each library has its own exception. Oracle: what it raises for a petabyte."""
+    with (
+        pytest.raises(BudgetError, match=r"too much\n  .") as raised,
+        explained_memory("too much", "less"),
+    ):
+        allocate()
+    assert raised.value.hint == "less"
+    assert raised.value.__cause__ is not None
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("shapes differ"), KeyError("memory"), OSError(5, "io")]
+)
+def test_other_errors_stay_what_they_are(error: Exception) -> None:
+    """A bug is no lack of memory. Oracle: the exception itself."""
+    with pytest.raises(type(error)) as raised, explained_memory("too much", "less"):
+        raise error
+    assert raised.value is error

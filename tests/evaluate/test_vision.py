@@ -14,10 +14,21 @@ import numpy as np
 import pytest
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 
-from axcore import AxcoreError, Choice, GraphError, PictureError, Registry, UsageError, hookimpl
+from axcore import (
+    AxcoreError,
+    BudgetError,
+    BundleError,
+    Choice,
+    GraphError,
+    PictureError,
+    Registry,
+    UsageError,
+    hookimpl,
+)
 from axcore.evaluate import dumped_features, measure_vision
 from axcore.evaluate.pictures import Question, pictures_to_judge
 from axcore.runtime.backends import EngineBackend
+from axcore.testing import Recorder
 
 from .answering import PICTURES, STEM
 
@@ -49,6 +60,9 @@ class Shifted(EngineBackend):
 class _Off:
     def __init__(self, model: Any, shift: float) -> None:
         self.model, self.shift = model, shift
+
+    def open(self) -> None:
+        self.model.open()
 
     def features(self, sample: Sample) -> dict[str, Any]:
         return {name: array + self.shift for name, array in self.model.features(sample).items()}
@@ -118,16 +132,42 @@ def test_the_checkpoint_in_torch_is_the_reference(model: Path) -> None:
     assert all(one.cosine > 0.999999 and one.snr_db > 80 for one in found.results)
 
 
-def test_options_go_to_the_backend_that_has_them(model: Path, registry: Registry) -> None:
-    """Of either side; one that neither has is refused. Oracle: the shift that shows."""
-    options = {"shift": "0.5"}
-    for sides in ({"backend": "shifted", "against": "onnx"}, {"against": "shifted"}):
-        found = measure_vision(
-            model, PICTURES / "cat.jpg", options=options, registry=registry, **sides
-        )
-        assert found.results[0].max_abs == pytest.approx(0.5, rel=1e-3)
-    with pytest.raises(UsageError, match="has no option --shfit"):
-        measure_vision(model, PICTURES, against="onnx", options={"shfit": "1"}, registry=registry)
+@pytest.mark.parametrize(
+    ("ours", "theirs", "apart"),
+    [({}, {}, 0), ({"shift": "0.5"}, {}, 0.25), ({}, {"shift": "0.5"}, 0.25)],
+)
+def test_each_side_has_its_own_options(
+    model: Path, registry: Registry, ours: dict[str, str], theirs: dict[str, str], apart: float
+) -> None:
+    """A backend compared with itself under other options differs. Oracle: the shifts."""
+    found = measure_vision(
+        model, PICTURES / "cat.jpg", backend="shifted", against="shifted", options=ours,
+        reference_options=theirs, registry=registry,
+    )  # fmt: skip
+    assert found.results[0].max_abs == pytest.approx(apart, rel=1e-3)
+
+
+def test_the_reference_stays_in_float32(model: Path) -> None:
+    """Whatever precision is judged by it. Oracle: bfloat16's 8 bits are worth less than 60 dB."""
+    (found,) = measure_vision(
+        model, PICTURES / "cat.jpg", backend="torch", against="torch", options={"dtype": "bfloat16"}
+    ).results
+    assert 10 < found.snr_db < 60
+
+
+def test_an_option_that_a_side_lacks(model: Path, registry: Registry, tmp_path: Path) -> None:
+    """Is refused, even if the other has it; files have none. Oracle: the messages."""
+    (tmp_path / "vision").mkdir()
+    shift, onnx = {"shift": "0.5"}, model / f"{STEM}.onnx"
+    for given, message in (
+        ({"backend": "onnx", "against": "shifted", "options": shift}, "`onnx` has no option"),
+        ({"backend": "shifted", "reference_options": shift}, "`onnx` has no option"),
+        ({"against": "shifted", "onnx": [onnx], "options": shift}, "files has no option --shift"),
+        ({"features": tmp_path, "options": shift}, "comparison of files has no option --shift"),
+    ):
+        arguments: dict[str, Any] = {"against": "onnx", "registry": registry, **given}
+        with pytest.raises(UsageError, match=message):
+            measure_vision(model, PICTURES, **arguments)
 
 
 def test_a_quantised_file(model: Path, registry: Registry, tmp_path: Path) -> None:
@@ -162,6 +202,21 @@ def test_a_file_of_another_graph(model: Path, registry: Registry) -> None:
     assert "hidden_states" in raised.value.message
 
 
+def test_a_file_that_is_no_model(model: Path, registry: Registry, tmp_path: Path) -> None:
+    """The hint is about the file named, not about the bundle. Oracle: the messages."""
+    text = tmp_path / "text.onnx"
+    text.write_text("nothing")
+    for path, error, message, hint in (
+        (tmp_path / "missing.onnx", UsageError, "there is no file .*missing", "with --onnx"),
+        (tmp_path, UsageError, "there is no file", "with --onnx"),
+        (text, GraphError, "text.onnx is no model that ONNX Runtime loads", "name an ONNX file"),
+    ):
+        expected: type[AxcoreError] = error
+        with pytest.raises(expected, match=message) as raised:
+            measure_vision(model, PICTURES, onnx=[path], against="onnx", registry=registry)
+        assert hint in raised.value.hint
+
+
 def test_features_from_elsewhere(
     model: Path, registry: Registry, features: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -181,6 +236,49 @@ def test_features_from_elsewhere(
     assert all(one.snr_db == math.inf for one in found.results[1:])
     assert [Path(name).name for name in found.skipped] == ["rocket.jpg"]
     assert len(found.results) == len(features) - 1
+
+
+def test_no_reference_is_run_without_features(
+    model: Path, registry: Registry, tmp_path: Path
+) -> None:
+    """A folder that is missing stops all, a missing dump its picture; what came later would be
+    lost work. Oracle: what a reference is asked for, and the warnings.
+    """
+    asked, recorder = [], Recorder()
+
+    def features(self: _Off, sample: Sample) -> dict[str, Any]:
+        asked.append(sample)
+        return self.model.features(sample)  # type: ignore[no-any-return]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_Off, "features", features)
+        how: dict[str, Any] = {"against": "shifted", "registry": registry, "progress": recorder}
+        with pytest.raises(UsageError, match="missing is no folder") as raised:
+            measure_vision(model, PICTURES, features=tmp_path / "missing", **how)
+        assert recorder.warned == []
+        assert "missing/vision/photo.jpg.npy" in raised.value.hint
+        (tmp_path / "vision").mkdir()
+        with pytest.raises(UsageError, match="cannot be read as features"):
+            measure_vision(model, PICTURES / "cat.jpg", features=tmp_path, **how)
+    assert asked == []
+    assert len(recorder.warned) == 1
+
+
+def test_a_side_that_does_not_open(model: Path, registry: Registry, tmp_path: Path) -> None:
+    """Is told of once, not for every picture: a file is missing, or memory for a petabyte.
+
+    Oracle: the errors, and that there is no warning.
+    """
+    recorder, bundle = Recorder(), tmp_path / "bundle"
+    shutil.copytree(model, bundle)
+    (bundle / f"{STEM}.onnx").unlink()
+    with pytest.raises(BundleError, match=f"{STEM}.onnx is missing"):
+        measure_vision(bundle, PICTURES, against="onnx", registry=registry, progress=recorder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_Off, "open", lambda _: np.empty(1 << 50, np.uint8))
+        with pytest.raises(BudgetError, match=r"does not fit into memory\n  Unable to allocate"):
+            measure_vision(model, PICTURES, against="shifted", registry=registry, progress=recorder)
+    assert recorder.warned == []
 
 
 def test_nothing_to_compare(model: Path, registry: Registry, tmp_path: Path) -> None:

@@ -7,11 +7,13 @@ import sys
 from dataclasses import dataclass, replace
 from importlib.metadata import EntryPoint
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import onnx
+import onnxruntime
 import pytest
+from axcore_toolchain_ascend import cann as cann_engine
 from onnx import TensorProto, helper
 
 from axcore import BuildRequest, Calibration, GraphFile, LlmBuildArgs, Port, Registry
@@ -19,11 +21,9 @@ from axcore.testing import Recorder
 
 from . import standin_ais_bench
 
-if TYPE_CHECKING:
-    pass
-
 STANDIN = Path(__file__).with_name("standin_atc.py")
 SOC = {"soc-version": "Ascend310P3"}
+CPU = "CPUExecutionProvider"
 FAMILIES = ("internvl", "minicpmv", "qwen25vl")
 
 
@@ -50,6 +50,39 @@ class Standin:
 def flags_of(call: list[str]) -> dict[str, str]:
     """Return the flags of a call by name."""
     return dict(word.removeprefix("--").split("=", 1) for word in call)
+
+
+class StandinRuntime(SimpleNamespace):
+    """A stand-in for ``onnxruntime-cann``: ONNX Runtime on the CPU under the provider's name.
+
+    Attributes:
+        asked: Providers of every session.
+        starts: Whether the provider comes up in a session.
+    """
+
+    def __init__(self, starts: bool = True) -> None:
+        super().__init__(asked=[], starts=starts)
+
+    def get_available_providers(self) -> list[str]:
+        return [cann_engine.PROVIDER, CPU]
+
+    def InferenceSession(self, path: str, providers: list[Any]) -> Any:  # noqa: N802
+        self.asked.append(providers)
+        session = onnxruntime.InferenceSession(path, providers=[CPU])
+        used = [cann_engine.PROVIDER, CPU] if self.starts else [CPU]
+        return SimpleNamespace(
+            get_inputs=session.get_inputs,
+            get_outputs=session.get_outputs,
+            run=session.run,
+            get_providers=lambda: used,
+        )
+
+
+@pytest.fixture
+def runtime(monkeypatch: pytest.MonkeyPatch) -> StandinRuntime:
+    made = StandinRuntime()
+    monkeypatch.setitem(sys.modules, "onnxruntime", made)
+    return made
 
 
 @pytest.fixture

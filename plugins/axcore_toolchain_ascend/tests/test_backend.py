@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import json
+import os
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
-from axcore_toolchain_ascend import Ascend, backends
+import torch
+from axcore_toolchain_ascend import Ascend, backends, cann, environment
+from axcore_toolchain_ascend.backend import AscendBackend, numbered
 from PIL import Image
 
 import axcore
-from axcore import Options, Registry, ToolchainError
+from axcore import Options, Registry, ToolchainError, UsageError
+from axcore.choices import settle
+from axcore.runtime.deployment import Deployment
 from axcore.runtime.runner import Answer, Runner
+from axcore.runtime.torch_model import Place
 from axcore.testing import Recorder
 
 from .conftest import SOC, Standin
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from .conftest import StandinRuntime
 
 
 def answered(runner: Runner, picture: Image.Image) -> list[int]:
@@ -75,3 +85,100 @@ def test_without_a_card_the_backend_says_what_it_needs(registry: Registry, tmp_p
     axcore.convert("internvl3.5-1b", tmp_path, registry=registry, **how)
     with pytest.raises(ToolchainError, match="backend `ascend` is not available"):
         Runner.open(tmp_path, registry, "ascend")
+
+
+# Options -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def deployment(registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> Deployment:
+    """A bundle as it is converted: ONNX files, and nothing built of them."""
+    out = tmp_path_factory.mktemp("bundle")
+    how: dict[str, Any] = {"weights": "random-tiny", "verify": False}
+    axcore.convert("internvl3.5-1b", out, registry=registry, **how)
+    return Deployment.open(out, registry)
+
+
+def opened(deployment: Deployment, name: str, given: dict[str, str]) -> None:
+    """Run a picture through the vision graphs of a backend, with options as a user gives them."""
+    backend = backend_of(name)
+    vision = backend.vision(deployment, settle(name, backend.options, given))
+    (graph,) = deployment.graphs
+    (port,) = graph.inputs
+    vision.features({port.name: np.zeros((*port.shape[2:], 3), np.uint8)})
+
+
+def backend_of(name: str) -> AscendBackend:
+    return next(backend for backend in backends() if backend.name == name)
+
+
+@pytest.mark.parametrize(
+    ("given", "asked"),
+    [
+        ({}, {"device_id": 0}),
+        (
+            {"device-id": "3", "npu-mem-limit": "2000", "precision-mode": "force_fp16"},
+            {"device_id": 3, "npu_mem_limit": 2000, "precision_mode": "force_fp16"},
+        ),
+        ({"precision-mode-v2": "origin"}, {"device_id": 0, "precision_mode_v2": "origin"}),
+    ],
+)
+def test_options_reach_the_provider(
+    deployment: Deployment, runtime: StandinRuntime, given: dict[str, str], asked: dict[str, Any]
+) -> None:
+    """Device, memory and precision. Oracle: what the stand-in for ONNX Runtime received."""
+    opened(deployment, "ascend-onnx", given)
+    assert runtime.asked == [[(cann.PROVIDER, asked)]]
+
+
+def test_the_device_reaches_ais_bench(
+    deployment: Deployment, ais_bench: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which hides no card then. Oracle: the stand-in for ais_bench, and the environment."""
+    (graph,) = deployment.graphs
+    om_file = deployment.folder / f"{graph.stem}.om"
+    om_file.write_text(json.dumps({"onnx": str(om_file.with_suffix(".onnx"))}))
+    opened(deployment, "ascend", {"device-id": "2"})
+    assert [session.device_id for session in ais_bench] == [2]
+    assert "ASCEND_RT_VISIBLE_DEVICES" not in os.environ
+
+
+def test_the_language_model_is_on_the_same_card() -> None:
+    """On the host there is one device only. Oracle: torch's devices; CUDA's stands in for a card's,
+    which needs torch_npu.
+    """
+    for device, number, expected in (
+        ("cuda", 3, "cuda:3"),
+        ("cuda", 0, "cuda:0"),
+        ("cpu", 3, "cpu"),
+    ):
+        place = numbered(Place(torch.device(device), torch.float16), number)
+        assert place == (torch.device(expected), torch.float16)
+
+
+@pytest.mark.parametrize("profile", ["run", "performance"])
+def test_the_environment_is_chosen(
+    deployment: Deployment, runtime: StandinRuntime, profile: str
+) -> None:
+    """Only "performance" lets the library be measured. Oracle: the variables of the profile."""
+    opened(deployment, "ascend-onnx", {"environment": profile})
+    wanted = environment(profile)
+    known = environment("performance")
+    assert {name: os.environ[name] for name in known if name in os.environ} == wanted
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "message"),
+    [
+        ("ascend", {"device-id": "first"}, "--device-id first is no number"),
+        ("ascend-onnx", {"npu-mem-limit": "-1"}, "--npu-mem-limit -1 is no number"),
+        ("ascend-onnx", {"environment": "fast"}, "--environment fast is not offered"),
+        ("ascend", {"npu-mem-limit": "1"}, "has no option --npu-mem-limit"),
+    ],
+)
+def test_options_that_make_no_sense(
+    deployment: Deployment, name: str, given: dict[str, str], message: str
+) -> None:
+    """Refused before anything of CANN is loaded. Oracle: the messages, on a machine without."""
+    with pytest.raises(UsageError, match=message):
+        opened(deployment, name, given)

@@ -6,18 +6,16 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnxruntime
 import pytest
 from axcore_toolchain_ascend import Ascend, cann, om
 
 from axcore import BuildRequest, GraphFile, Port, ToolchainError
 from axcore.testing import Recorder
 
-from .conftest import SOC, write_model
+from .conftest import CPU, SOC, StandinRuntime, write_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,41 +28,7 @@ if TYPE_CHECKING:
 
 PIXELS = np.arange(72, dtype=np.float32).reshape(1, 3, 4, 6)
 FEED: dict[str, Any] = {"pixel_values": PIXELS, "position_ids": np.arange(24)[None]}
-CPU = "CPUExecutionProvider"
 ENGINES = {"ascend": (om, ".om"), "ascend-onnx": (cann, ".onnx")}
-
-
-class StandinRuntime(SimpleNamespace):
-    """A stand-in for ``onnxruntime-cann``: ONNX Runtime on the CPU under the provider's name.
-
-    Attributes:
-        asked: Providers of every session.
-        starts: Whether the provider comes up in a session.
-    """
-
-    def __init__(self, starts: bool = True) -> None:
-        super().__init__(asked=[], starts=starts)
-
-    def get_available_providers(self) -> list[str]:
-        return [cann.PROVIDER, CPU]
-
-    def InferenceSession(self, path: str, providers: list[Any]) -> Any:  # noqa: N802
-        self.asked.append(providers)
-        session = onnxruntime.InferenceSession(path, providers=[CPU])
-        used = [cann.PROVIDER, CPU] if self.starts else [CPU]
-        return SimpleNamespace(
-            get_inputs=session.get_inputs,
-            get_outputs=session.get_outputs,
-            run=session.run,
-            get_providers=lambda: used,
-        )
-
-
-@pytest.fixture
-def runtime(monkeypatch: pytest.MonkeyPatch) -> StandinRuntime:
-    made = StandinRuntime()
-    monkeypatch.setitem(sys.modules, "onnxruntime", made)
-    return made
 
 
 @pytest.fixture

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
 import pytest
 from axcore_toolchain_ascend import Ascend, environment
 from axcore_toolchain_ascend.environment import apply_environment
-
-if TYPE_CHECKING:
-    from axcore_toolchain_ascend.environment import Profile
 
 GUIDE = """
 export ASCEND_RT_VISIBLE_DEVICES=0
@@ -34,7 +30,7 @@ def test_the_variables_are_the_published_ones() -> None:
 
 
 @pytest.mark.parametrize("profile", ["run", "performance"])
-def test_what_the_user_has_set_stays(profile: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_user_has_set_stays(profile: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Even to nothing. Oracle: the environment before."""
     own = {"TASK_QUEUE_ENABLE": "2", "LCCL_ENABLE_FALLBACK": ""}
     for name, value in own.items():
