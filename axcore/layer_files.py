@@ -60,6 +60,11 @@ def data_file(graph: Path) -> Path:
     return graph.with_name(f"{graph.stem}.onnx.data")
 
 
+def build_command(folder: Path, suffix: str) -> str:
+    """Return the command that makes layer models of a suffix: ".onnx", or ".axmodel"."""
+    return f"axcore build {folder} --toolchain {'onnx' if suffix == '.onnx' else 'pulsar2'}"
+
+
 def read_origin(graph: Path) -> Origin | None:
     """Return what a graph says of itself; None where it is damaged or says nothing."""
     import onnx
@@ -96,7 +101,7 @@ def check_origins(origins: Mapping[Path, Origin | None], weights: str) -> None:
         if origin and (reason := _stranger(graph, origin, builds, weights)):
             raise BundleError(
                 f"{graph} {reason}",
-                hint=f"run `axcore build {graph.parent} --toolchain onnx`, which replaces it",
+                hint=f"run `{build_command(graph.parent, '.onnx')}`, which replaces it",
             )
 
 

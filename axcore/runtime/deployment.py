@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..bundle import ASSET_SUFFIXES, Bundle
 from ..checkpoint import Checkpoint, read_config
 from ..errors import BundleError
+from ..layer_files import build_command
 from ..plain import parse
 from ..types import Embedding, Job, Profile
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 EMBEDDING_FILE = "model.embed_tokens.weight.bfloat16.bin"
 _LAYER = re.compile(r"(?P<kind>.+)_p(?P<chunk>\d+)_l(?P<layer>\d+)_together")
-_BUILD_HINT = "run `axcore build {folder} --toolchain {toolchain}`"
 
 
 @dataclass(frozen=True)
@@ -117,9 +117,7 @@ class Deployment:
             if match := _LAYER.fullmatch(path.name.removesuffix(suffix)):
                 series = found.setdefault((match["kind"], int(match["chunk"])), {})
                 series[int(match["layer"])] = path
-        hint = _BUILD_HINT.format(
-            folder=self.folder, toolchain="onnx" if suffix == ".onnx" else "pulsar2"
-        )
+        hint = f"run `{build_command(self.folder, suffix)}`"
         if suffix == ".onnx":
             hint += "; --backend torch runs the checkpoint without a build"
         fitting = {kind: s for (kind, chunk), s in found.items() if chunk == self.llm.prefill_len}

@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 
 from ..errors import BundleError
-from ..layer_files import check_origins
+from ..layer_files import build_command, check_origins
 from .engine import open_session, shape_groups
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ class LayerModels:
         layers, head = deployment.layer_files(suffix)
         self._layers = [open_session(engine, path) for path in layers]
         self._head = open_session(engine, head)
-        groups = _common_groups(self._layers, layers, deployment)
+        groups = _common_groups(self._layers, layers)
         ordered = sorted(map(_Group.of, count(), groups), key=lambda group: group.history)
         self._steps = [group for group in ordered if group.is_step]
         self._chunks = [group for group in ordered if not group.is_step]
@@ -246,21 +246,19 @@ class _Group:
         return self.inputs["indices"].shape == (1, 1)
 
 
-def _common_groups(
-    sessions: Sequence[Session], files: Sequence[Path], deployment: Deployment
-) -> list[Group]:
+def _common_groups(sessions: Sequence[Session], files: Sequence[Path]) -> list[Group]:
     """Return the shape groups that all layers have."""
     groups = shape_groups(sessions[0])
     if set(groups[0].inputs) != set(_INPUTS):
         raise BundleError(
             f"{files[0]} is no layer model: it takes {', '.join(groups[0].inputs)}",
-            hint=_rebuild(deployment),
+            hint=_rebuild(files[0]),
         )
     for session, path in zip(sessions, files, strict=True):
         if shape_groups(session) != groups:
             raise BundleError(
                 f"{path} has other inputs or shapes than {files[0].name} beside it",
-                hint=_rebuild(deployment),
+                hint=_rebuild(path),
             )
     return groups
 
@@ -276,13 +274,13 @@ def _check_lengths(
         raise BundleError(
             f"{file} was built for a chunk, history and cache of {_counted(found)} tokens;"
             f" the bundle says {_counted(wanted)}",
-            hint=_rebuild(deployment),
+            hint=_rebuild(file),
         )
     width, expected = steps[0].inputs["input"].shape[-1], deployment.embedding.shape[1]
     if width != expected:
         raise BundleError(
             f"{file} takes states of {width}; the embedding is {expected} wide",
-            hint=f"the files are of different models: {_rebuild(deployment)}",
+            hint=f"the files are of different models: {_rebuild(file)}",
         )
 
 
@@ -295,7 +293,7 @@ def _check_head(head: Session, file: Path, state: Spec, deployment: Deployment) 
         raise BundleError(
             f"{file} takes {taken} and returns {', '.join(map(str, sizes))} values\n"
             f"  the layers give {state.dtype} {state.shape}, the vocabulary has {rows} tokens",
-            hint=_rebuild(deployment),
+            hint=_rebuild(file),
         )
 
 
@@ -303,5 +301,5 @@ def _counted(lengths: Sequence[int]) -> str:
     return ", ".join(map(str, lengths))
 
 
-def _rebuild(deployment: Deployment) -> str:
-    return f"build {deployment.folder} again with `axcore build`"
+def _rebuild(file: Path) -> str:
+    return f"run `{build_command(file.parent, file.suffix)}`, which replaces it"
