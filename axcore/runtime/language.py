@@ -117,7 +117,7 @@ class LayerModels:
         self._layers = [open_session(engine, path) for path in layers]
         self._head = open_session(engine, head)
         groups = _common_groups(self._layers, layers)
-        ordered = sorted(map(_Group.of, count(), groups), key=lambda group: group.history)
+        ordered = sorted(map(_Group.of, count(), groups), key=lambda g: (g.history, g.count))
         self._steps = [group for group in ordered if group.is_step]
         self._chunks = [group for group in ordered if not group.is_step]
         _check_lengths(self._steps[-1:], self._chunks[-1:], deployment, layers[0])
@@ -169,9 +169,9 @@ class LayerModels:
         return [_Cache(*(np.zeros(shape, spec.dtype) for _ in range(2))) for _ in self._layers]
 
     def _chunk(self, rows: Array, positions: Array) -> Array:
-        """Run one chunk through all layers; return the state of its last row."""
-        group = next(g for g in self._chunks if g.history >= self.filled)
+        """Run one chunk through all layers, padded to a group; return the state of its last row."""
         batch, count, width = rows.shape
+        group = next(g for g in self._chunks if g.history >= self.filled and g.count >= count)
         history, room = group.history, group.count
         state = np.zeros((batch, room, width), self._state_dtype)
         state[:, :count] = rows

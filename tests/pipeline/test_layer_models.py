@@ -81,8 +81,12 @@ def test_every_group_has_the_names_order_dtypes_and_shapes_of_the_board(
         assert described(session, 1) == expected(config, 0, CHUNK, 3)
         for number, history in enumerate(HISTORIES, 2):
             assert described(session, number) == expected(config, history, CHUNK, 3)
-        # Ours, behind the board's: a token after a shorter cache.
+        # Ours, behind the board's: a token after a shorter cache, and shorter chunks.
         assert described(session, 4) == expected(config, 256, 1, 1)
+        for number, history in enumerate((0, *HISTORIES), 5):
+            assert described(session, number) == expected(config, history, 32, 3)
+        with pytest.raises(ValueError, match="shape group 8 is out of range"):
+            session.get_inputs(8)
     head = InferenceSession(str(built / HEAD))
     shape = (1, 1, config["hidden_size"]), (1, 1, config["vocab_size"])
     assert [node[2] for node in described(head, 0)] == list(shape)

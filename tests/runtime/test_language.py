@@ -149,18 +149,15 @@ def test_compiled_models_are_fed_alike(
         np.testing.assert_array_equal(found, expected)
 
 
-def test_a_decoding_group_is_taken_while_it_suffices(
-    toy_deployment: Deployment, toy: ToyLanguageModel, tmp_path: Path
-) -> None:
-    """With a second group of a shorter cache, tokens are decoded there first.
-
-    Oracle: the toy all at once; the groups that were run.
-    """
+def with_groups(
+    toy_deployment: Deployment, tmp_path: Path, *more: dict[str, Any]
+) -> tuple[LayerModels, list[int]]:
+    """Return the toy with further groups behind its own, and the list of those that are run."""
     folder = shutil.copytree(toy_deployment.folder, tmp_path / "model")
     for path in folder.glob("*_together.onnx"):
         loaded = onnx.load(path)
         for prop in loaded.metadata_props:
-            prop.value = json.dumps([*json.loads(prop.value), shape_group(6, 1)])
+            prop.value = json.dumps([*json.loads(prop.value), *more])
         onnx.save(loaded, path)
     model = LayerModels(
         replace(toy_deployment, bundle=replace(toy_deployment.bundle, folder=folder)),
@@ -174,12 +171,41 @@ def test_a_decoding_group_is_taken_while_it_suffices(
         return run(*arguments, shape_group=shape_group)
 
     session.run = noted  # type: ignore[method-assign]
+    return model, groups
+
+
+def test_a_decoding_group_is_taken_while_it_suffices(
+    toy_deployment: Deployment, toy: ToyLanguageModel, tmp_path: Path
+) -> None:
+    """With a second group of a shorter cache, tokens are decoded there first.
+
+    Oracle: the toy all at once; the groups that were run.
+    """
+    model, groups = with_groups(toy_deployment, tmp_path, shape_group(6, 1))
     ids = list(range(4, 4 + CONTEXT))
     prefill(model, toy, ids[:CHUNK])
     for position in range(CHUNK, CONTEXT):
         logits = decode(model, toy, ids[position], position)
         assert_near(logits, toy.logits(ids[: position + 1]))
     assert groups == [1, 4, 4, 4, *([0] * (CONTEXT - CHUNK - 3))]
+
+
+def test_the_shortest_chunk_is_taken_that_holds_what_is_left(
+    toy_deployment: Deployment, toy: ToyLanguageModel, tmp_path: Path
+) -> None:
+    """With groups for half a chunk, the end of a prompt is padded to no more than that.
+
+    Oracle: the toy all at once; the groups that were run.
+    """
+    half = CHUNK // 2
+    model, groups = with_groups(
+        toy_deployment, tmp_path, shape_group(0, half, placeholder=True), shape_group(CHUNK, half)
+    )
+    for count, expected in ((1, [4]), (half, [4]), (half + 1, [1]), (CHUNK + 1, [1, 5])):
+        model.resume(0, count)
+        groups.clear()
+        assert_near(prefill(model, toy, list(range(4, 4 + count))), toy.logits(range(4, 4 + count)))
+        assert groups == expected
 
 
 def test_another_width_than_the_embedding(toy_deployment: Deployment) -> None:

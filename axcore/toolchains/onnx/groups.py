@@ -1,8 +1,9 @@
 """The shape groups of a layer model: which lengths its inputs may have together.
 
 The order is the board's: one token after a full cache, a first chunk without history, then chunks
-behind ever longer histories. Groups for one token after a shorter cache follow at the end, where
-no reader of the board's groups meets them; they spare most of the work early in an answer.
+behind ever longer histories. Further groups follow at the end, where no reader of the board's
+meets them: one token after a shorter cache spares most of the work early in an answer, a shorter
+chunk the padding at the end of a prompt.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ LAYER_INPUTS = ("K_cache", "V_cache", "indices", "input", "mask")
 LAYER_OUTPUTS = ("K_cache_out", "V_cache_out", "output")
 HEAD_INPUTS, HEAD_OUTPUTS = ("input",), ("output",)
 _SHORTEST_CACHE = 256
+_CHUNK_STEP = 32  # tokens of padding cost little more than this is worth
 
 
 @dataclass(frozen=True)
@@ -51,19 +53,20 @@ class Lengths:
 
     def groups(self) -> list[dict[str, Any]]:
         """Return the groups of a layer model, each with the shapes of its inputs and outputs."""
-        shorter = [_SHORTEST_CACHE << n for n in range(self.cache.bit_length())]
+        caches = [_SHORTEST_CACHE << n for n in range(self.cache.bit_length())]
+        histories, counts = (0, *self.histories), range(_CHUNK_STEP, self.chunk, _CHUNK_STEP)
         return [
             self._step(self.cache),
-            self._chunk(0),
-            *(self._chunk(history) for history in self.histories),
-            *(self._step(cache) for cache in shorter if cache < self.cache),
+            *(self._chunk(history, self.chunk) for history in histories),
+            *(self._step(cache) for cache in caches if cache < self.cache),
+            *(self._chunk(history, count) for history in histories for count in counts),
         ]
 
     def _step(self, cache: int) -> dict[str, Any]:
         return self._group(cache, 1, 1)
 
-    def _chunk(self, history: int) -> dict[str, Any]:
-        group = self._group(history, self.chunk, self.position_rows)
+    def _chunk(self, history: int, count: int) -> dict[str, Any]:
+        group = self._group(history, count, self.position_rows)
         if history == 0:
             caches = LAYER_INPUTS[:2]
             group["empty"] = {name: group["inputs"][name] for name in caches}
