@@ -31,7 +31,7 @@ app.add_typer(plugins_app, name="plugins", help="Look at the installed plugins."
 FAMILY_OPTIONS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 Json = Annotated[bool, typer.Option("--json", help="Print data as JSON on stdout.")]
-Model = Annotated[str, typer.Argument(help="Model id, alias or checkpoint folder.")]
+Model = Annotated[str, typer.Argument(help="Model id, alias, repository or checkpoint folder.")]
 BundleFolder = Annotated[Path, typer.Argument(help="Folder written by `axcore convert`.")]
 CheckpointName = Annotated[
     str | None,
