@@ -150,7 +150,7 @@ class Steps:
                 made += self._finish(step)
                 task.advance()
         for name in sorted(set(self._state.steps) - {step.name for step in steps}):
-            self._remove(self._state.steps.pop(name).outputs)
+            self._remove(self._state.steps.pop(name).outputs.keys() - {path.name for path in made})
         self._state.save(self._state_file)
         return made
 

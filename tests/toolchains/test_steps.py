@@ -52,6 +52,15 @@ def test_the_bundle_holds_the_last_request_and_nothing_is_repeated(
             before = request
 
 
+def test_a_step_may_take_over_a_result(tmp_path: Path, recorder: Recorder) -> None:
+    """Another step makes the file from now on. Oracle: its words."""
+    for name in ("old", "new"):
+        script = f"echo {name} > made/{name}/out"
+        made = Step(name, [script], (), lambda _: {"shared.out": "out"})
+        Steps(tmp_path, "made", SHELL, recorder).run([made])
+    assert (tmp_path / "shared.out").read_text() == "new\n"
+
+
 @pytest.mark.parametrize(
     ("script", "words"),
     [
