@@ -102,6 +102,8 @@ def trace(
                 verbose=False,
             )
     except torch.onnx.OnnxExporterError as error:
+        if _was_interrupted(error):
+            raise KeyboardInterrupt from error
         raise ContractError(
             f"stage `{stage.name}` cannot be traced\n  {_first_line(error.__cause__ or error)}",
             hint="use static shapes and plain tensor operations in `forward`",
@@ -112,6 +114,13 @@ def trace(
         return KindGraph(model, (), {})
     orders = _absorb_transposes(model.graph)
     return KindGraph(model, tuple(_spec(value, stage) for value in model.graph.outputs), orders)
+
+
+def _was_interrupted(error: BaseException | None) -> bool:
+    """Say whether Ctrl-C is behind an error: cleaning up after it, the exporter fails as well."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _dynamic(free: Sequence[Collection[int]], weights: int) -> Any:

@@ -30,6 +30,9 @@ def main() -> None:
     except BrokenPipeError:  # nobody reads on; without a file, what is buffered would fail again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(f"error: {error}")
 
 
 def parse() -> argparse.Namespace:

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..bundle import ASSET_SUFFIXES, Bundle
+from ..bundle import ASSET_SUFFIXES, PACKAGED, Bundle
 from ..checkpoint import Checkpoint, read_config
 from ..errors import BundleError
 from ..layer_files import build_command
@@ -118,7 +118,7 @@ class Deployment:
                 series = found.setdefault((match["kind"], int(match["chunk"])), {})
                 series[int(match["layer"])] = path
         hint = f"run `{build_command(self.folder, suffix)}`"
-        if suffix == ".onnx":
+        if suffix == ".onnx" and PACKAGED not in self.bundle.manifest:
             hint += "; --backend torch runs the checkpoint without a build"
         fitting = {kind: s for (kind, chunk), s in found.items() if chunk == self.llm.prefill_len}
         if len(fitting) != 1:

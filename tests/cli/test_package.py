@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import shutil
@@ -168,6 +169,18 @@ def test_a_script_whose_reader_leaves_ends_quietly(board: Path) -> None:
         assert process.stderr is not None
         assert process.stderr.read() == ""
     assert process.returncode == 1
+
+
+def test_a_script_whose_output_is_full_says_so(board: Path) -> None:
+    """Linux has a device for it. Oracle: what the system says of a full disk."""
+    with open("/dev/full", "w") as full:  # noqa: PTH123 - no file of ours
+        found = subprocess.run(
+            [sys.executable, board / "run.py", "--prompt", "What?", "--max-new-tokens", "6"],
+            stdout=full, stderr=subprocess.PIPE, text=True, env=environment(), check=False,
+        )  # fmt: skip
+    assert found.returncode == 1
+    assert found.stderr.startswith(f"error: [Errno {errno.ENOSPC}]")
+    assert "Traceback" not in found.stderr
 
 
 def test_a_folder_for_python_can_be_run_here(

@@ -311,6 +311,21 @@ def test_a_stage_that_cannot_be_traced_is_named(module: nn.Module, message: str)
     assert caught.value.hint
 
 
+def test_an_interruption_while_tracing_is_one() -> None:
+    """Even where cleaning up after it fails, as half-finished imports make it. Oracle: it."""
+
+    class Interrupted(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            try:
+                raise KeyboardInterrupt
+            finally:
+                raise AttributeError("half imported")
+
+    stage = Stage("odd", Interrupted())
+    with pytest.raises(KeyboardInterrupt):
+        Tracer(explicit, torch.float32, 17).graph(stage, (((4,), torch.float32),))
+
+
 def test_an_operator_that_the_set_lacks_is_reported(tmp_path: Path) -> None:
     """An operator newer than the set asked for. Oracle: onnx's own version converter."""
 
