@@ -193,6 +193,25 @@ def test_a_folder_for_python_can_be_run_here(
     assert axcore("run", board, *asked).out == axcore("run", finished, *asked).out
 
 
+def test_a_damaged_folder_is_not_told_of_what_a_board_lacks(
+    axcore: Axcore, finished: Path, tmp_path: Path
+) -> None:
+    """There is no checkpoint to convert or to run by torch. Oracle: the damage."""
+    board = tmp_path / "board"
+    axcore("package", finished, "--runtime", "python", "-o", board)
+    whole = (board / TABLE).read_bytes()
+    (board / TABLE).unlink()  # a hard link: the bundle's own must stay as it is
+    (board / TABLE).write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
+    changed = axcore("run", board, "-p", "What?")
+    assert_explained(changed, f"{TABLE} has another content", "package the bundle again")
+    assert "axcore convert" not in changed.err
+    (board / TABLE).write_bytes(whole)
+    (board / LAYER.format(1)).unlink()
+    lost = axcore("run", board, "-p", "What?")
+    assert_explained(lost, f"layer models are missing in {board}")
+    assert "--backend torch" not in lost.err
+
+
 def test_a_folder_for_axllm_names_what_is_there(
     axcore: Axcore, compiled: Path, tmp_path: Path
 ) -> None:
