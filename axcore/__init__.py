@@ -8,8 +8,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .api import build, convert, lint, list_models, load, package, plan, quantize, verify
+from .availability import Availability
 from .bundle import Bundle
-from .calibration.pictures import read_picture
+from .calibration.images import read_image
+from .choices import Choice
+from .component import Calibration, Component, Port, Sample, Shape, Stage, Weight
 from .errors import (
     AxcoreError,
     BudgetError,
@@ -18,7 +21,7 @@ from .errors import (
     ContractError,
     DownloadError,
     GraphError,
-    PictureError,
+    ImageError,
     PluginNotFound,
     ToolchainError,
     UnsupportedModel,
@@ -27,33 +30,15 @@ from .errors import (
     VerificationError,
 )
 from .hookspecs import hookimpl
+from .job import Job
 from .language.tokenizer import Rows, encode_prompt, load_tokenizer, message_parts
+from .language_model import Decoder, Embedding, LlmBuildArgs, LlmCheckpoint, Prompt
+from .model_card import ModelCard, Profile
 from .plugins import Registry
 from .progress import Progress, Silent
-from .types import (
-    Availability,
-    Backend,
-    BuildRequest,
-    Calibration,
-    Choice,
-    Component,
-    Decoder,
-    Embedding,
-    GraphFile,
-    Job,
-    LlmBuildArgs,
-    LlmCheckpoint,
-    ModelCard,
-    Options,
-    Port,
-    Profile,
-    Prompt,
-    Sample,
-    Shape,
-    Stage,
-    Toolchain,
-    Weight,
-)
+from .request import Options
+from .runtime.contract import Backend
+from .toolchains.contract import BuildRequest, GraphFile, Toolchain
 
 if TYPE_CHECKING:
     from .runtime.runner import Answer, Runner
@@ -89,12 +74,12 @@ __all__ = [
     "Embedding",
     "GraphError",
     "GraphFile",
+    "ImageError",
     "Job",
     "LlmBuildArgs",
     "LlmCheckpoint",
     "ModelCard",
     "Options",
-    "PictureError",
     "PluginNotFound",
     "Port",
     "Profile",
@@ -128,6 +113,6 @@ __all__ = [
     "package",
     "plan",
     "quantize",
-    "read_picture",
+    "read_image",
     "verify",
 ]

@@ -7,11 +7,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .choices import settle
+from .choices import resolve
 from .errors import UsageError
 from .plugins import Registry
 from .progress import Progress, Silent
-from .types import Options
+from .request import Options
 
 if TYPE_CHECKING:
     from .bundle import Bundle
@@ -56,7 +56,7 @@ def plan(
         weights: "random-tiny" or "random-full" fabricates a checkpoint of the card's layout.
         source: "huggingface" or "modelscope".
         revision: Branch, tag or commit.
-        images: Folders, archives or files with calibration pictures.
+        images: Folders, archives or files with calibration images.
         calibration_archive: File or URL of an archive of finished calibration samples, used as it
             is in place of `images`.
         options: Size, precision, lengths and target.
@@ -69,7 +69,7 @@ def plan(
     Raises:
         AxcoreError: One of its subclasses says what is wrong.
     """
-    from .calibration import find_archive, find_pictures
+    from .calibration import find_archive, find_images
     from .pipeline.job import open_job
     from .pipeline.plan import check_room, make_plan
     from .pipeline.prepared import prepare
@@ -80,7 +80,7 @@ def plan(
     archive = find_archive(calibration_archive, progress) if calibration_archive else None
     with job.checkpoint:
         prepared = prepare(request, registry, job, archive)
-        made = make_plan(prepared, find_pictures(images) if images else [])
+        made = make_plan(prepared, find_images(images) if images else [])
     if out is not None:
         check_room(made, out)
     return made
@@ -123,11 +123,11 @@ def verify(
     progress: Progress | None = None,
     registry: Registry | None = None,
 ) -> list[Verification]:
-    """Compare a bundle's graphs with PyTorch on one picture.
+    """Compare a bundle's graphs with PyTorch on one image.
 
     Args:
         bundle: A folder that `convert` wrote; its checkpoint must still be there.
-        images: Pictures to take the first of; None takes one that comes with axcore.
+        images: Images to take the first of; None takes one that comes with axcore.
         progress: Where to report.
         registry: The plugins; None finds the installed ones.
 
@@ -177,7 +177,7 @@ def build(
     if tool is None:
         installed = ", ".join(known.toolchains) or "none"
         raise UsageError(f"no toolchain `{name}`", hint=f"installed: {installed}")
-    chosen = settle(f"toolchain `{name}`", tool.options, options or {})
+    chosen = resolve(f"toolchain `{name}`", tool.options, options or {})
     opened.check_files({file for file in opened.files if tool.reads(request, file)})
     with (
         Workspace(opened.folder, request.model).locked(),

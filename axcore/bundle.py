@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 from .errors import BundleError
 from .files import Stamp, write_atomic
 from .plain import parse
-from .types import BuildRequest, Options
+from .request import Options
+from .toolchains.contract import BuildRequest
 
 MANIFEST = "axcore.json"
 PACKAGED = "packaged_for"
@@ -22,7 +23,7 @@ ASSET_SUFFIXES = (".json", ".txt", ".jinja", ".model")
 """Of configuration, tokenizer and processor files."""
 
 _SEEN = ".axcore/seen.json"
-SCHEMA = 1
+SCHEMA = 2
 T = TypeVar("T")
 _FIELDS = {"model", "checkpoint", "options", "vision_only", "toolchain", "build", "notes", "files"}
 _HINT = "give the folder that `axcore convert` wrote, or finish it by the same command"

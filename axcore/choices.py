@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .errors import UsageError
@@ -9,10 +10,23 @@ from .errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from .types import Choice
+
+@dataclass(frozen=True)
+class Choice:
+    """An option that only some models or toolchains have; on the command line ``--<name> VALUE``.
+
+    Attributes:
+        values: What may be chosen, the default first. Of a switch: ``("no", "yes")``; on the
+            command line ``--<name>`` alone then means yes. Empty where any value may be given;
+            such an option has no default.
+        about: What each value does and costs, for people.
+    """
+
+    values: tuple[str, ...]
+    about: str = ""
 
 
-def settle(owner: str, declared: Mapping[str, Choice], given: Mapping[str, str]) -> dict[str, str]:
+def resolve(owner: str, declared: Mapping[str, Choice], given: Mapping[str, str]) -> dict[str, str]:
     """Return the value of every option: the given one, or the first of those offered.
 
     An option whose values are free has no default and is left out where none is given.

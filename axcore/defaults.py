@@ -11,17 +11,11 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
-    from .types import (
-        Backend,
-        Component,
-        Decoder,
-        Embedding,
-        Job,
-        LlmBuildArgs,
-        Sample,
-        Stage,
-        Toolchain,
-    )
+    from .component import Component, Sample, Stage
+    from .job import Job
+    from .language_model import Decoder, Embedding, LlmBuildArgs
+    from .runtime.contract import Backend
+    from .toolchains.contract import Toolchain
 
 
 @hookimpl(trylast=True)
@@ -43,7 +37,7 @@ def split_graph(job: Job, component: Component) -> Sequence[int]:
 
 @hookimpl(trylast=True)
 def make_calib(component: Component, images: Sequence[Image]) -> Iterator[Sample] | None:
-    """Let the component preprocess the pictures."""
+    """Let the component preprocess the images."""
     return iter(component.preprocess(images)) if component.preprocess else None
 
 
@@ -58,7 +52,7 @@ def embed_extract(job: Job) -> Embedding:
 @hookimpl(trylast=True)
 def llm_build_args(job: Job) -> LlmBuildArgs:
     """Take the lengths from the profile."""
-    from .types import LlmBuildArgs
+    from .language_model import LlmBuildArgs
 
     return LlmBuildArgs.of(job.profile)
 

@@ -37,15 +37,15 @@ class CheckpointError(AxcoreError):
 
 
 class UnsupportedProfile(AxcoreError):
-    """The picture size, task or precision does not fit the model."""
+    """The image size, task or precision does not fit the model."""
 
 
 class BudgetError(AxcoreError):
     """Disk, memory or the prompt budget cannot suffice."""
 
 
-class PictureError(AxcoreError):
-    """Pictures that cannot be read, or that would spoil a calibration."""
+class ImageError(AxcoreError):
+    """Images that cannot be read, or that would spoil a calibration."""
 
 
 class GraphError(AxcoreError):

@@ -16,19 +16,12 @@ import pluggy
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from .types import (
-        Backend,
-        Component,
-        Decoder,
-        Embedding,
-        Job,
-        LlmBuildArgs,
-        ModelCard,
-        Prompt,
-        Sample,
-        Stage,
-        Toolchain,
-    )
+    from .component import Component, Sample, Stage
+    from .job import Job
+    from .language_model import Decoder, Embedding, LlmBuildArgs, Prompt
+    from .model_card import ModelCard
+    from .runtime.contract import Backend
+    from .toolchains.contract import Toolchain
 
 PROJECT = "axcore"
 hookspec = pluggy.HookspecMarker(PROJECT)
@@ -60,7 +53,7 @@ def export_vision(job: Job) -> Sequence[Component] | None:
         rows for the language model: float ``[..., rows, hidden]``.
 
     Raises:
-        UnsupportedProfile: The picture size does not fit the tower (the message says which do).
+        UnsupportedProfile: The image size does not fit the tower (the message says which do).
     """
 
 
@@ -89,10 +82,10 @@ def split_graph(job: Job, component: Component) -> Sequence[int] | None:
 
 @hookspec(firstresult=True)
 def make_calib(job: Job, component: Component, images: Sequence[Image]) -> Iterator[Sample] | None:
-    """Turn pictures into calibration samples in the form the target reads.
+    """Turn images into calibration samples in the form the target reads.
 
-    Called from several threads at once, each time with ``component.pictures_per_sample`` RGB
-    pictures. The default is the component's own preprocessing.
+    Called from several threads at once, each time with ``component.images_per_sample`` RGB
+    images. The default is the component's own preprocessing.
 
     Yields:
         ``{input name: array}``; for `Calibration.format` "Image" uint8 ``[H, W, 3]`` whose
@@ -141,12 +134,12 @@ def prepare_prompt(job: Job, messages: Sequence[dict[str, Any]]) -> Prompt | Non
         job: What was converted.
         messages: ``{"role": ..., "content": text or parts}`` in the form of transformers' chat
             templates; a part is ``{"type": "text", "text": ...}``, ``{"type": "image", "image":
-            picture or file}`` or, where the family takes it, ``{"type": "video", "video":
-            [pictures or files], "fps": frames per second}``.
+            image or file}`` or, where the family takes it, ``{"type": "video", "video":
+            [images or files], "fps": frames per second}``.
 
     Raises:
         CheckpointError: The tokenizer is missing or does not fit the model.
-        PictureError: A picture cannot be read.
+        ImageError: An image cannot be read.
         UsageError: The model does not take a part of that type.
     """
 

@@ -26,10 +26,11 @@ import pluggy
 
 from . import defaults, hookspecs
 from .errors import AxcoreError, ContractError, PluginNotFound, UnsupportedModel
-from .types import ModelCard
+from .model_card import ModelCard
 
 if TYPE_CHECKING:
-    from .types import Backend, Toolchain
+    from .runtime.contract import Backend
+    from .toolchains.contract import Toolchain
 
 GROUP = hookspecs.PROJECT
 DEFAULTS = "defaults"

@@ -45,9 +45,9 @@ def export_vision(job: Job) -> list[Component]:
     tiles = int(job.choice("tiles"))
     tokens = height * width // preprocess.CELL_PX**2
 
-    def samples(pictures: Sequence[Image]) -> Iterator[Sample]:
-        for picture in pictures:
-            yield from preprocess.samples(picture, tiles, height, width)
+    def samples(images: Sequence[Image]) -> Iterator[Sample]:
+        for image in images:
+            yield from preprocess.samples(image, tiles, height, width)
 
     return [
         Component(

@@ -101,7 +101,7 @@ _LANGUAGE: Mapping[str, Mapping[str, Any]] = {
     },
 }
 
-# axllm's tokenizer of a language model; its pictures are treated alike.
+# axllm's tokenizer of a language model; its images are treated alike.
 _TOKENIZER_TYPES = {"qwen2": "InternVL3", "qwen3": "InternVL3_5"}
 
 _PROCESSOR: Mapping[str, Any] = {

@@ -52,7 +52,7 @@ class Tower:
         hidden, inner, heads: Of a layer.
         depth: Layers.
         patch: Side of a patch in px.
-        side: Patches along a side of the picture that the stored positions are for.
+        side: Patches along a side of the image that the stored positions are for.
         eps: Of the norms inside the tower.
     """
 

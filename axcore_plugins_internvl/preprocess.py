@@ -1,4 +1,4 @@
-"""Pictures as the tower takes them: which sizes fit, and how a picture becomes samples."""
+"""Images as the tower takes them: which sizes fit, and how an image becomes samples."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CELL_PX = 28  # 2 x 2 patches of 14 px become one token
 MEAN = (123.675, 116.28, 103.53)  # `image_mean` in units of a byte
 STD = (58.395, 57.12, 57.375)
 
-# Pulsar2 reads pictures, but not for a batch: several tiles are stored as the input itself.
+# Pulsar2 reads images, but not for a batch: several tiles are stored as the input itself.
 ONE_TILE = Calibration(
     format="Image",
     mean=MEAN,
@@ -38,27 +38,27 @@ ONE_TILE = Calibration(
 SEVERAL_TILES = Calibration(format="Numpy", src_dtype="FP32", src_layout="NCHW", size=-1)
 
 
-def samples(picture: Image, tiles: int, height: int, width: int) -> Iterator[Sample]:
-    """Yield what the graph is calibrated with for one picture; see `batches`.
+def samples(image: Image, tiles: int, height: int, width: int) -> Iterator[Sample]:
+    """Yield what the graph is calibrated with for one image; see `batches`.
 
     Args:
-        picture: RGB.
+        image: RGB.
         tiles: The static batch, and at most as many tiles are cut.
         height, width: Size of a tile in px.
     """
-    yield from batches(pieces(picture, tiles, height, width), tiles)
+    yield from batches(pieces(image, tiles, height, width), tiles)
 
 
-def pieces(picture: Image, tiles: int, height: int, width: int) -> list[Pixels]:
-    """Return the tiles of a picture, uint8 ``[height, width, 3]`` each; see `tiling.tile`."""
-    return [np.asarray(piece.convert("RGB")) for piece in tile(picture, tiles, height, width)]
+def pieces(image: Image, tiles: int, height: int, width: int) -> list[Pixels]:
+    """Return the tiles of an image, uint8 ``[height, width, 3]`` each; see `tiling.tile`."""
+    return [np.asarray(piece.convert("RGB")) for piece in tile(image, tiles, height, width)]
 
 
 def batches(cut: Sequence[Pixels], tiles: int) -> Iterator[Sample]:
     """Yield what the graph is run on for any number of tiles.
 
     Args:
-        cut: Tiles of one picture or several, uint8 ``[height, width, 3]``.
+        cut: Tiles of one image or several, uint8 ``[height, width, 3]``.
         tiles: The static batch.
 
     Yields:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from axcore import Prompt, Rows, encode_prompt, load_tokenizer, message_parts, read_picture
+from axcore import Prompt, Rows, encode_prompt, load_tokenizer, message_parts, read_image
 
 from . import layouts, preprocess
 
@@ -31,17 +31,17 @@ SYSTEM = (
 def prepare(job: Job, messages: Sequence[Mapping[str, Any]]) -> Prompt:
     """Return the prompt that asks for the assistant's next message.
 
-    A picture is cut into up to as many tiles as the graph takes at once; the tiles of all
-    pictures follow one another in its batches.
+    An image is cut into up to as many tiles as the graph takes at once; the tiles of all
+    images follow one another in its batches.
 
     Args:
         job: Its profile gives the size of a tile, its choice the number of tiles.
         messages: ``{"role": ..., "content": text or parts}``; a part is ``{"type": "text",
-            "text": ...}`` or ``{"type": "image", "image": picture or file}``.
+            "text": ...}`` or ``{"type": "image", "image": image or file}``.
 
     Raises:
         CheckpointError: The tokenizer is missing or does not fit the model.
-        PictureError: A picture cannot be read.
+        ImageError: An image cannot be read.
         UsageError: A part is of another type.
     """
     height, width = job.profile.height, job.profile.width
@@ -58,7 +58,7 @@ def prepare(job: Job, messages: Sequence[Mapping[str, Any]]) -> Prompt:
         input_ids=ids,
         position_ids=np.arange(len(ids))[None],
         vision_rows={"vision": np.concatenate([np.empty(0, np.int64), *rows])},
-        pictures={"vision": list(preprocess.batches(cut, tiles))},
+        images={"vision": list(preprocess.batches(cut, tiles))},
         stop_ids=tuple(i for text in STOP if (i := tokenizer.token_to_id(text)) is not None),
     )
 
@@ -70,9 +70,9 @@ def _markers(config: Mapping[str, Any]) -> dict[str, int | None]:
 
 
 def _parts(job: Job, messages: Sequence[Mapping[str, Any]]) -> Iterator[str | list[Pixels]]:
-    """Yield text and, where pictures are, their tiles.
+    """Yield text and, where images are, their tiles.
 
-    Several pictures of one message are numbered, which the native layout leaves to the user.
+    Several images of one message are numbered, which the native layout leaves to the user.
     """
     native, numbers = layouts.is_native(job.config), count(1)
     if not native and (not messages or messages[0]["role"] != "system"):
@@ -86,13 +86,13 @@ def _parts(job: Job, messages: Sequence[Mapping[str, Any]]) -> Iterator[str | li
                 yield part["text"]
             else:
                 name = f"Image-{next(numbers)}: "
-                yield from _picture(job, part["image"], "" if native or not several else name)
+                yield from _image(job, part["image"], "" if native or not several else name)
         yield "<|im_end|>\n"
     yield "<|im_start|>assistant\n"
 
 
-def _picture(job: Job, source: Any, name: str) -> Iterator[str | list[Pixels]]:
+def _image(job: Job, source: Any, name: str) -> Iterator[str | list[Pixels]]:
     height, width = job.profile.height, job.profile.width
     yield f"{name}<img>"
-    yield preprocess.pieces(read_picture(source), int(job.choice("tiles")), height, width)
+    yield preprocess.pieces(read_image(source), int(job.choice("tiles")), height, width)
     yield "</img>\n"

@@ -1,4 +1,4 @@
-"""Dynamic tiling: a picture as a grid of tiles and a thumbnail of the whole."""
+"""Dynamic tiling: an image as a grid of tiles and a thumbnail of the whole."""
 
 from __future__ import annotations
 
@@ -15,58 +15,58 @@ MOST_TILES = 12  # `max_dynamic_patch`
 
 TILES = Choice(
     tuple(map(str, range(1, MOST_TILES + 1))),
-    "tiles of one run of the graph, and of a picture at most. 1, as on the board: the whole"
-    " picture. From 3 on a picture is cut into a grid of up to one tile less, with proportions"
-    " near its own, and the whole picture is the last tile: finer detail, for 256 tokens a tile"
-    " at 448x448 px. 2 takes two whole pictures",
+    "tiles of one run of the graph, and of an image at most. 1, as on the board: the whole"
+    " image. From 3 on an image is cut into a grid of up to one tile less, with proportions"
+    " near its own, and the whole image is the last tile: finer detail, for 256 tokens a tile"
+    " at 448x448 px. 2 takes two whole images",
 )
-THUMBNAIL = 1  # follows the cells of a picture that is cut
+THUMBNAIL = 1  # follows the cells of an image that is cut
 
 
-def tile(picture: Image, tiles: int, height: int, width: int) -> Iterator[Image]:
-    """Cut a picture into at most `tiles` tiles of ``height x width`` px.
+def tile(image: Image, tiles: int, height: int, width: int) -> Iterator[Image]:
+    """Cut an image into at most `tiles` tiles of ``height x width`` px.
 
-    The picture is resized to a grid of tiles, which follow row by row; where there are several,
-    the whole picture at the size of a tile comes last and counts as one of them. So up to two
-    tiles mean one, the whole picture.
+    The image is resized to a grid of tiles, which follow row by row; where there are several,
+    the whole image at the size of a tile comes last and counts as one of them. So up to two
+    tiles mean one, the whole image.
 
     Args:
-        picture: RGB.
+        image: RGB.
         tiles: At least 1.
         height, width: Size of a tile in px.
 
     Yields:
-        RGB pictures of ``height x width`` px.
+        RGB images of ``height x width`` px.
 
     Source: InternVL, ``dynamic_preprocess``; transformers, ``GotOcr2ImageProcessorPil``.
     """
     from PIL.Image import Resampling
 
-    columns, rows = grid(*picture.size, max(tiles - THUMBNAIL, 1), height, width)
+    columns, rows = grid(*image.size, max(tiles - THUMBNAIL, 1), height, width)
     if columns * rows > 1:
-        canvas = picture.resize((columns * width, rows * height), Resampling.BICUBIC)
+        canvas = image.resize((columns * width, rows * height), Resampling.BICUBIC)
         for index in range(columns * rows):
             left, top = index % columns * width, index // columns * height
             yield canvas.crop((left, top, left + width, top + height))
-    yield picture.resize((width, height), Resampling.BICUBIC)
+    yield image.resize((width, height), Resampling.BICUBIC)
 
 
 def grid(
-    picture_width: int, picture_height: int, most: int, height: int, width: int
+    image_width: int, image_height: int, most: int, height: int, width: int
 ) -> tuple[int, int]:
-    """Choose the grid whose proportions are nearest to the picture's.
+    """Choose the grid whose proportions are nearest to the image's.
 
-    Between equally near ones a larger grid wins if its area is below twice the picture's.
+    Between equally near ones a larger grid wins if its area is below twice the image's.
 
     Args:
-        picture_width, picture_height: Size of the picture in px.
+        image_width, image_height: Size of the image in px.
         most: Cells at most.
         height, width: Size of a cell in px.
 
     Returns:
         Columns and rows.
     """
-    ratio, area = picture_width / picture_height, picture_width * picture_height
+    ratio, area = image_width / image_height, image_width * image_height
     best, distance = (1, 1), float("inf")
     for columns, rows in _grids(most):
         away = abs(ratio - (columns * width) / (rows * height))

@@ -1,6 +1,6 @@
 """MiniCPM-V: SigLIP towers before small language models.
 
-MiniCPM-V-4 and MiniCPM-V-2 have a resampler that makes 64 tokens of every picture; MiniCPM-V-4.6
+MiniCPM-V-4 and MiniCPM-V-2 have a resampler that makes 64 tokens of every image; MiniCPM-V-4.6
 merges patches instead. Each model is a module of its own.
 """
 
@@ -31,7 +31,7 @@ def model_cards() -> list[ModelCard]:
 
 @hookimpl
 def export_vision(job: Job) -> list[Component]:
-    """Describe the vision side at the profile's picture size."""
+    """Describe the vision side at the profile's image size."""
     components: list[Component] = MODULES[job.card.id].export_vision(job)
     return components
 

@@ -1,4 +1,4 @@
-"""Pictures as the towers take them: which sizes fit, and how a picture is brought to one."""
+"""Images as the towers take them: which sizes fit, and how an image is brought to one."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ GRAY = (128, 128, 128)  # what "pad" fills with: nearly 0 once normalised
 
 FIT = Choice(
     ("stretch", "pad", "slice"),
-    "how a picture meets the static size (the published processor picks a size of the picture's"
+    "how an image meets the static size (the published processor picks a size of the image's"
     " own proportions instead). stretch: one run and 64 tokens, all is seen, proportions change."
     " pad: one run and 64 tokens, proportions stay, gray bars take their share of the patches."
-    " slice: the picture and up to 9 cells of it, cut as published and each stretched: full"
-    " detail, for up to 10 runs and 640 tokens a picture",
+    " slice: the image and up to 9 cells of it, cut as published and each stretched: full"
+    " detail, for up to 10 runs and 640 tokens an image",
 )
 
 
 def samples(
-    picture: Image, height: int, width: int, fit: str, multiple: int = PATCH_PX
+    image: Image, height: int, width: int, fit: str, multiple: int = PATCH_PX
 ) -> Iterator[Array]:
-    """Yield what the graph is run on for one picture.
+    """Yield what the graph is run on for one image.
 
     Args:
-        picture: RGB.
+        image: RGB.
         height, width: The static size in px.
         fit: A value of `FIT`; "slice" yields a sample for every piece, in the order of
             `slicing.Slicing.sizes`.
@@ -46,25 +46,25 @@ def samples(
         float32 ``[1, 3, height, width]``, RGB in -1..1.
     """
     if fit == "pad":
-        yield normalised(_padded(picture, height, width))
+        yield normalised(_padded(image, height, width))
         return
-    cells = cut(*picture.size, fit, multiple)
-    for piece in cells.cut(picture) if fit == "slice" else [picture]:
+    cells = cut(*image.size, fit, multiple)
+    for piece in cells.cut(image) if fit == "slice" else [image]:
         yield normalised(_stretched(piece, height, width))
 
 
 def cut(width: int, height: int, fit: str, multiple: int = PATCH_PX) -> Slicing:
-    """Say what pieces a picture of ``width x height`` px becomes; see `samples`."""
+    """Say what pieces an image of ``width x height`` px becomes; see `samples`."""
     if fit == "slice":
         return slicing(width, height, multiple=multiple)
     return Slicing((width, height))
 
 
-def normalised(picture: Image) -> Array:
+def normalised(image: Image) -> Array:
     """Return float32 ``[1, 3, H, W]``: scaled to 0..1, less 0.5, divided by 0.5."""
     import numpy as np
 
-    pixels = np.asarray(picture, np.float32).transpose(2, 0, 1)[None]
+    pixels = np.asarray(image, np.float32).transpose(2, 0, 1)[None]
     return np.ascontiguousarray((pixels / 255 - 0.5) / 0.5)
 
 
@@ -111,7 +111,7 @@ def position_ids(rows: int, columns: int, side: int) -> np.ndarray[Any, np.dtype
 
 
 def check_size(height: int, width: int, multiple: int = PATCH_PX) -> None:
-    """Refuse a picture size that is not made of whole cells, or has patches without positions.
+    """Refuse an image size that is not made of whole cells, or has patches without positions.
 
     Args:
         height, width: In px.
@@ -125,25 +125,25 @@ def check_size(height: int, width: int, multiple: int = PATCH_PX) -> None:
         return
     nearest = [min(max(round(side / multiple), 1) * multiple, longest) for side in (height, width)]
     raise UnsupportedProfile(
-        f"a picture of {height}x{width} px (height x width) does not fit: both sides must be"
+        f"an image of {height}x{width} px (height x width) does not fit: both sides must be"
         f" multiples of {multiple} px, up to {longest} px (a grid of {SIDE}x{SIDE} patches)",
         hint=f"nearest that fits: {nearest[0]}x{nearest[1]}",
     )
 
 
-def _stretched(picture: Image, height: int, width: int) -> Image:
+def _stretched(image: Image, height: int, width: int) -> Image:
     from PIL.Image import Resampling
 
-    return picture.resize((width, height), Resampling.BICUBIC)
+    return image.resize((width, height), Resampling.BICUBIC)
 
 
-def _padded(picture: Image, height: int, width: int) -> Image:
+def _padded(image: Image, height: int, width: int) -> Image:
     from PIL import Image as PillowImage
 
-    scale = min(width / picture.width, height / picture.height)
-    inner_height = max(1, round(picture.height * scale))
-    inner_width = max(1, round(picture.width * scale))
+    scale = min(width / image.width, height / image.height)
+    inner_height = max(1, round(image.height * scale))
+    inner_width = max(1, round(image.width * scale))
     canvas = PillowImage.new("RGB", (width, height), GRAY)
     corner = (width - inner_width) // 2, (height - inner_height) // 2
-    canvas.paste(_stretched(picture, inner_height, inner_width), corner)
+    canvas.paste(_stretched(image, inner_height, inner_width), corner)
     return canvas

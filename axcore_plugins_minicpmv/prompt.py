@@ -1,6 +1,6 @@
-"""Chat messages to token ids and the pieces of pictures that the tower is run on.
+"""Chat messages to token ids and the pieces of images that the tower is run on.
 
-The models write a picture alike: the whole of it between brackets, then cells row by row. What
+The models write an image alike: the whole of it between brackets, then cells row by row. What
 differs are the brackets and what stands around a message; that is said by each model's module.
 """
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL.Image import Image
 
-from axcore import Prompt, Rows, encode_prompt, load_tokenizer, message_parts, read_picture
+from axcore import Prompt, Rows, encode_prompt, load_tokenizer, message_parts, read_image
 
 from . import preprocess
 
@@ -42,39 +42,39 @@ def assemble(
     """Return the prompt that its parts make.
 
     Args:
-        job: Its choice says how a picture meets the static size.
-        parts: Text and pictures, in order.
-        write: Returns what stands for a picture, given its number and how it is cut.
-        samples: Turns pictures into what the tower is run on, as for calibration.
+        job: Its choice says how an image meets the static size.
+        parts: Text and images, in order.
+        write: Returns what stands for an image, given its number and how it is cut.
+        samples: Turns images into what the tower is run on, as for calibration.
         components: Names of the first component and of that whose rows the prompt takes.
         markers: See `axcore.load_tokenizer`.
         stop: Tokens that end an answer.
     """
     tokenizer = load_tokenizer(job.checkpoint.folder, markers)
-    pieces, pictures = list[Any](), list[Image]()
+    pieces, images = list[Any](), list[Image]()
     for part in parts:
         if isinstance(part, str):
             pieces.append(part)
         else:
             cut = preprocess.cut(*part.size, job.choice("fit"))
-            pieces += write(len(pictures), cut)
-            pictures.append(part)
+            pieces += write(len(images), cut)
+            images.append(part)
     ids, rows = encode_prompt(tokenizer, pieces)
     first, last = components
     return Prompt(
         input_ids=ids,
         position_ids=np.arange(len(ids))[None],
         vision_rows={last: np.concatenate([np.empty(0, np.int64), *rows])},
-        pictures={first: list(samples(pictures))},
+        images={first: list(samples(images))},
         stop_ids=tuple(i for text in stop if (i := tokenizer.token_to_id(text)) is not None),
     )
 
 
 def lines(message: Mapping[str, Any]) -> list[Part]:
-    """Return the content of a message, its parts a line each: pictures and the text between."""
+    """Return the content of a message, its parts a line each: images and the text between."""
     parts = list[Any]()
     for part in message_parts(message, ("text", "image")):
-        parts += ["\n", part["text"] if part["type"] == "text" else read_picture(part["image"])]
+        parts += ["\n", part["text"] if part["type"] == "text" else read_image(part["image"])]
     content = list[Any]()
     for is_text, group in groupby(parts[1:], lambda part: isinstance(part, str)):
         joined = list(group)
@@ -98,7 +98,7 @@ def bracketed(tag: str, rows: Rows) -> list[Piece]:
 
 
 def cells(cut: Slicing, tag: str, rows: Rows) -> Iterator[Piece]:
-    """Yield the cells of a picture: a line for each row of them, nothing where it is not cut."""
+    """Yield the cells of an image: a line for each row of them, nothing where it is not cut."""
     for row in range(cut.rows):
         if row:
             yield "\n"
@@ -106,7 +106,7 @@ def cells(cut: Slicing, tag: str, rows: Rows) -> Iterator[Piece]:
 
 
 def numbered(rows: Rows) -> Write:
-    """Return how V-4 and V-4.6 write a picture: its number, the whole, and slices."""
+    """Return how V-4 and V-4.6 write an image: its number, the whole, and slices."""
 
     def write(number: int, cut: Slicing) -> Iterator[Piece]:
         yield f"<image_id>{number}</image_id>"
@@ -117,7 +117,7 @@ def numbered(rows: Rows) -> Write:
 
 
 def nested(rows: Rows) -> Write:
-    """Return how V-2 writes a picture: the whole, and cells like it between slice brackets."""
+    """Return how V-2 writes an image: the whole, and cells like it between slice brackets."""
 
     def write(_: int, cut: Slicing) -> Iterator[Piece]:
         yield from bracketed("image", rows)

@@ -1,7 +1,7 @@
 """SigLIP towers as static modules: patch embedding, layers, final norm.
 
 The state between stages is one float tensor ``[1, N, hidden]``, a row per patch, row by row of
-the picture. Positions are looked up or interpolated for the fixed picture size while the weights
+the image. Positions are looked up or interpolated for the fixed image size while the weights
 are read, so that the graph adds a constant.
 
 Source: transformers, ``SiglipVisionTransformer``; timm, ``VisionTransformer``.
@@ -47,7 +47,7 @@ class Tower:
 class Embedding(nn.Module):
     """Pixels to state, positions added.
 
-    The convolution's kernel equals its stride, so a picture ``[1, 3, H, W]`` and its patches laid
+    The convolution's kernel equals its stride, so an image ``[1, 3, H, W]`` and its patches laid
     side by side ``[1, 3, 14, 14 * N]`` give the same rows.
     """
 

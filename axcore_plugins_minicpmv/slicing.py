@@ -1,4 +1,4 @@
-"""How a picture is cut: the whole of it in small, and where it is large, cells in full detail.
+"""How an image is cut: the whole of it in small, and where it is large, cells in full detail.
 
 Calibration and prompts must agree on the pieces and their order, so both ask here.
 
@@ -25,11 +25,11 @@ MOST = 9  # `max_slice_nums`: cells at most
 
 @dataclass(frozen=True)
 class Slicing:
-    """The pieces of one picture.
+    """The pieces of one image.
 
     Attributes:
-        source: Width and height in px of the whole picture as the first piece.
-        columns, rows: Cells across and down; 0 where the picture is not cut.
+        source: Width and height in px of the whole image as the first piece.
+        columns, rows: Cells across and down; 0 where the image is not cut.
         cell: Width and height in px of a cell.
     """
 
@@ -48,15 +48,15 @@ class Slicing:
         """Rows that all pieces give the language model, without the tokens between them."""
         return ROWS * len(self.sizes)
 
-    def cut(self, picture: Image) -> Iterator[Image]:
-        """Yield the pieces of `picture`, RGB, in their order."""
+    def cut(self, image: Image) -> Iterator[Image]:
+        """Yield the pieces of `image`, RGB, in their order."""
         from PIL.Image import Resampling
 
-        yield picture.resize(self.source, Resampling.BICUBIC)
+        yield image.resize(self.source, Resampling.BICUBIC)
         if not self.columns:
             return
         width, height = self.cell
-        refined = picture.resize((width * self.columns, height * self.rows), Resampling.BICUBIC)
+        refined = image.resize((width * self.columns, height * self.rows), Resampling.BICUBIC)
         for top in range(0, refined.height, height):
             for left in range(0, refined.width, width):
                 yield refined.crop((left, top, left + width, top + height))
@@ -65,10 +65,10 @@ class Slicing:
 def slicing(
     width: int, height: int, *, side: int = 448, multiple: int = 14, most: int = MOST
 ) -> Slicing:
-    """Say how a picture of ``width x height`` px is cut.
+    """Say how an image of ``width x height`` px is cut.
 
     Args:
-        width, height: Of the picture, in px.
+        width, height: Of the image, in px.
         side: Every piece has about the area of a square of this side, in px.
         multiple: The sides of a piece are multiples of this, in px.
         most: Cells at most.
@@ -83,17 +83,17 @@ def slicing(
 
 
 def notes(fit: str, max_prompt: int) -> list[str]:
-    """Say what a prompt of `max_prompt` tokens means for pictures that are sliced."""
+    """Say what a prompt of `max_prompt` tokens means for images that are sliced."""
     if fit != "slice":
         return []
     return [
-        f"a sliced picture gives {ROWS} rows a piece, up to {ROWS * (MOST + 1)} in all; a prompt"
+        f"a sliced image gives {ROWS} rows a piece, up to {ROWS * (MOST + 1)} in all; a prompt"
         f" holds {max_prompt} tokens: --prefill-len or --last-kv-cache-len make room for more"
     ]
 
 
 def _grid(ratio: float, wanted: int, most: int) -> tuple[int, int]:
-    """Return columns and rows of nearly `wanted` cells, nearest to the picture's proportions."""
+    """Return columns and rows of nearly `wanted` cells, nearest to the image's proportions."""
     grids = [
         (columns, count // columns)
         for count in (wanted - 1, wanted, wanted + 1)

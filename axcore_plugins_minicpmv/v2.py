@@ -148,7 +148,7 @@ _PROFILES: Mapping[str, Profile] = {
         width=448,
         prefill_len=320,
         kv_cache_len=1023,
-        about="64 tokens a picture, and 256 for the rest of the prompt",
+        about="64 tokens an image, and 256 for the rest of the prompt",
     )
 }
 
@@ -221,7 +221,7 @@ def export_vision(job: Job) -> list[Component]:
     """Describe the tower and the resampler behind it.
 
     Raises:
-        UnsupportedProfile: The picture size does not fit; the hint names the nearest that does.
+        UnsupportedProfile: The image size does not fit; the hint names the nearest that does.
     """
     from . import resampler  # torch is only needed from here on
 
@@ -263,10 +263,10 @@ def _tower(job: Job, rows: int, columns: int) -> Component:
     )
 
 
-def _samples(job: Job, pictures: Sequence[Image]) -> Iterator[Sample]:
+def _samples(job: Job, images: Sequence[Image]) -> Iterator[Sample]:
     size = job.profile.height, job.profile.width
-    for picture in pictures:
-        for pixels in preprocess.samples(picture, *size, job.choice("fit")):
+    for image in images:
+        for pixels in preprocess.samples(image, *size, job.choice("fit")):
             yield {"pixel_values": pixels}
 
 
@@ -373,7 +373,7 @@ def _folded_note(config: Mapping[str, Any]) -> str:
 
 
 def prepare_prompt(job: Job, messages: Sequence[Mapping[str, Any]]) -> Prompt:
-    """Write who speaks and what, with a run of the tower for each piece of a picture.
+    """Write who speaks and what, with a run of the tower for each piece of an image.
 
     Raises:
         UsageError: Someone speaks whom the model does not know.

@@ -179,7 +179,7 @@ STOP = ("</s>", "<|im_end|>")
 
 _LAYOUT = Choice(
     ("plain", "strip"),
-    "what the tower is fed. plain: the picture as it is, positions folded into the graph. strip:"
+    "what the tower is fed. plain: the image as it is, positions folded into the graph. strip:"
     " the patches side by side and their position ids, as the published board script feeds them;"
     " costs one lookup in a table of 4900 positions",
 )
@@ -190,7 +190,7 @@ _PROFILES: Mapping[str, Profile] = {
         width=448,
         prefill_len=320,
         kv_cache_len=1023,
-        about="64 tokens a picture, and 256 for the rest of the prompt",
+        about="64 tokens an image, and 256 for the rest of the prompt",
     )
 }
 
@@ -243,7 +243,7 @@ def export_vision(job: Job) -> list[Component]:
     """Describe the tower and the resampler behind it.
 
     Raises:
-        UnsupportedProfile: The picture size does not fit; the hint names the nearest that does.
+        UnsupportedProfile: The image size does not fit; the hint names the nearest that does.
     """
     from . import resampler  # torch is only needed from here on
 
@@ -274,7 +274,7 @@ def llm_build_args(job: Job) -> LlmBuildArgs:
 
 
 def prepare_prompt(job: Job, messages: Sequence[Mapping[str, Any]]) -> Prompt:
-    """Write the messages as ChatML, with a run of the tower for each piece of a picture."""
+    """Write the messages as ChatML, with a run of the tower for each piece of an image."""
     from . import prompt
 
     preprocess.check_size(job.profile.height, job.profile.width)
@@ -339,7 +339,7 @@ def _side(vision: Mapping[str, Any]) -> int:
 
 
 def _grid(job: Job) -> tuple[int, int]:
-    """Patches down and across the picture."""
+    """Patches down and across the image."""
     patch = job.config["vision_config"]["patch_size"]
     return job.profile.height // patch, job.profile.width // patch
 
@@ -368,7 +368,7 @@ def _tower(job: Job) -> Component:
         tuple(chain),
         inputs=_ports(job),
         outputs=(Port("vision_embedding", (1, rows * columns, tower.hidden)),),
-        preprocess=lambda pictures: _samples(job, pictures),
+        preprocess=lambda images: _samples(job, images),
         calibration=_CALIBRATION,
         build_options=_build_options(job),
     )
@@ -414,11 +414,11 @@ def _ports(job: Job) -> tuple[Port, ...]:
     )
 
 
-def _samples(job: Job, pictures: Sequence[Image]) -> Iterator[Sample]:
+def _samples(job: Job, images: Sequence[Image]) -> Iterator[Sample]:
     size = job.profile.height, job.profile.width
     ids = preprocess.position_ids(*_grid(job), _side(job.config["vision_config"]))
-    for picture in pictures:
-        for pixels in preprocess.samples(picture, *size, job.choice("fit")):
+    for image in images:
+        for pixels in preprocess.samples(image, *size, job.choice("fit")):
             if job.choice("layout") == "plain":
                 yield {"pixel_values": pixels}
             else:

@@ -220,7 +220,7 @@ def export_vision(job: Job) -> list[Component]:
     """Describe the tower and its merger as one graph that takes a strip of patches.
 
     Raises:
-        UnsupportedProfile: The picture size does not fit; the hint names the nearest that do.
+        UnsupportedProfile: The image size does not fit; the hint names the nearest that do.
     """
     from . import v46_vision  # torch is only needed from here on
 
@@ -244,10 +244,10 @@ def export_vision(job: Job) -> list[Component]:
     ]
 
 
-def _samples(job: Job, pictures: Sequence[Image]) -> Iterator[Sample]:
+def _samples(job: Job, images: Sequence[Image]) -> Iterator[Sample]:
     size, fit = (job.profile.height, job.profile.width), job.choice("fit")
-    for picture in pictures:
-        for pixels in preprocess.samples(picture, *size, fit, _cell_px(job)):
+    for image in images:
+        for pixels in preprocess.samples(image, *size, fit, _cell_px(job)):
             yield {"pixel_values": preprocess.strip(pixels)}
 
 
@@ -268,7 +268,7 @@ def prepare_prompt(job: Job, messages: Sequence[Mapping[str, Any]]) -> Prompt:
 
 
 def _written(messages: Sequence[Mapping[str, Any]]) -> Iterator[str | Image]:
-    """Yield text and pictures; the published template trims every message."""
+    """Yield text and images; the published template trims every message."""
     from . import prompt
 
     for message in messages:
@@ -309,7 +309,7 @@ def _slice_notes(job: Job) -> Iterator[str]:
     most = (slicing.MOST + 1) * _tokens(job)
     if job.choice("fit") == "slice" and most > job.profile.max_prompt:
         yield (
-            f"a sliced picture gives up to {most} rows, {_tokens(job)} a piece; a prompt holds"
+            f"a sliced image gives up to {most} rows, {_tokens(job)} a piece; a prompt holds"
             f" {job.profile.max_prompt} tokens: --last-kv-cache-len makes room for more"
         )
 

@@ -36,7 +36,7 @@ def stages(
 
     Args:
         config: The checkpoint's config.
-        rows: Patches down the picture, a multiple of 2 for each merger.
+        rows: Patches down the image, a multiple of 2 for each merger.
         columns: Patches across it, likewise.
         early_merge: Whether cells are merged inside the tower too, so that a token stands for
             16 patches rather than 4.

@@ -1,7 +1,7 @@
 """Qwen2.5-VL: a ViT that attends inside windows but for a few blocks, before a Qwen2.5 LLM.
 
 Patches of 14 px (two frames deep) pass 32 blocks with rotary positions; four patches merge into
-one token. The vision graph takes pictures already cut into patches, so that the board can feed
+one token. The vision graph takes images already cut into patches, so that the board can feed
 uint8.
 """
 
@@ -30,7 +30,7 @@ def model_cards() -> list[ModelCard]:
 
 @hookimpl
 def export_vision(job: Job) -> list[Component]:
-    """Describe the tower at the profile's picture size; for video, one temporal step a run."""
+    """Describe the tower at the profile's image size; for video, one temporal step a run."""
     from . import preprocess, vision  # torch is only needed from here on
 
     height, width = job.profile.height, job.profile.width
@@ -51,7 +51,7 @@ def export_vision(job: Job) -> list[Component]:
             inputs=(Port("hidden_states", (1, 3, count, preprocess.COLUMNS)),),
             outputs=(Port("hidden_states_out", (tokens, config["out_hidden_size"])),),
             preprocess=samples,
-            pictures_per_sample=preprocess.FRAMES if video else 1,
+            images_per_sample=preprocess.FRAMES if video else 1,
             calibration=preprocess.VIDEO_CALIBRATION if video else preprocess.IMAGE_CALIBRATION,
         )
     ]
@@ -69,7 +69,7 @@ def patch_attention(stage: Stage) -> Stage:
 
 @hookimpl
 def prepare_prompt(job: Job, messages: Sequence[dict[str, Any]]) -> Prompt:
-    """Write the messages as ChatML, with a run of the vision graph for each picture or step."""
+    """Write the messages as ChatML, with a run of the vision graph for each image or step."""
     from .prompt import prepare
 
     return prepare(job, messages)

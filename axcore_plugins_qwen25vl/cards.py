@@ -105,14 +105,14 @@ _PROFILES: Mapping[str, Profile] = {
         width=448,
         prefill_len=320,
         kv_cache_len=1023,
-        about="one picture: 256 tokens, and 64 for the question",
+        about="one image: 256 tokens, and 64 for the question",
     ),
     VIDEO: Profile(
         height=308,
         width=308,
         prefill_len=512,
         kv_cache_len=1023,
-        pictures=4,
+        images=4,
         about="four temporal steps of two frames each, one run of the graph per step: 484 tokens",
     ),
 }

@@ -1,4 +1,4 @@
-"""Pictures as the tower takes them: which sizes fit, and how a picture becomes patches."""
+"""Images as the tower takes them: which sizes fit, and how an image becomes patches."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 PATCH_PX = 14
-FRAMES = 2  # `temporal_patch_size`: a still picture is shown twice
+FRAMES = 2  # `temporal_patch_size`: a still image is shown twice
 MERGE = 2  # patches along each side of a merged cell, which becomes one token
 CELL_PX = PATCH_PX * MERGE
 COLUMNS = FRAMES * PATCH_PX**2  # values of one patch and channel
 MIN_PX, MAX_PX = 3_136, 12_845_056  # area, `preprocessor_config.json`
-MAX_RATIO = 200  # the image processor refuses longer pictures
+MAX_RATIO = 200  # the image processor refuses longer images
 
-# Patches travel as pictures so that the target can take uint8. The toolchain reads a PNG as BGR
-# and hands it on as told here; the patch pictures are stored so that channel 0 arrives as red.
+# Patches travel as images so that the target can take uint8. The toolchain reads a PNG as BGR
+# and hands it on as told here; the patch images are stored so that channel 0 arrives as red.
 IMAGE_CALIBRATION = Calibration(
     format="Image",
     mean=(122.7709383, 116.7460125, 104.09373615),
@@ -42,7 +42,7 @@ def patches(
     """Resize frames and cut them into patches, listed merge-block first.
 
     Args:
-        frames: One RGB picture, which fills both frames, or two.
+        frames: One RGB image, which fills both frames, or two.
         height: Target height in px, a multiple of 28.
         width: Target width in px, likewise.
 
@@ -61,7 +61,7 @@ def patches(
 
 
 def check_size(height: int, width: int) -> None:
-    """Refuse a picture size that the tower cannot take.
+    """Refuse an image size that the tower cannot take.
 
     Raises:
         UnsupportedProfile: The message says why, the hint names the nearest sizes that fit.
@@ -69,7 +69,7 @@ def check_size(height: int, width: int) -> None:
     if reason := _misfit(height, width):
         nearest = " or ".join(f"{h}x{w}" for h, w in nearest_sizes(height, width))
         raise UnsupportedProfile(
-            f"a picture of {height}x{width} px (height x width) does not fit: {reason}",
+            f"an image of {height}x{width} px (height x width) does not fit: {reason}",
             hint=f"nearest that fit: {nearest}",
         )
 

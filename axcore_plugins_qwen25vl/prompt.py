@@ -17,7 +17,7 @@ from axcore import (
     encode_prompt,
     load_tokenizer,
     message_parts,
-    read_picture,
+    read_image,
 )
 
 from .preprocess import CELL_PX, FRAMES, check_size, patches
@@ -37,7 +37,7 @@ STOP = ("<|im_end|>", "<|endoftext|>")
 
 @dataclass(frozen=True)
 class _Vision:
-    """A picture or video of a prompt: its frames, and the time between two steps in positions."""
+    """An image or video of a prompt: its frames, and the time between two steps in positions."""
 
     marker: str
     frames: Sequence[Image]
@@ -52,14 +52,14 @@ def prepare(job: Job, messages: Sequence[Mapping[str, Any]]) -> Prompt:
     """Return the prompt that asks for the assistant's next message.
 
     Args:
-        job: Its profile gives the size every picture and frame is resized to.
+        job: Its profile gives the size every image and frame is resized to.
         messages: ``{"role": ..., "content": text or parts}``; a part is ``{"type": "text",
-            "text": ...}``, ``{"type": "image", "image": picture or file}`` or ``{"type": "video",
-            "video": [pictures or files], "fps": 2.0}``.
+            "text": ...}``, ``{"type": "image", "image": image or file}`` or ``{"type": "video",
+            "video": [images or files], "fps": 2.0}``.
 
     Raises:
         CheckpointError: The tokenizer is missing or does not fit the model.
-        PictureError: A picture cannot be read.
+        ImageError: An image cannot be read.
         UsageError: A part is of another type, or a video has no frame.
     """
     height, width = job.profile.height, job.profile.width
@@ -76,7 +76,7 @@ def prepare(job: Job, messages: Sequence[Mapping[str, Any]]) -> Prompt:
         input_ids=ids,
         position_ids=_positions(len(ids), visions, rows, grid),
         vision_rows={"vision": np.concatenate([np.empty(0, np.int64), *rows])},
-        pictures={"vision": [s for vision in visions for s in _samples(vision, height, width)]},
+        images={"vision": [s for vision in visions for s in _samples(vision, height, width)]},
         stop_ids=tuple(i for text in STOP if (i := tokenizer.token_to_id(text)) is not None),
     )
 
@@ -111,11 +111,11 @@ def _parts(messages: Sequence[Mapping[str, Any]], speed: float) -> Iterator[str 
 
 def _vision(part: Mapping[str, Any], speed: float) -> _Vision:
     if part["type"] == "image":
-        return _Vision(IMAGE, [read_picture(part["image"])], np.float32(0))
+        return _Vision(IMAGE, [read_image(part["image"])], np.float32(0))
     if not part["video"]:
         raise UsageError("a message has a video without frames", hint="give at least one frame")
     seconds = np.float32(FRAMES / part.get("fps", FPS))
-    frames = [read_picture(frame) for frame in part["video"]]
+    frames = [read_image(frame) for frame in part["video"]]
     return _Vision(VIDEO, frames, np.float32(speed) * seconds)
 
 

@@ -3,7 +3,7 @@
 The state between stages is one float tensor ``[N, hidden]``, a row per patch in window order:
 windows of equal size follow one another, so that they can be attended as one batch, and the
 merger undoes the order. Upstream interleaves full windows with the narrower ones of the right and
-bottom edge; the tokens are the same, as a window is a set. For a fixed picture size every index,
+bottom edge; the tokens are the same, as a window is a set. For a fixed image size every index,
 angle and mask is a constant.
 
 Source: transformers, ``Qwen2_5_VisionTransformerPretrainedModel``.
@@ -34,12 +34,12 @@ Runs = tuple[tuple[int, int], ...]
 
 
 def stages(config: Mapping[str, Any], height: int, width: int) -> tuple[Stage, ...]:
-    """Return the tower for pictures of one size, parameters on the meta device.
+    """Return the tower for images of one size, parameters on the meta device.
 
     Args:
         config: The checkpoint's ``vision_config``.
-        height: Picture height in px, a multiple of a merged cell (28 px).
-        width: Picture width in px, likewise.
+        height: Image height in px, a multiple of a merged cell (28 px).
+        width: Image width in px, likewise.
     """
     merge = config["spatial_merge_size"]
     cell_px = config["patch_size"] * merge
@@ -64,7 +64,7 @@ def windows(rows: int, columns: int, side: int) -> list[Tensor]:
     """Cut a grid of merged cells into windows, grouped by size.
 
     Args:
-        rows: Merged cells down the picture.
+        rows: Merged cells down the image.
         columns: Merged cells across it.
         side: Merged cells along a whole window; those at the right and bottom edge may be cut.
 
@@ -209,7 +209,7 @@ class Masked(nn.Module):
     """Attention inside windows as one masked matrix ``[N, N]``: the plain form.
 
     The mask is made from the window of each patch where it is needed, so that describing a tower
-    for a large picture costs N numbers rather than N squared.
+    for a large image costs N numbers rather than N squared.
     """
 
     window: Tensor
@@ -279,7 +279,7 @@ class GatedMLP(nn.Module):
 
 
 class Merger(nn.Module):
-    """State to tokens: ``[N, hidden]`` to ``[N / 4, out_hidden]``, row by row of the picture."""
+    """State to tokens: ``[N, hidden]`` to ``[N / 4, out_hidden]``, row by row of the image."""
 
     restore: Tensor
 

@@ -24,7 +24,7 @@ from .bench import CASES, Bench, Row
 from .rows import PARTS
 
 HERE = Path(__file__).parent
-PICTURES = HERE.parent / "axcore" / "data" / "pictures"
+IMAGES = HERE.parent / "axcore" / "data" / "images"
 PACKAGES = [
     "axcore",
     "torch",
@@ -65,7 +65,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--only", choices=PARTS, action="append", help="repeatable; default: all")
     parser.add_argument("--no-ordinary", action="store_true", help="leave the ordinary way out")
     parser.add_argument("--size", choices=("full", "tiny"), default="full", help="tiny: to try")
-    parser.add_argument("--images", type=Path, default=PICTURES, help="folder of photographs")
+    parser.add_argument("--images", type=Path, default=IMAGES, help="folder of photographs")
     return parser.parse_args()
 
 

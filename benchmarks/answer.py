@@ -1,4 +1,4 @@
-"""Answer about a picture; print the seconds of prefill, of decoding and of the sessions' runs.
+"""Answer about an image; print the seconds of prefill, of decoding and of the sessions' runs.
 
 The rows that the language model read are written, so that another can read the same. Ends of
 answers are ignored, and a short answer before warms up.
@@ -58,7 +58,7 @@ def answered(runner: Runner, prompt: Prompt, tokens: int) -> tuple[Answer, float
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("bundle", type=Path)
-parser.add_argument("picture", type=Path)
+parser.add_argument("image", type=Path)
 parser.add_argument("rows", type=Path, help="float32 [n, hidden] goes here, as .npy")
 parser.add_argument("--question", required=True)
 parser.add_argument("--tokens", type=int, required=True)
@@ -69,7 +69,7 @@ deployment = replace(Deployment.open(arguments.bundle, registry), stop_ids=froze
 vision = VisionSide(VisionSessions(deployment, engine, SUFFIX))
 runner = Runner(deployment, registry, vision, LayerModels(deployment, engine, SUFFIX))
 content = [
-    {"type": "image", "image": arguments.picture},
+    {"type": "image", "image": arguments.image},
     {"type": "text", "text": arguments.question},
 ]
 prompt = replace(runner.prepare([{"role": "user", "content": content}]), stop_ids=())

@@ -11,7 +11,7 @@ from typing import Any
 from .bench import REPEATS, Bench, Row
 from .measure import axcore, both, run, script
 
-QUESTION = "What is in the picture?"
+QUESTION = "What is in the image?"
 TOKENS = 64
 
 
@@ -60,8 +60,8 @@ def layer_files(bundle: Path) -> list[Path]:
 
 
 def run_rows(bench: Bench, bundle: Path) -> Iterator[Row]:
-    """One answer about a picture, by the command line."""
-    asked = ("--image", bench.picture, "--prompt", QUESTION, "--max-new-tokens", TOKENS)
+    """One answer about an image, by the command line."""
+    asked = ("--image", bench.image, "--prompt", QUESTION, "--max-new-tokens", TOKENS)
     answer = axcore("run", bundle, *asked, "--json")
     said = answer.json
     yield Row(
@@ -79,7 +79,7 @@ def generate_rows(bench: Bench, bundle: Path, folder: Path) -> Iterator[Row]:
     script("generate", "write", bench.checkpoint, plain)
     ours, theirs = [], []
     for _ in range(REPEATS):
-        asked = (bundle, bench.picture, rows, "--question", QUESTION, "--tokens", TOKENS)
+        asked = (bundle, bench.image, rows, "--question", QUESTION, "--tokens", TOKENS)
         ours.append(script("answer", *asked).json)
         theirs.append(script("generate", "run", plain, rows, "--tokens", TOKENS).json)
     count = ours[0]["prompt"]

@@ -104,14 +104,14 @@ class Bench:
         case: The model.
         size: "full" or, to try the benchmarks themselves, "tiny".
         work: Where outputs go; everything is removed once it is measured.
-        pictures: A folder of photographs.
+        images: A folder of photographs.
         ordinary: Whether to run the ordinary way too.
     """
 
     case: Case
     size: str
     work: Path
-    pictures: Path
+    images: Path
     ordinary: bool
 
     @cached_property
@@ -120,9 +120,9 @@ class Bench:
         return str(script("fabricate", self.case.model, "--size", self.size).json)
 
     @property
-    def picture(self) -> Path:
+    def image(self) -> Path:
         """The first of the photographs."""
-        return sorted(self.pictures.glob("*.jpg"))[0]
+        return sorted(self.images.glob("*.jpg"))[0]
 
     @contextmanager
     def folder(self) -> Iterator[Path]:
@@ -132,7 +132,7 @@ class Bench:
 
     def convert(self, out: Path, size: str = "") -> Run:
         """Convert without verification into `out`, by the command line."""
-        weights = ("--weights", f"random-{size or self.size}", "--images", self.pictures)
+        weights = ("--weights", f"random-{size or self.size}", "--images", self.images)
         return axcore("convert", self.case.model, *weights, "-o", out, "--no-verify")
 
     def export(self, *arguments: object) -> Run:

@@ -1,4 +1,4 @@
-"""Caption a folder of pictures, against asking about each in a loop without anything around it.
+"""Caption a folder of images, against asking about each in a loop without anything around it.
 
 Prints the seconds of both as JSON: the least of rounds that run in turns, as what disturbs a round
 only adds to it.
@@ -13,20 +13,20 @@ import time
 from pathlib import Path
 
 from axcore import Registry
-from axcore.calibration import find_pictures
+from axcore.calibration import find_images
 from axcore.evaluate import Captions, PredictionFile
-from axcore.evaluate.captions import answer_pictures
-from axcore.evaluate.pictures import pictures_to_judge
+from axcore.evaluate.captions import answer_images
+from axcore.evaluate.images import images_to_judge
 from axcore.progress import Silent
 from axcore.runtime.runner import Runner
 
 
 def alone(runner: Runner, images: Path, captions: Captions) -> float:
-    """Return the seconds of loading pictures and answering, and nothing else."""
+    """Return the seconds of loading images and answering, and nothing else."""
     started = time.perf_counter()
-    for picture in find_pictures([images]):
+    for image in find_images([images]):
         runner.forget()
-        prompt = runner.prepare(captions.question.messages(picture.load()))
+        prompt = runner.prepare(captions.question.messages(image.load()))
         "".join(runner.answer(prompt, captions.sampling, captions.max_new_tokens))
     return time.perf_counter() - started
 
@@ -35,10 +35,10 @@ def captioned(runner: Runner, images: Path, captions: Captions) -> float:
     """Return the seconds of `axcore evaluate captions` behind the loading of the model."""
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
-        pictures = pictures_to_judge(images)
-        keys = {picture.name: picture.name for picture in pictures}
+        shown = images_to_judge(images)
+        keys = {image.name: image.name for image in shown}
         file = PredictionFile(Path(folder) / "captions.json", {})
-        answer_pictures(runner, pictures, keys, captions, file, Silent())
+        answer_images(runner, shown, keys, captions, file, Silent())
         return time.perf_counter() - started
 
 

@@ -1,6 +1,6 @@
 """Score fabricated answers with a fabricated CLIP, against its bare forward passes.
 
-`fabricate` writes random weights in open_clip's layout, a vocabulary, pictures and two prediction
+`fabricate` writes random weights in open_clip's layout, a vocabulary, images and two prediction
 files; `score` prints the seconds of loading, of scoring, and of the forward passes alone.
 """
 
@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from axcore.calibration import embedded_pictures
-from axcore.evaluate import Clip, clip_scores, match, pictures_by_name, read_predictions
-from axcore.evaluate.clip import PICTURES, TEXTS
+from axcore.calibration import embedded_images
+from axcore.evaluate import Clip, clip_scores, images_by_name, match, read_predictions
+from axcore.evaluate.clip import IMAGES, TEXTS
 from axcore.evaluate.clip_files import BPE, MERGES, WEIGHTS
 
 SIDES = ("a.json", "b.json")
@@ -72,7 +72,7 @@ def fabricate(folder: Path, size: str, count: int) -> None:
     merges += [f"{one} {other}</w>" for one in letters for other in letters]
     text = "\n".join(["version", *merges[:MERGES], ""])
     (folder / BPE).write_bytes(gzip.compress(text.encode()))
-    photos = embedded_pictures()
+    photos = embedded_images()
     for i in range(count):  # of the size of COCO's
         with Image.open(photos[i % len(photos)]) as photo:
             photo.convert("RGB").resize((640, 480)).rotate(i).save(folder / f"{i}.jpg", quality=90)
@@ -96,22 +96,22 @@ def score(folder: Path) -> dict[str, float]:
     answers = match([read_predictions(folder / side) for side in SIDES])
     bare(clip, 1, 1)  # the first pass reads the mapped weights from disk
     started = time.perf_counter()
-    clip_scores(clip, answers, pictures_by_name(folder, answers))
+    clip_scores(clip, answers, images_by_name(folder, answers))
     scored = time.perf_counter() - started
     return {"load": loaded, "score": scored, "bare": bare(clip, len(answers), 2 * len(answers))}
 
 
-def bare(clip: Clip, pictures: int, texts: int) -> float:
+def bare(clip: Clip, images: int, texts: int) -> float:
     """Return the seconds of the model's forward passes alone, in groups as `clip_scores` has."""
     model = clip._model
-    shown = np.random.default_rng(0).standard_normal((PICTURES, 3, clip.side_px, clip.side_px))
+    shown = np.random.default_rng(0).standard_normal((IMAGES, 3, clip.side_px, clip.side_px))
     pixels = torch.from_numpy(shown.astype(np.float32))
     tokens = torch.full((TEXTS, clip.context), 300)
     tokens[:, -1] = WORDS - 1
     started = time.perf_counter()
     with torch.inference_mode():
-        for start in range(0, pictures, PICTURES):
-            model.get_image_features(pixels[: pictures - start])
+        for start in range(0, images, IMAGES):
+            model.get_image_features(pixels[: images - start])
         for start in range(0, texts, TEXTS):
             model.get_text_features(tokens[: texts - start])
     return time.perf_counter() - started
@@ -122,9 +122,9 @@ if __name__ == "__main__":
     parser.add_argument("step", choices=("fabricate", "score"))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--size", choices=SIZES, default="full")
-    parser.add_argument("--pictures", type=int, default=100)
+    parser.add_argument("--images", type=int, default=100)
     arguments = parser.parse_args()
     if arguments.step == "fabricate":
-        fabricate(arguments.folder, arguments.size, arguments.pictures)
+        fabricate(arguments.folder, arguments.size, arguments.images)
     else:
         print(json.dumps(score(arguments.folder)))

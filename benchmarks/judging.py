@@ -9,7 +9,7 @@ from .measure import axcore, both, script
 
 
 def clip_rows(bench: Bench) -> Iterator[Row]:
-    """Scoring 100 pictures and answers by CLIP, against its bare forward passes."""
+    """Scoring 100 images and answers by CLIP, against its bare forward passes."""
     if bench.case is not CASES[0]:
         return
     with bench.folder() as folder:
@@ -17,7 +17,7 @@ def clip_rows(bench: Bench) -> Iterator[Row]:
         scoring = script("clip", "score", folder)
     seconds = scoring.json
     ratio = (seconds["load"] + seconds["score"]) / seconds["bare"]
-    yield Row("CLIP score of 100 pictures in two files, against bare forward passes",
+    yield Row("CLIP score of 100 images in two files, against bare forward passes",
               f"{seconds['load'] + seconds['score']:.1f} s against {seconds['bare']:.1f} s:"
               f" {ratio:.2f}x", "≤ 1.3x", ratio <= 1.3)  # fmt: skip
     yield Row("the same, the whole process", both(scoring), "≤ 5 GB", scoring.peak_bytes <= 5e9)
@@ -31,7 +31,7 @@ def caption_rows(bench: Bench) -> Iterator[Row]:
         bundle = folder / "bundle"
         bench.convert(bundle, "tiny")
         axcore("build", bundle, "--toolchain", "onnx")
-        seconds = script("captions", bundle, bench.pictures).json
+        seconds = script("captions", bundle, bench.images).json
     ratio = seconds["captions"] / seconds["run"]
     yield Row("captions of a tiny model, against `run` in a loop",
               f"{seconds['captions']:.3f} s against {seconds['run']:.3f} s: {ratio:.2f}x",

@@ -93,7 +93,7 @@ def convert_rows(bench: Bench) -> Iterator[Row]:
         verify = axcore("verify", out, "--json")
     inferences = sum(part["onnx_s"] + part["torch_s"] for part in verify.json)
     ratio = verify.seconds / inferences
-    yield Row("`verify` of the tower on one picture", both(verify),
+    yield Row("`verify` of the tower on one image", both(verify),
               "≤ 4.5 GB", verify.peak_bytes <= 4.5e9)  # fmt: skip
     yield Row("the same, against its two inferences", f"{ratio:.1f}x of {inferences:.1f} s",
               "≤ 2x", ratio <= 2)  # fmt: skip

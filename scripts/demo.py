@@ -13,13 +13,13 @@ import psutil
 import typer
 
 from axcore import Bundle, Registry
-from axcore.calibration import embedded_pictures
+from axcore.calibration import embedded_images
 from axcore.pipeline.job import fabricated_folder
 
 OUT = Path("demo-bundle")
-PICTURES = embedded_pictures()[0].parent
-PICTURE = PICTURES / "cat.jpg"
-QUESTION = "What is in the picture?"
+IMAGES = embedded_images()[0].parent
+IMAGE = IMAGES / "cat.jpg"
+QUESTION = "What is in the image?"
 TOKENS = 32
 
 
@@ -49,11 +49,11 @@ In {out}/ there is now everything that a build for the board needs:
   {calibration:38}  what the tower sees of each photograph
   {manifest:38}  every file with its checksum, and how far ONNX is from PyTorch
   {build:38}  the exact Pulsar2 commands
-Next, the language model is built for this machine and asked about {picture}.
+Next, the language model is built for this machine and asked about {image}.
 """
 ANSWERING = """
 The weights are random: the words below mean nothing. What is shown is the way to them, which is
-the one on a board: picture, vision graph, prompt, layer models, one token after another.
+the one on a board: image, vision graph, prompt, layer models, one token after another.
 Try `{axcore} chat {out}`, `{axcore} plan {model}`, `{axcore} --help`.
 """
 
@@ -61,7 +61,7 @@ Try `{axcore} chat {out}`, `{axcore} plan {model}`, `{axcore} --help`.
 def main() -> int:
     """Convert, lint, build and ask; the exit code is that of what failed."""
     model, weights = choose()
-    code = axcore("convert", model, "--weights", weights, "--images", PICTURES, "-o", OUT)
+    code = axcore("convert", model, "--weights", weights, "--images", IMAGES, "-o", OUT)
     code = code or axcore("lint", OUT)
     if code:
         return code
@@ -71,7 +71,7 @@ def main() -> int:
         return code
     command = os.path.relpath(Path(sys.executable).with_name("axcore"))
     typer.echo(ANSWERING.format(axcore=command, out=OUT, model=model), nl=False)
-    return axcore("run", OUT, "--image", PICTURE, "-p", QUESTION, "--max-new-tokens", TOKENS)
+    return axcore("run", OUT, "--image", IMAGE, "-p", QUESTION, "--max-new-tokens", TOKENS)
 
 
 def choose() -> tuple[str, str]:
@@ -123,7 +123,7 @@ def explain() -> None:
             calibration=f"{samples}/*.png",
             manifest="axcore.json",
             build="build.sh",
-            picture=os.path.relpath(PICTURE),
+            image=os.path.relpath(IMAGE),
         ),
         nl=False,
     )

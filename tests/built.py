@@ -15,14 +15,14 @@ import pytest
 import axcore
 from axcore import Answer, Runner
 
-from .bundles import PICTURES, convert
+from .bundles import IMAGES, convert
 
-HEIGHT, WIDTH, ROWS = 56, 84, 6  # a picture is 6 tokens
+HEIGHT, WIDTH, ROWS = 56, 84, 6  # an image is 6 tokens
 CHUNK, CACHE, HISTORIES = 64, 300, (64, 128)
 LIMIT = CHUNK + HISTORIES[-1]  # tokens of the longest prompt
 LAYER, HEAD = "qwen2_5_vl_p64_l{}_together.onnx", "qwen2_5_vl_post.onnx"
 TABLE = "model.embed_tokens.weight.bfloat16.bin"
-PICTURE = sorted(PICTURES.glob("*.jpg"))[0]
+IMAGE = sorted(IMAGES.glob("*.jpg"))[0]
 
 
 @pytest.fixture(scope="session")
@@ -47,8 +47,8 @@ def _finished(checkpoint: Path, base: Path) -> Path:
     return bundle.folder
 
 
-def message(text: str, *pictures: Any) -> dict[str, Any]:
-    parts = [{"type": "image", "image": picture} for picture in pictures]
+def message(text: str, *images: Any) -> dict[str, Any]:
+    parts = [{"type": "image", "image": image} for image in images]
     return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
 
 

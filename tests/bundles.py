@@ -20,7 +20,7 @@ import pytest
 import axcore
 from axcore import Options, Registry
 from axcore.bundle import MANIFEST, Bundle
-from axcore.calibration import embedded_pictures
+from axcore.calibration import embedded_images
 from axcore.checkpoint.fabricate import fabricate
 from axcore.checkpoint.shards import INDEX
 from axcore.cli import main
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 MODEL = "qwen2.5-vl-3b"
 STEM = "Qwen2.5-VL-3B-Instruct_vision"
-PICTURES = embedded_pictures()[0].parent
+IMAGES = embedded_images()[0].parent
 EMBEDDING = "model.embed_tokens.weight"
 FORMATS = ("npy", "f32bin")
 OPTIONS = {field.name for field in fields(Options)}
@@ -85,7 +85,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundle of `checkpoint` and `PICTURES`. Tests do not change it."""
+    """The bundle of `checkpoint` and `IMAGES`. Tests do not change it."""
     return _converted(tmp_path_factory.getbasetemp())
 
 
@@ -142,7 +142,7 @@ def convert(
     options = Options(
         **{"embedding_formats": FORMATS, **{name: changes.pop(name) for name in named}}
     )
-    arguments = {"checkpoint": str(checkpoint), "images": [PICTURES], **changes}
+    arguments = {"checkpoint": str(checkpoint), "images": [IMAGES], **changes}
     model = arguments.pop("model", MODEL)
     return axcore.convert(model, out, options=options, progress=progress, **arguments)
 
@@ -150,7 +150,7 @@ def convert(
 def command_line(checkpoint: Path, out: Path) -> list[str]:
     """Return the arguments that mean the same as `convert` without changes."""
     return [
-        *("convert", MODEL, "--checkpoint", str(checkpoint), "--images", str(PICTURES)),
+        *("convert", MODEL, "--checkpoint", str(checkpoint), "--images", str(IMAGES)),
         *("--embedding-format", ",".join(FORMATS), "-o", str(out)),
     ]
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from axcore import Choice, UsageError
-from axcore.choices import settle
+from axcore.choices import resolve
 
 DECLARED = {
     "shade": Choice(("dark", "light", "no"), "how bright"),
@@ -28,16 +28,16 @@ GIVEN = st.fixed_dictionaries(
 def test_what_was_given_stands_and_the_rest_has_its_default(given_: dict[str, str]) -> None:
     """The first value, or no entry where values are free. Oracle: the declaration, by hand."""
     defaults = {"shade": "dark", "switch": "no"}
-    assert settle("`toy`", DECLARED, given_) == {**defaults, **given_}
+    assert resolve("`toy`", DECLARED, given_) == {**defaults, **given_}
 
 
 def test_an_option_that_is_not_there() -> None:
     """The message names who lacks it, the hint what there is."""
     with pytest.raises(UsageError, match="`toy` has no option --colour") as caught:
-        settle("`toy`", DECLARED, {"colour": "red"})
+        resolve("`toy`", DECLARED, {"colour": "red"})
     assert caught.value.hint == "its options: --shade, --switch, --version"
     with pytest.raises(UsageError) as caught:
-        settle("`toy`", {}, {"colour": "red"})
+        resolve("`toy`", {}, {"colour": "red"})
     assert caught.value.hint == "its options: none"
 
 
@@ -45,6 +45,6 @@ def test_an_option_that_is_not_there() -> None:
 def test_a_value_that_is_not_offered(value: str) -> None:
     """The message quotes it, the hint lists those that are and says what they do."""
     with pytest.raises(UsageError) as caught:
-        settle("`toy`", DECLARED, {"shade": value})
+        resolve("`toy`", DECLARED, {"shade": value})
     assert caught.value.message == f"--shade {value} is not offered"
     assert caught.value.hint == "choose from dark, light, no: how bright"

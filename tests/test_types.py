@@ -119,7 +119,7 @@ def test_stem_is_the_repository_without_its_owner() -> None:
     assert ModelCard("toy", "maker/Toy-VL-1B", ("Toy",), {}).stem == "Toy-VL-1B"
 
 
-def test_graph_input_of_a_picture() -> None:
+def test_graph_input_of_an_image() -> None:
     """Stored uint8 becomes what the graph receives. Oracle: the formula, one pixel by hand."""
     calibration = Calibration("Image", mean=(10.0, 20.0, 30.0), std=(2.0, 4.0, 5.0))
     stored = np.zeros((2, 3, 3), np.uint8)

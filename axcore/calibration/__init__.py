@@ -1,26 +1,26 @@
-"""Pictures in, calibration samples and archives out. Knows no model."""
+"""Images in, calibration samples and archives out. Knows no model."""
 
 from .archive import Archive, find_archive
-from .pictures import (
-    Picture,
-    check_pictures,
-    embedded_pictures,
-    find_pictures,
-    read_picture,
+from .images import (
+    SourceImage,
+    check_images,
+    embedded_images,
+    find_images,
+    read_image,
     warn_of_few,
 )
-from .samples import CalibrationSet, picture_samples, store_samples
+from .samples import CalibrationSet, image_samples, store_samples
 
 __all__ = [
     "Archive",
     "CalibrationSet",
-    "Picture",
-    "check_pictures",
-    "embedded_pictures",
+    "SourceImage",
+    "check_images",
+    "embedded_images",
     "find_archive",
-    "find_pictures",
-    "picture_samples",
-    "read_picture",
+    "find_images",
+    "image_samples",
+    "read_image",
     "store_samples",
     "warn_of_few",
 ]

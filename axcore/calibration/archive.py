@@ -16,23 +16,23 @@ from typing import TYPE_CHECKING
 from urllib.error import HTTPError
 from urllib.parse import unquote, urlsplit
 
-from ..errors import DownloadError, PictureError
+from ..errors import DownloadError, ImageError
 from ..files import cache_folder, sha256
 
 if TYPE_CHECKING:
+    from ..component import CalibrationFormat
     from ..progress import Progress
-    from ..types import CalibrationFormat
 
 SUFFIXES = (".tar", ".tar.gz", ".zip")
 TIMEOUT_S = 30
 _CHUNK_BYTES = 1 << 20
-_PICTURES = (".jpg", ".jpeg", ".png")
+_IMAGES = (".jpg", ".jpeg", ".png")
 _SAMPLES: Mapping[CalibrationFormat, tuple[str, ...]] = {
-    "Image": _PICTURES,
+    "Image": _IMAGES,
     "Numpy": (".npy",),
     "NumpyObject": (".npy",),
 }
-_HINT = "give a TAR or ZIP archive of what the graph is calibrated with, or pictures by --images"
+_HINT = "give a TAR or ZIP archive of what the graph is calibrated with, or images by --images"
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,11 @@ class Archive:
         """Return how many samples of a format it holds, told by their names.
 
         Raises:
-            PictureError: There is none.
+            ImageError: There is none.
         """
         count = sum(name.lower().endswith(_SAMPLES[form]) for name in self.members)
         if not count:
-            raise PictureError(
+            raise ImageError(
                 f"`{self.source}` holds no {' or '.join(_SAMPLES[form])} file, which calibration"
                 f" of format {form} takes\n  found: {', '.join(self.members[:3]) or 'nothing'}",
                 hint=_HINT,
@@ -73,13 +73,13 @@ def find_archive(source: str, progress: Progress) -> Archive:
     What was fetched once is kept in axcore's cache. Nothing is unpacked.
 
     Raises:
-        PictureError: There is no such file, or it is no archive.
+        ImageError: There is no such file, or it is no archive.
         DownloadError: It cannot be fetched.
     """
     remote = source.startswith(("http://", "https://"))
     name = PurePosixPath(unquote(urlsplit(source).path)).name if remote else Path(source).name
     if not name.endswith(SUFFIXES):
-        raise PictureError(
+        raise ImageError(
             f"`{source}` does not end in {', '.join(SUFFIXES)}: the toolchain reads no other",
             hint=_HINT,
         )
@@ -87,7 +87,7 @@ def find_archive(source: str, progress: Progress) -> Archive:
     try:
         return Archive(path, source, sha256(path), tuple(_members(path)))
     except (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile, zlib.error) as error:
-        raise PictureError(f"`{source}` cannot be read\n  {error}", hint=_HINT) from error
+        raise ImageError(f"`{source}` cannot be read\n  {error}", hint=_HINT) from error
 
 
 def _members(path: Path) -> list[str]:

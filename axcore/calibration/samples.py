@@ -11,7 +11,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ContractError, PictureError
+from ..errors import ContractError, ImageError
 from ..progress import Silent
 from .parallel import in_order
 
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL.Image import Image
 
+    from ..component import Calibration, Component, Port, Sample
     from ..progress import Progress
-    from ..types import Calibration, Component, Port, Sample
-    from .pictures import Picture
+    from .images import SourceImage
 
     Make = Callable[[Sequence[Image]], Iterable[Sample]]
     Array = np.ndarray[Any, Any]
 
 _SILENT = Silent()
 _HINT = (
-    "make_calib returns, for each group of pictures, samples with one array for every input: "
-    "a uint8 picture for format Image, else the input itself"
+    "make_calib returns, for each group of images, samples with one array for every input: "
+    "a uint8 image for format Image, else the input itself"
 )
 PNG_LEVEL = 1  # of 9: the files are read once or twice, so time counts for more than bytes
 
@@ -57,27 +57,27 @@ class CalibrationSet:
         return next(iter(self.archives.values()))
 
 
-def picture_samples(
+def image_samples(
     component: Component,
     make: Make,
-    pictures: Sequence[Picture],
+    images: Sequence[SourceImage],
     progress: Progress = _SILENT,
 ) -> Iterator[Sample]:
-    """Yield the samples that pictures become, made on all cores, in order.
+    """Yield the samples that images become, made on all cores, in order.
 
     Args:
-        component: Says how many pictures make a sample.
-        make: Turns ``component.pictures_per_sample`` consecutive RGB pictures into samples;
+        component: Says how many images make a sample.
+        make: Turns ``component.images_per_sample`` consecutive RGB images into samples;
             called from several threads.
-        pictures: In the order of their use; what does not fill a last group is left out.
+        images: In the order of their use; what does not fill a last group is left out.
         progress: Where to report.
 
     Raises:
-        PictureError: The pictures do not suffice for one sample, or one cannot be read.
+        ImageError: The images do not suffice for one sample, or one cannot be read.
     """
-    groups = _groups(component, pictures, progress)
-    size = component.pictures_per_sample
-    with progress.task(f"calibration of {component.name}", len(groups) * size, "pictures") as task:
+    groups = _groups(component, images, progress)
+    size = component.images_per_sample
+    with progress.task(f"calibration of {component.name}", len(groups) * size, "images") as task:
         for samples in in_order(partial(_make, make), groups):
             yield from samples
             task.advance(size)
@@ -144,26 +144,26 @@ def _file(calibration: Calibration, number: int) -> str:
 
 
 def _groups(
-    component: Component, pictures: Sequence[Picture], progress: Progress
-) -> list[Sequence[Picture]]:
-    size = component.pictures_per_sample
-    used = len(pictures) - len(pictures) % size
+    component: Component, images: Sequence[SourceImage], progress: Progress
+) -> list[Sequence[SourceImage]]:
+    size = component.images_per_sample
+    used = len(images) - len(images) % size
     if not used:
-        raise PictureError(
-            f"a calibration sample of `{component.name}` takes {size} pictures, "
-            f"there are {len(pictures)}",
-            hint="give more pictures",
+        raise ImageError(
+            f"a calibration sample of `{component.name}` takes {size} images, "
+            f"there are {len(images)}",
+            hint="give more images",
         )
-    if used < len(pictures):
+    if used < len(images):
         progress.say(
-            f"the last {len(pictures) - used} of {len(pictures)} pictures are left out: "
+            f"the last {len(images) - used} of {len(images)} images are left out: "
             f"a calibration sample of `{component.name}` takes {size}"
         )
-    return [pictures[start : start + size] for start in range(0, used, size)]
+    return [images[start : start + size] for start in range(0, used, size)]
 
 
-def _make(make: Make, group: Sequence[Picture]) -> list[Sample]:
-    return list(make([picture.load() for picture in group]))
+def _make(make: Make, group: Sequence[SourceImage]) -> list[Sample]:
+    return list(make([image.load() for image in group]))
 
 
 # Encode ------------------------------------------------------------------------------------------
@@ -196,8 +196,8 @@ def _png(array: Array, calibration: Calibration) -> bytes:
 
     stored = array[..., ::-1] if calibration.tensor_format == "BGR" else array
     file = BytesIO()
-    picture = PillowImage.fromarray(np.ascontiguousarray(stored))
-    picture.save(file, "PNG", compress_level=PNG_LEVEL)
+    image = PillowImage.fromarray(np.ascontiguousarray(stored))
+    image.save(file, "PNG", compress_level=PNG_LEVEL)
     return file.getvalue()
 
 

@@ -10,7 +10,7 @@ from .quantised import PACKED
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from ..types import Shape
+    from ..component import Shape
     from .reader import Checkpoint
 
 WEIGHT_DTYPES = ("float32", "float16", "bfloat16")

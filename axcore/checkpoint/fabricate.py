@@ -22,7 +22,8 @@ from .writer import SHARD_BYTES, Entry, total_bytes, write_json, write_shards
 if TYPE_CHECKING:
     import numpy as np
 
-    from ..types import ModelCard, Shape
+    from ..component import Shape
+    from ..model_card import ModelCard
 
 MARKER = "fabricated.json"
 TOKENIZER = "tokenizer.json"

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
-    from ..types import Shape
+    from ..component import Shape
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 MAX_ELEMENTS = 1 << 56  # so that counts of bits stay below 64 bits, as safetensors demands

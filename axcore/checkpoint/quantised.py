@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from ..types import Shape
+    from ..component import Shape
     from .reader import Checkpoint
 
 PACKED = (".qweight", ".qzeros", ".g_idx")  # int32; what else is stored is float

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from ..types import Shape
+    from ..component import Shape
 
 CHUNK_BYTES = 512 << 10  # stays in the second-level cache between reading and writing
 HASHING_THREADS = 2

@@ -16,8 +16,8 @@ from .shards import INDEX
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from ..component import Shape
     from ..progress import Progress, Task
-    from ..types import Shape
 
 SHARD_BYTES = 5_000_000_000
 _WRITERS = 2  # shards at a time: one reads and computes while the other writes

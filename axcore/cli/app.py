@@ -11,7 +11,7 @@ import typer
 
 from .. import __version__, api
 from ..plugins import Entry, Registry
-from ..types import Options
+from ..request import Options
 from .console import emit, progress, size, table
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ Source = Annotated[
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit to download.")]
 Images = Annotated[
     list[Path] | None,
-    typer.Option("--images", help="Calibration pictures: folder, archive or file; repeatable."),
+    typer.Option("--images", help="Calibration images: folder, archive or file; repeatable."),
 ]
 
 
@@ -93,7 +93,7 @@ def show(model: Model, as_json: Json = False) -> None:
         about = f"  ({profile.about})" if profile.about else ""
         history = ", ".join(map(str, profile.last_kv_cache_len)) or "none"
         typer.echo(f"\ntask {name}{about}")
-        typer.echo(f"  picture        {profile.height}x{profile.width} px")
+        typer.echo(f"  image        {profile.height}x{profile.width} px")
         typer.echo(f"  prefill_len    {profile.prefill_len}   histories: {history}")
         typer.echo(f"  kv_cache_len   {profile.kv_cache_len}")
     for name, choice in choices.items():
@@ -122,8 +122,8 @@ def convert(
         str | None,
         typer.Option(help="Profile, e.g. image or video (see `axcore show`)."),
     ] = None,
-    height: Annotated[int | None, typer.Option(help="Picture height in px.")] = None,
-    width: Annotated[int | None, typer.Option(help="Picture width in px.")] = None,
+    height: Annotated[int | None, typer.Option(help="Image height in px.")] = None,
+    width: Annotated[int | None, typer.Option(help="Image width in px.")] = None,
     dtype: Annotated[
         Literal["float32", "float16", "bfloat16"], typer.Option(help="Precision of vision graphs.")
     ] = "float32",
@@ -395,7 +395,7 @@ def _print_plan(plan: Plan, as_json: bool) -> None:
             f" {part.kinds} kinds"
         )
     typer.echo(
-        f"\nlanguage model: {plan.rows} rows per picture, prompts of up to {plan.max_prompt}"
+        f"\nlanguage model: {plan.rows} rows per image, prompts of up to {plan.max_prompt}"
         f" tokens, {plan.llm.kv_cache_len + 1} positions in all"
     )
     typer.echo("\nfiles")

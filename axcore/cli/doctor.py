@@ -18,8 +18,8 @@ from .console import size
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from ..availability import Availability
     from ..plugins import Registry
-    from ..types import Availability
 
 
 @dataclass(frozen=True)

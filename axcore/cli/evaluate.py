@@ -22,11 +22,9 @@ if TYPE_CHECKING:
 
 evaluate_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
-PictureSource = Annotated[
-    Path, typer.Option("--images", help="Folder of pictures, archive or picture.")
-]
+ImageFolder = Annotated[Path, typer.Option("--images", help="Folder of images, archive or image.")]
 Answers = Annotated[list[Path], typer.Argument(help="Prediction files, one or more.")]
-Common = Annotated[bool, typer.Option("--common", help="Judge the pictures that are in all files.")]
+Common = Annotated[bool, typer.Option("--common", help="Judge the images that are in all files.")]
 _AGAINST = "against-"
 LISTED = 10
 
@@ -38,7 +36,7 @@ def root() -> None:
     Backends have options of their own, as --device and --dtype of torch (see `axcore doctor`).
     Every command that runs a model takes them, behind the bundle.
 
-    Exits 1 where pictures were left out or nothing could be done, 2 where the request is wrong.
+    Exits 1 where images were left out or nothing could be done, 2 where the request is wrong.
     """
 
 
@@ -46,11 +44,9 @@ def root() -> None:
 def captions(
     context: typer.Context,
     bundle: BundleFolder,
-    images: PictureSource,
+    images: ImageFolder,
     out: Annotated[Path, typer.Option("-o", "--out", help="Prediction file.")],
-    sample: Annotated[
-        int | None, typer.Option(help="Pictures to draw; default: all.", min=1)
-    ] = None,
+    sample: Annotated[int | None, typer.Option(help="Images to draw; default: all.", min=1)] = None,
     seed: Annotated[
         int, typer.Option(help="Of the draw, and of sampling at a temperature.", min=0)
     ] = 1234,
@@ -66,14 +62,14 @@ def captions(
     repetition_penalty: Penalty = 1.0,
     base_names: Annotated[
         bool,
-        typer.Option("--base-names", help="Name pictures by base name, as a reference side does."),
+        typer.Option("--base-names", help="Name images by base name, as a reference side does."),
     ] = False,
     backend: Backend = "onnx",
     as_json: Json = False,
 ) -> None:
-    """Ask about every picture of a folder; run again it continues.
+    """Ask about every image of a folder; run again it continues.
 
-    Exits 1 where pictures have no answer; the reasons are in OUT.run.json. Backends may have
+    Exits 1 where images have no answer; the reasons are in OUT.run.json. Backends may have
     further options, as torch has --device and --dtype: see `axcore doctor`.
     """
     from ..evaluate import Captions, Question, write_captions
@@ -107,7 +103,7 @@ def captions(
 @evaluate_app.command("clip-score")
 def clip_score(
     files: Answers,
-    images: PictureSource,
+    images: ImageFolder,
     clip: Annotated[
         Path, typer.Option(help="Weights: open_clip's file, or a Hugging Face CLIP folder.")
     ],
@@ -118,9 +114,9 @@ def clip_score(
     confidence: Annotated[float, typer.Option(help="Level of the interval.")] = 0.95,
     as_json: Json = False,
 ) -> None:
-    """Score answers by CLIP: mean cosine of picture and answer; tell whether two files differ.
+    """Score answers by CLIP: mean cosine of image and answer; tell whether two files differ.
 
-    Exits 1 where pictures were left out because they cannot be read.
+    Exits 1 where images were left out because they cannot be read.
     """
     from ..evaluate import judge
 
@@ -164,7 +160,7 @@ def agreement(
 def vision(
     context: typer.Context,
     bundle: BundleFolder,
-    images: PictureSource,
+    images: ImageFolder,
     backend: Annotated[
         str | None, typer.Option(help=f"What is compared: {BACKENDS} Default: onnx.")
     ] = None,
@@ -181,9 +177,9 @@ def vision(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Compare the features of the vision side with a reference, the worst picture first.
+    """Compare the features of the vision side with a reference, the worst image first.
 
-    Exits 1 where pictures were left out. Backends may have further options, as torch has --device
+    Exits 1 where images were left out. Backends may have further options, as torch has --device
     and --dtype: see `axcore doctor`. Those of the reference begin as in --against-device.
     """
     from ..evaluate import measure_vision
@@ -221,7 +217,7 @@ def throughput(
     context: typer.Context,
     bundle: BundleFolder,
     out: Annotated[Path, typer.Option("-o", "--out", help="Table, as CSV; JSON goes beside it.")],
-    image: Annotated[Path | None, typer.Option(help="A picture; default: text alone.")] = None,
+    image: Annotated[Path | None, typer.Option(help="An image; default: text alone.")] = None,
     prompt: Annotated[
         str | None, typer.Option("-p", "--prompt", help="Default: a long essay is asked for.")
     ] = None,
@@ -294,7 +290,7 @@ def _judged(files: Sequence[Path], judged: Judgement) -> dict[str, Any]:
 def _print_judged(files: Sequence[Path], judged: Judgement) -> None:
     means = zip(files, judged.scores.means, strict=True)
     table([("ANSWERS", "CLIP SCORE"), *((str(path), f"{mean:.6f}") for path, mean in means)])
-    typer.echo(f"{len(judged.scores.names)} pictures, {len(judged.scores.skipped)} left out")
+    typer.echo(f"{len(judged.scores.names)} images, {len(judged.scores.skipped)} left out")
     if judged.comparison is None:
         return
     typer.echo()
@@ -316,7 +312,7 @@ def _verdict(files: Sequence[Path], found: Comparison) -> str:
 def _print_agreement(found: Agreement) -> None:
     typer.echo(f"{found.equal} of {found.count} answers are equal ({found.share:.1%})")
     if found.divergences:
-        rows = [("PICTURE", "TOKEN", "FIRST", "SECOND")]
+        rows = [("IMAGE", "TOKEN", "FIRST", "SECOND")]
         rows += [
             (one.name, str(one.position), repr(one.first), repr(one.second))
             for one in found.divergences[:LISTED]
@@ -327,9 +323,9 @@ def _print_agreement(found: Agreement) -> None:
 
 
 def _print_fidelity(found: VisionFidelity) -> None:
-    rows = [("PICTURE", "COMPONENT", "COSINE", "MAX ABS", "SNR [dB]")]
+    rows = [("IMAGE", "COMPONENT", "COSINE", "MAX ABS", "SNR [dB]")]
     rows += [
-        (one.picture, one.component, f"{one.cosine:.6f}", f"{one.max_abs:.3g}", f"{one.snr_db:.2f}")
+        (one.image, one.component, f"{one.cosine:.6f}", f"{one.max_abs:.3g}", f"{one.snr_db:.2f}")
         for one in found.results
     ]
     table(rows)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .. import api
-from ..calibration.pictures import find_pictures, read_picture
+from ..calibration.images import find_images, read_image
 from ..errors import AxcoreError, BudgetError, UsageError
 from .app import FAMILY_OPTIONS, BundleFolder, Json, _choices, _registry, app
 from .console import emit, fail, progress
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
+    from ..language_model import Prompt
     from ..plugins import Registry
     from ..runtime.runner import Answer, Runner
     from ..runtime.sampling import Sampling
-    from ..types import Prompt
 
-Pictures = Annotated[
-    list[Path] | None, typer.Option("--image", help="A picture; repeatable, in order.")
+Images = Annotated[
+    list[Path] | None, typer.Option("--image", help="An image; repeatable, in order.")
 ]
 Video = Annotated[
     list[Path] | None,
@@ -56,7 +56,7 @@ def run(
     context: typer.Context,
     bundle: BundleFolder,
     prompt: Annotated[str, typer.Option("-p", "--prompt", help="What to ask.")],
-    image: Pictures = None,
+    image: Images = None,
     video: Video = None,
     fps: Fps = 2.0,
     system: System = None,
@@ -69,7 +69,7 @@ def run(
     backend: Backend = "onnx",
     as_json: Json = False,
 ) -> None:
-    """Ask a question about pictures, and stream the answer.
+    """Ask a question about images, and stream the answer.
 
     Backends may have further options: see `axcore doctor`. Ctrl-C ends the answer early.
     """
@@ -77,8 +77,8 @@ def run(
     from ..runtime.runner import prepare_prompt
 
     sampling = _sampling(temperature, top_k, top_p, repetition_penalty, seed)
-    pictures = [read_picture(path) for path in image or ()]
-    messages = [*_system(system), _message(prompt, pictures, _frames(video or ()), fps)]
+    images = [read_image(path) for path in image or ()]
+    messages = [*_system(system), _message(prompt, images, _frames(video or ()), fps)]
     registry = _registry()
     asked = prepare_prompt(Deployment.open(bundle, registry), registry, messages)
     runner = _open(bundle, backend, _choices(context.args), registry)
@@ -106,7 +106,7 @@ def chat(
 ) -> None:
     """Talk to a bundle; Ctrl-C stops an answer, Ctrl-D ends.
 
-    /image FILE gives a picture to the next question, /image alone drops those that wait, /reset
+    /image FILE gives an image to the next question, /image alone drops those that wait, /reset
     begins anew, /quit ends. Backends may have further options: see `axcore doctor`.
     """
     sampling = _sampling(temperature, top_k, top_p, repetition_penalty, seed)
@@ -126,7 +126,7 @@ def chat(
 
 @dataclass
 class _Chat:
-    """A conversation: its messages so far, and pictures waiting for the next question."""
+    """A conversation: its messages so far, and images waiting for the next question."""
 
     runner: Runner
     beginning: list[dict[str, Any]]
@@ -139,7 +139,7 @@ class _Chat:
     def reset(self) -> None:
         """Forget everything but the system message."""
         self.messages = list(self.beginning)
-        self.pictures: list[Image] = []
+        self.images: list[Image] = []
 
     def take(self, line: str) -> None:
         """Do what a line says; a question that fails leaves the conversation as it was."""
@@ -154,12 +154,12 @@ class _Chat:
             self._answer(line)
 
     def _show(self, typed: str) -> None:
-        """Have a picture wait for the next question, or none any more."""
-        self.pictures = [*self.pictures, read_picture(_pasted(typed))] if typed else []
-        typer.echo(f"pictures for the next question: {len(self.pictures) or 'none'}", err=True)
+        """Have an image wait for the next question, or none any more."""
+        self.images = [*self.images, read_image(_pasted(typed))] if typed else []
+        typer.echo(f"images for the next question: {len(self.images) or 'none'}", err=True)
 
     def _answer(self, question: str) -> None:
-        asked = [*self.messages, _message(question, self.pictures)]
+        asked = [*self.messages, _message(question, self.images)]
         try:
             prompt = self.runner.prepare(asked)
             answer = _stream(self.runner, prompt, self.sampling, self.max_new_tokens, shown=True)
@@ -168,12 +168,12 @@ class _Chat:
             raise
         if answer.text or answer.finish_reason != "interrupted":  # else it was as good as not asked
             self.messages = [*asked, {"role": "assistant", "content": answer.text}]
-            self.pictures = []
+            self.images = []
         _sum_up(answer, self.runner)
 
     def _ways_out(self, error: AxcoreError) -> str:
-        """Return what to do about a refused question, whose pictures wait for the next one."""
-        drop = f"; /image alone drops its pictures ({len(self.pictures)})" if self.pictures else ""
+        """Return what to do about a refused question, whose images wait for the next one."""
+        drop = f"; /image alone drops its images ({len(self.images)})" if self.images else ""
         return drop + ("; /reset begins anew" if isinstance(error, BudgetError) else "")
 
 
@@ -232,9 +232,9 @@ def _stream(
 
 
 def _message(
-    text: str, pictures: Sequence[Image], frames: Sequence[Image] = (), fps: float = 1.0
+    text: str, images: Sequence[Image], frames: Sequence[Image] = (), fps: float = 1.0
 ) -> dict[str, Any]:
-    parts: list[dict[str, Any]] = [{"type": "image", "image": picture} for picture in pictures]
+    parts: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]
     if frames:
         parts.append({"type": "video", "video": frames, "fps": fps})
     return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
@@ -242,7 +242,7 @@ def _message(
 
 def _frames(sources: Sequence[Path]) -> list[Image]:
     """Return the frames of a video: files as they are given, those of a folder by name."""
-    return [frame.load() for source in sources for frame in find_pictures([source])]
+    return [frame.load() for source in sources for frame in find_images([source])]
 
 
 def _system(text: str | None) -> list[dict[str, Any]]:
@@ -269,7 +269,7 @@ def _sum_up(answer: Answer, runner: Runner) -> None:
     typer.echo(
         f"{answer.prompt_tokens} prompt tokens{reused}, {len(answer.token_ids)} new"
         f" ({answer.finish_reason});{load} first token after {answer.first_token_s:.2f} s"
-        f" (pictures {answer.vision_s:.2f} s), then {answer.tokens_per_s:.1f} tokens/s",
+        f" (images {answer.vision_s:.2f} s), then {answer.tokens_per_s:.1f} tokens/s",
         err=True,
     )
     if answer.finish_reason == "context":

@@ -2,14 +2,14 @@
 
 from .agreement import Agreement, Divergence, agreement, tokens_of, words
 from .captions import Captions, write_captions
-from .clip import ClipScores, clip_scores, pictures_by_name
+from .clip import ClipScores, clip_scores, images_by_name
 from .clip_model import Clip
 from .fidelity import Fidelity, dumped_features, fidelity, load_features, worst_first
+from .images import Question
 from .judge import Judgement, judge
-from .pictures import Question
 from .plots import check_plot, plot_throughput
 from .predictions import PredictionFile, Predictions, keys_of, match, read_predictions
-from .statistics import Comparison, PictureDifference, compare, most_different
+from .statistics import Comparison, ImageDifference, compare, most_different
 from .throughput import Measurement, measure_throughput
 from .vision import VisionFidelity, measure_vision
 
@@ -21,9 +21,9 @@ __all__ = [
     "Comparison",
     "Divergence",
     "Fidelity",
+    "ImageDifference",
     "Judgement",
     "Measurement",
-    "PictureDifference",
     "PredictionFile",
     "Predictions",
     "Question",
@@ -34,6 +34,7 @@ __all__ = [
     "compare",
     "dumped_features",
     "fidelity",
+    "images_by_name",
     "judge",
     "keys_of",
     "load_features",
@@ -41,7 +42,6 @@ __all__ = [
     "measure_throughput",
     "measure_vision",
     "most_different",
-    "pictures_by_name",
     "plot_throughput",
     "read_predictions",
     "tokens_of",

@@ -20,7 +20,7 @@ class Divergence:
     """Where two answers part.
 
     Attributes:
-        name: The picture.
+        name: The image.
         position: Tokens that both answers begin with, so the index of the first that differs.
         first, second: That token on each side; empty where the answer has ended.
     """
@@ -33,10 +33,10 @@ class Divergence:
 
 @dataclass(frozen=True)
 class Agreement:
-    """The result over all pictures.
+    """The result over all images.
 
     Attributes:
-        count: Number of pictures.
+        count: Number of images.
         divergences: Of the answers that differ, the earliest divergence first.
     """
 
@@ -85,7 +85,7 @@ def agreement(answers: Mapping[str, tuple[str, ...]], tokenize: Tokenize = words
     """Compare the answers of two sides.
 
     Args:
-        answers: Picture to the answer of either side, as `match` returns them; not empty.
+        answers: Image to the answer of either side, as `match` returns them; not empty.
         tokenize: Splits an answer. Where it drops what differs, as white space, the divergence
             lies at the end.
     """

@@ -1,4 +1,4 @@
-"""What a model says about pictures, written picture by picture."""
+"""What a model says about images, written image by image."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from ..plugins import Registry
 from ..progress import Silent
 from ..runtime.runner import Runner
 from ..runtime.sampling import Sampling
+from .images import Question, drawn, images_to_judge, one_line, tried
 from .memory import explained_memory
-from .pictures import Question, drawn, one_line, pictures_to_judge, tried
 from .predictions import LISTED, PredictionFile, keys_of, sharing_a_base_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from ..calibration import Picture
+    from ..calibration import SourceImage
     from ..progress import Progress
-    from ..types import Backend
+    from ..runtime.contract import Backend
 
 MAX_NEW_TOKENS = 256
 _TOO_LARGE = (
@@ -46,15 +46,15 @@ class Captions:
     sampling: Sampling = Sampling()
     max_new_tokens: int = MAX_NEW_TOKENS
 
-    def ask(self, runner: Runner, picture: Picture) -> str:
-        """Return the answer about one picture; it does not depend on those before.
+    def ask(self, runner: Runner, image: SourceImage) -> str:
+        """Return the answer about one image; it does not depend on those before.
 
         Raises:
-            PictureError: The picture cannot be read.
+            ImageError: The image cannot be read.
             BudgetError: It makes the prompt too long.
         """
         runner.forget()
-        prompt = runner.prepare(self.question.messages(picture.load()))
+        prompt = runner.prepare(self.question.messages(image.load()))
         return "".join(runner.answer(prompt, self.sampling, self.max_new_tokens))
 
 
@@ -72,87 +72,87 @@ def write_captions(
     progress: Progress | None = None,
     registry: Registry | None = None,
 ) -> PredictionFile:
-    """Ask about every picture and keep the answers; run again it continues.
+    """Ask about every image and keep the answers; run again it continues.
 
-    The file is whole after each picture. A picture that fails is noted with the reason, and asked
-    again in the next run. Where every picture has its answer, no model is loaded.
+    The file is whole after each image. An image that fails is noted with the reason, and asked
+    again in the next run. Where every image has its answer, no model is loaded.
 
     Args:
         bundle: What is asked.
-        images: Folder (with all below it), archive or picture.
+        images: Folder (with all below it), archive or image.
         out: The prediction file, see `PredictionFile`.
         captions: Question, sampling and length; None takes `Captions`' defaults, which are greedy.
-        sample: Pictures to draw; None, or more than there are, takes all.
+        sample: Images to draw; None, or more than there are, takes all.
         seed: Of the draw.
-        base_names: Name pictures by their base names, as the reference side of a comparison does.
+        base_names: Name images by their base names, as the reference side of a comparison does.
         backend: What runs the model.
         options: Options of the backend.
-        progress: Where to report; warned of pictures that fail, and of names that will not do for
+        progress: Where to report; warned of images that fail, and of names that will not do for
             a comparison.
         registry: The plugins; None finds the installed ones.
 
     Returns:
-        The file. Its errors are those of the pictures of this run; answers may be of others, too.
+        The file. Its errors are those of the images of this run; answers may be of others, too.
 
     Raises:
-        PictureError: There is no picture, or none can be read.
+        ImageError: There is no image, or none can be read.
         BudgetError: The model does not fit into memory.
         UsageError: The file was begun under other settings, with another build of the model, say,
-            or under unknown ones; or pictures would share an entry.
+            or under unknown ones; or images would share an entry.
         AxcoreError: Another subclass says what keeps the model from running.
     """
     captions, options = captions or Captions(), options or {}
     progress, registry = progress or Silent(), registry or Registry()
-    chosen = drawn(pictures_to_judge(images), sample, seed)
-    keys = keys_of([picture.name for picture in chosen], base_names=base_names)
+    chosen = drawn(images_to_judge(images), sample, seed)
+    keys = keys_of([image.name for image in chosen], base_names=base_names)
     _warn_of_shared_names(keys, progress)
     opened = Bundle.open(bundle)
     settings = _settings(opened, captions, backend, options, base_names)
     settings["model_files"] = _model_files(opened, registry.backends.get(backend))
     file = PredictionFile(out, settings)
     file.ask_about(keys.values())
-    waiting = [picture for picture in chosen if keys[picture.name] not in file.answers]
+    waiting = [image for image in chosen if keys[image.name] not in file.answers]
     if kept := len(chosen) - len(waiting):
-        progress.say(f"{kept} of {len(chosen)} pictures have their answers already")
+        progress.say(f"{kept} of {len(chosen)} images have their answers already")
     if waiting:
         with progress.task("load", 1, "model"), explained_memory(*_TOO_LARGE):
             runner = Runner.open(bundle, registry, backend, options)
-        answer_pictures(runner, waiting, keys, captions, file, progress)
+        answer_images(runner, waiting, keys, captions, file, progress)
     return file
 
 
-def answer_pictures(
+def answer_images(
     runner: Runner,
-    pictures: list[Picture],
+    images: list[SourceImage],
     keys: Mapping[str, str],
     captions: Captions,
     file: PredictionFile,
     progress: Progress,
 ) -> None:
-    """Add an answer, or the reason why there is none, for each of `pictures`.
+    """Add an answer, or the reason why there is none, for each of `images`.
 
     Args:
         runner: What is asked.
-        pictures: About which.
-        keys: A picture's name to its name in the file.
+        images: About which.
+        keys: An image's name to its name in the file.
         captions: How.
         file: Where to.
         progress: Where to report.
 
     Raises:
-        AxcoreError: Every picture failed and the file is empty: the last error.
+        AxcoreError: Every image failed and the file is empty: the last error.
     """
     failure: AxcoreError | None = None
 
-    def ask(picture: Picture) -> str:
-        return captions.ask(runner, picture)
+    def ask(image: SourceImage) -> str:
+        return captions.ask(runner, image)
 
-    for picture, made in tried("answer", pictures, ask, progress):
+    for image, made in tried("answer", images, ask, progress):
         if isinstance(made, AxcoreError):
-            file.fail(keys[picture.name], one_line(made))
+            file.fail(keys[image.name], one_line(made))
             failure = made
         else:
-            file.record(keys[picture.name], made)
+            file.record(keys[image.name], made)
     if failure and not file.answers:
         raise failure
 
@@ -160,7 +160,7 @@ def answer_pictures(
 def _settings(
     bundle: Bundle, captions: Captions, backend: str, options: Mapping[str, str], base_names: bool
 ) -> dict[str, Any]:
-    """Return what the answers depend on; the pictures drawn may be others when a run goes on."""
+    """Return what the answers depend on; the images drawn may be others when a run goes on."""
     manifest = (bundle.folder / MANIFEST).read_bytes()
     return {
         "model": bundle.manifest["model"]["id"],
@@ -181,10 +181,10 @@ def _model_files(bundle: Bundle, backend: Backend | None) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
-def _warn_of_shared_names(pictures: Iterable[str], progress: Progress) -> None:
-    if sharing := sharing_a_base_name(pictures):
+def _warn_of_shared_names(images: Iterable[str], progress: Progress) -> None:
+    if sharing := sharing_a_base_name(images):
         progress.warn(
-            f"{len(sharing)} pictures share the base name `{Path(sharing[0]).name}`"
+            f"{len(sharing)} images share the base name `{Path(sharing[0]).name}`"
             f" ({', '.join(sharing[:LISTED])}): clip-score and agreement match answers by base name"
             " and will refuse this file"
         )

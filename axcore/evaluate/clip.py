@@ -1,4 +1,4 @@
-"""CLIP score: the cosine of a picture and of what was said about it."""
+"""CLIP score: the cosine of an image and of what was said about it."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..calibration import Picture, find_pictures
+from ..calibration import SourceImage, find_images
 from ..calibration.parallel import in_order
-from ..errors import PictureError
+from ..errors import ImageError
 from ..progress import Progress, Silent
 
 if TYPE_CHECKING:
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-PICTURES = 8  # in one forward pass
+IMAGES = 8  # in one forward pass
 TEXTS = 32
-LISTED = 5  # pictures named in one message
+LISTED = 5  # images named in one message
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class ClipScores:
     """Raw scores.
 
     Attributes:
-        names: The pictures that were scored.
-        values: float64 ``[sides, pictures]``, each between -1 and 1.
-        skipped: Picture that could not be read, to why.
+        names: The images that were scored.
+        values: float64 ``[sides, images]``, each between -1 and 1.
+        skipped: Image that could not be read, to why.
     """
 
     names: tuple[str, ...]
@@ -45,40 +45,40 @@ class ClipScores:
 
     @property
     def means(self) -> tuple[float, ...]:
-        """The score of each side: the mean over its pictures, neither scaled nor clamped."""
+        """The score of each side: the mean over its images, neither scaled nor clamped."""
         return tuple(float(mean) for mean in self.values.mean(axis=1))
 
 
-def pictures_by_name(source: Path, names: Iterable[str]) -> dict[str, Picture]:
-    """Find pictures by their base names.
+def images_by_name(source: Path, names: Iterable[str]) -> dict[str, SourceImage]:
+    """Find images by their base names.
 
     Args:
-        source: A folder, searched with all below it, or whatever `find_pictures` takes.
+        source: A folder, searched with all below it, or whatever `find_images` takes.
         names: Base names.
 
     Returns:
-        The pictures asked for; whether they can be read shows later.
+        The images asked for; whether they can be read shows later.
 
     Raises:
-        PictureError: `source` cannot be read, some picture is not there, or two have its name.
+        ImageError: `source` cannot be read, some image is not there, or two have its name.
     """
     wanted = set(names)
-    found: dict[str, Picture] = {}
-    for picture in _candidates(source):
-        name = Path(picture.name).name
+    found: dict[str, SourceImage] = {}
+    for image in _candidates(source):
+        name = Path(image.name).name
         if name in wanted and name in found:
-            raise PictureError(
-                f"two pictures are called `{name}`\n  {found[name].name}\n  {picture.name}",
-                hint="pictures are found by base name: leave one of the two out",
+            raise ImageError(
+                f"two images are called `{name}`\n  {found[name].name}\n  {image.name}",
+                hint="images are found by base name: leave one of the two out",
             )
         if name in wanted:
-            found[name] = picture
+            found[name] = image
     if missing := sorted(wanted - found.keys()):
         more = ", ..." if len(missing) > LISTED else ""
-        raise PictureError(
-            f"{len(missing)} of {len(wanted)} pictures are not in {source}\n"
+        raise ImageError(
+            f"{len(missing)} of {len(wanted)} images are not in {source}\n"
             f"  missing: {', '.join(missing[:LISTED])}{more}",
-            hint="give with --images the pictures that the answers are about",
+            hint="give with --images the images that the answers are about",
         )
     return found
 
@@ -86,58 +86,58 @@ def pictures_by_name(source: Path, names: Iterable[str]) -> dict[str, Picture]:
 def clip_scores(
     clip: Clip,
     answers: Mapping[str, tuple[str, ...]],
-    pictures: Mapping[str, Picture],
+    images: Mapping[str, SourceImage],
     progress: Progress | None = None,
 ) -> ClipScores:
-    """Score the answers of one side or of several; equal pictures and texts are computed once.
+    """Score the answers of one side or of several; equal images and texts are computed once.
 
-    Pictures are judged as they are stored: unlike what the models see, they are not turned upright
+    Images are judged as they are stored: unlike what the models see, they are not turned upright
     by their EXIF orientation, because open_clip's own ``preprocess(Image.open(path))``, whose
     scores these are to equal, does not turn them either.
 
     Args:
         clip: The judge.
-        answers: Picture to one answer per side, as `match` returns them.
-        pictures: Each of them, as `pictures_by_name` returns them.
-        progress: Where to report; warned of pictures that cannot be read, which are left out.
+        answers: Image to one answer per side, as `match` returns them.
+        images: Each of them, as `images_by_name` returns them.
+        progress: Where to report; warned of images that cannot be read, which are left out.
 
     Raises:
-        PictureError: No picture can be read.
+        ImageError: No image can be read.
         CheckpointError: The weights yield no finite numbers.
     """
     import numpy as np
 
     progress = progress or Silent()
-    images, skipped = _image_features(clip, {name: pictures[name] for name in answers}, progress)
-    if not images:
-        raise PictureError(
-            f"none of {len(answers)} pictures can be read\n  {next(iter(skipped.values()), '')}",
+    embedded, skipped = _image_features(clip, {name: images[name] for name in answers}, progress)
+    if not embedded:
+        raise ImageError(
+            f"none of {len(answers)} images can be read\n  {next(iter(skipped.values()), '')}",
             hint="check the folder given with --images",
         )
-    texts = _text_features(clip, {text for name in images for text in answers[name]}, progress)
-    values = [[images[name] @ texts[text] for text in answers[name]] for name in images]
-    return ClipScores(tuple(images), np.array(values, np.float64).T, skipped)
+    texts = _text_features(clip, {text for name in embedded for text in answers[name]}, progress)
+    values = [[embedded[name] @ texts[text] for text in answers[name]] for name in embedded]
+    return ClipScores(tuple(embedded), np.array(values, np.float64).T, skipped)
 
 
-def _candidates(source: Path) -> list[Picture]:
+def _candidates(source: Path) -> list[SourceImage]:
     if not source.is_dir():
-        return find_pictures([source])
-    # By name, not by content: a damaged picture has to be found to be reported.
+        return find_images([source])
+    # By name, not by content: a damaged image has to be found to be reported.
     files = sorted(path for path in source.rglob("*") if path.is_file())
-    return [Picture(str(path), path.read_bytes) for path in files]
+    return [SourceImage(str(path), path.read_bytes) for path in files]
 
 
 def _image_features(
-    clip: Clip, pictures: Mapping[str, Picture], progress: Progress
+    clip: Clip, images: Mapping[str, SourceImage], progress: Progress
 ) -> tuple[dict[str, Array], dict[str, str]]:
-    """Return the feature of every readable picture, and why the others are not."""
+    """Return the feature of every readable image, and why the others are not."""
     import numpy as np
 
     features: dict[str, Array] = {}
     skipped: dict[str, str] = {}
-    with progress.task("judge pictures", len(pictures), "pictures") as task:
-        loaded = in_order(partial(_load, clip), pictures.values())
-        for group in _grouped(zip(pictures, loaded, strict=True), PICTURES):
+    with progress.task("judge images", len(images), "images") as task:
+        loaded = in_order(partial(_load, clip), images.values())
+        for group in _grouped(zip(images, loaded, strict=True), IMAGES):
             good = {name: pixels for name, pixels in group if not isinstance(pixels, str)}
             for name, reason in group:
                 if isinstance(reason, str):
@@ -150,11 +150,11 @@ def _image_features(
     return features, skipped
 
 
-def _load(clip: Clip, picture: Picture) -> Array | str:
-    """Return the pixels of a picture as it is stored, or why it cannot be read."""
+def _load(clip: Clip, image: SourceImage) -> Array | str:
+    """Return the pixels of an image as it is stored, or why it cannot be read."""
     try:
-        return clip.pixels(picture.load(upright=False))
-    except PictureError as error:
+        return clip.pixels(image.load(upright=False))
+    except ImageError as error:
         return error.message
 
 

@@ -211,7 +211,7 @@ def _of_open_clip(path: Path, folder: Path, tensors: Mapping[str, Tensor]) -> Cl
     for name, known in (("resize_mode", "shortest"), ("interpolation", "bicubic")):
         if shown.get(name, known) != known:
             raise CheckpointError(
-                f"this CLIP wants pictures with `{name}` {shown[name]}; only {known} is known\n"
+                f"this CLIP wants images with `{name}` {shown[name]}; only {known} is known\n"
                 f"  file: {folder / DESCRIPTION}",
                 hint="judge with a CLIP such as open_clip's ViT-H-14, laion2b_s32b_b79k",
             )

@@ -22,10 +22,10 @@ ANOTHER = "use weights, `config.json` and tokenizer of one and the same CLIP"
 
 
 class Clip:
-    """A CLIP that turns pictures and texts into normalised features of one space.
+    """A CLIP that turns images and texts into normalised features of one space.
 
     Attributes:
-        side_px: Width and height of its pictures.
+        side_px: Width and height of its images.
         context: Tokens of its longest text, the first and last included.
     """
 
@@ -58,7 +58,7 @@ class Clip:
         return clip
 
     def pixels(self, image: Image) -> Array:
-        """Bring an RGB picture into the model's form.
+        """Bring an RGB image into the model's form.
 
         The shorter edge becomes `side_px` (bicubic, the longer one rounded down), the middle is
         cut out, an offset of half a pixel rounded to even. So does open_clip, for weights of
@@ -84,7 +84,7 @@ class Clip:
         return normalised
 
     def image_features(self, pixels: Array) -> Array:
-        """Return one feature per picture.
+        """Return one feature per image.
 
         Args:
             pixels: float32 ``[n, 3, side_px, side_px]`` as from `pixels`.

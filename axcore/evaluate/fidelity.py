@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Fidelity:
-    """How far the features of a picture are from the reference.
+    """How far the features of an image are from the reference.
 
     A backend that yields infinities or not-a-numbers gets not-a-number for all three.
 
     Attributes:
-        picture: Its name.
+        image: Its name.
         component: The vision component that made the features.
         cosine: Of both as vectors, -1 to 1; where one is all zeros, 1 if both are, else 0.
         max_abs: Largest absolute difference of an element.
@@ -32,18 +32,18 @@ class Fidelity:
             are equal.
     """
 
-    picture: str
+    image: str
     component: str
     cosine: float
     max_abs: float
     snr_db: float
 
 
-def fidelity(picture: str, component: str, features: Array, reference: Array) -> Fidelity:
+def fidelity(image: str, component: str, features: Array, reference: Array) -> Fidelity:
     """Compare two arrays of features in float64.
 
     Args:
-        picture, component: What the result is about.
+        image, component: What the result is about.
         features: Float of any width, bfloat16 included.
         reference: Likewise; of the same shape but for dimensions of length 1.
 
@@ -54,17 +54,17 @@ def fidelity(picture: str, component: str, features: Array, reference: Array) ->
 
     if _long(features.shape) != _long(reference.shape):
         raise UsageError(
-            f"`{component}` of `{picture}` has features of shape {[*features.shape]}, "
+            f"`{component}` of `{image}` has features of shape {[*features.shape]}, "
             f"the reference {[*reference.shape]}",
-            hint="compare the same component at the same picture size",
+            hint="compare the same component at the same image size",
         )
     ours = features.astype(np.float64).ravel()
     theirs = reference.astype(np.float64).ravel()
     if not (np.isfinite(ours).all() and np.isfinite(theirs).all()):
-        return Fidelity(picture, component, math.nan, math.nan, math.nan)
+        return Fidelity(image, component, math.nan, math.nan, math.nan)
     noise = ours - theirs
     return Fidelity(
-        picture, component, _cosine(ours, theirs), float(np.abs(noise).max()), _snr(theirs, noise)
+        image, component, _cosine(ours, theirs), float(np.abs(noise).max()), _snr(theirs, noise)
     )
 
 
@@ -73,20 +73,20 @@ def worst_first(results: Iterable[Fidelity]) -> list[Fidelity]:
 
     def goodness(one: Fidelity) -> tuple[bool, float, str, str]:
         known = not math.isnan(one.snr_db)
-        return known, one.snr_db if known else 0.0, one.picture, one.component
+        return known, one.snr_db if known else 0.0, one.image, one.component
 
     return sorted(results, key=goodness)
 
 
-def dumped_features(folder: Path, component: str, picture: str) -> Path:
-    """Return where the features of a picture lie: ``<folder>/<component>/<picture>.npy``.
+def dumped_features(folder: Path, component: str, image: str) -> Path:
+    """Return where the features of an image lie: ``<folder>/<component>/<image>.npy``.
 
     Args:
         folder: Of a run.
         component: Its name.
-        picture: Base name with suffix, so ``photo.jpg`` is in ``photo.jpg.npy``.
+        image: Base name with suffix, so ``photo.jpg`` is in ``photo.jpg.npy``.
     """
-    return folder / component / f"{picture}.npy"
+    return folder / component / f"{image}.npy"
 
 
 def load_features(path: Path) -> Array:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .clip import ClipScores, clip_scores, pictures_by_name
+from .clip import ClipScores, clip_scores, images_by_name
 from .clip_model import Clip
 from .predictions import match, read_predictions
 from .statistics import (
     Comparison,
-    PictureDifference,
+    ImageDifference,
     check_confidence,
     compare,
     most_different,
@@ -30,12 +30,12 @@ class Judgement:
     Attributes:
         scores: Of every file.
         comparison: Of two files, the first minus the second; None for any other number.
-        differences: Of two files, the pictures on which they differ most.
+        differences: Of two files, the images on which they differ most.
     """
 
     scores: ClipScores
     comparison: Comparison | None = None
-    differences: tuple[PictureDifference, ...] = ()
+    differences: tuple[ImageDifference, ...] = ()
 
 
 def judge(
@@ -53,24 +53,24 @@ def judge(
 
     Args:
         files: One or more.
-        images: Where the pictures are.
+        images: Where the images are.
         clip: Weights of the judge, see `Clip.load`.
         tokenizer: Its vocabulary; None looks beside the weights.
         common: Leave out what is not in all files, instead of refusing it.
         confidence: Level of the interval, refused before anything is read if out of range.
-        most: Pictures to name on which two files differ.
+        most: Images to name on which two files differ.
         progress: Where to report.
 
     Raises:
-        UsageError: The files are not about the same pictures, there is no vocabulary, or the level
+        UsageError: The files are not about the same images, there is no vocabulary, or the level
             is out of range.
-        PictureError: Pictures are missing, or none can be read.
+        ImageError: Images are missing, or none can be read.
         CheckpointError: The weights are damaged or those of another model.
     """
     check_confidence(confidence)
     answers = match([read_predictions(path) for path in files], common=common)
-    pictures = pictures_by_name(images, answers)
-    scores = clip_scores(Clip.load(clip, tokenizer), answers, pictures, progress)
+    shown = images_by_name(images, answers)
+    scores = clip_scores(Clip.load(clip, tokenizer), answers, shown, progress)
     if len(files) != 2:
         return Judgement(scores)
     first, second = scores.values

@@ -1,4 +1,4 @@
-"""Throughput as a picture."""
+"""Throughput as an image."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers by picture: the JSON file that each side of a comparison writes."""
+"""Answers by image: the JSON file that each side of a comparison writes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..files import explained_full_disk, write_atomic
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-LISTED = 5  # pictures named in one message
+LISTED = 5  # images named in one message
 
 
 @dataclass(frozen=True)
@@ -23,35 +23,35 @@ class Predictions:
 
     Attributes:
         path: Where they were read from.
-        answers: Picture, as the file names it, to answer.
+        answers: SourceImage, as the file names it, to answer.
     """
 
     path: Path
     answers: Mapping[str, str]
 
     def by_base_name(self) -> dict[str, str]:
-        """Return the answers under the last part of each picture's path.
+        """Return the answers under the last part of each image's path.
 
         Raises:
-            UsageError: Two pictures share a base name.
+            UsageError: Two images share a base name.
         """
         _check_distinct(self.answers, str(self.path))
         return {Path(name).name: text for name, text in self.answers.items()}
 
 
 class PredictionFile:
-    """A prediction file that grows picture by picture and is whole after each.
+    """A prediction file that grows image by image and is whole after each.
 
-    The file is a flat JSON object, sorted, from picture to answer, and nothing else: what other
+    The file is a flat JSON object, sorted, from image to answer, and nothing else: what other
     tools write and read. Answers that are there already are kept. What is no answer lies beside
     it, for ``captions.json`` in ``captions.json.run.json``::
 
-        {"settings": {"prompt": "..."}, "errors": {"bad.jpg": "cannot be read as a picture"}}
+        {"settings": {"prompt": "..."}, "errors": {"bad.jpg": "cannot be read as an image"}}
 
     Attributes:
         path: The file.
-        answers: Picture to answer.
-        errors: Picture to why there is no answer; an answer takes the entry away.
+        answers: Image to answer.
+        errors: Image to why there is no answer; an answer takes the entry away.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
@@ -73,34 +73,34 @@ class PredictionFile:
         self.errors = self._resumed()
         self._write_run()
 
-    def ask_about(self, pictures: Iterable[str]) -> None:
-        """Forget why pictures other than these had no answer: they may be gone by now.
+    def ask_about(self, images: Iterable[str]) -> None:
+        """Forget why images other than these had no answer: they may be gone by now.
 
         Raises:
             BudgetError: The disk is full; the file is as it was.
         """
-        asked = set(pictures)
+        asked = set(images)
         self.errors = {name: why for name, why in self.errors.items() if name in asked}
         self._write_run()
 
-    def record(self, picture: str, answer: str) -> None:
+    def record(self, image: str, answer: str) -> None:
         """Add an answer to the file.
 
         Raises:
             BudgetError: The disk is full; the file is as it was.
         """
-        self.answers[picture] = answer
+        self.answers[image] = answer
         self._write(self.path, self.answers)
-        if self.errors.pop(picture, None) is not None:
+        if self.errors.pop(image, None) is not None:
             self._write_run()
 
-    def fail(self, picture: str, reason: str) -> None:
-        """Note why a picture has no answer; it is asked again when the run is resumed.
+    def fail(self, image: str, reason: str) -> None:
+        """Note why an image has no answer; it is asked again when the run is resumed.
 
         Raises:
             BudgetError: The disk is full; the file is as it was.
         """
-        self.errors[picture] = reason
+        self.errors[image] = reason
         self._write_run()
 
     def _resumed(self) -> dict[str, str]:
@@ -121,7 +121,7 @@ class PredictionFile:
                 + "\n".join(_changes(settings, self._settings)),
                 hint="choose another file with -o, or repeat the settings to resume",
             )
-        return {str(picture): str(reason) for picture, reason in errors.items()}
+        return {str(image): str(reason) for image, reason in errors.items()}
 
     def _refuse_unknown(self) -> None:
         if self.answers:
@@ -146,47 +146,47 @@ def read_predictions(path: Path) -> Predictions:
     """Read a prediction file, whoever wrote it.
 
     Raises:
-        UsageError: It is missing, no JSON, or no flat object from picture to text.
+        UsageError: It is missing, no JSON, or no flat object from image to text.
     """
     answers = _json_object(path)
-    for picture, answer in answers.items():
+    for image, answer in answers.items():
         if not isinstance(answer, str):
             raise UsageError(
-                f"{path} gives `{picture}` no text but {type(answer).__name__}",
-                hint="a prediction file is one JSON object from picture to answer",
+                f"{path} gives `{image}` no text but {type(answer).__name__}",
+                hint="a prediction file is one JSON object from image to answer",
             )
     return Predictions(path, answers)
 
 
-def keys_of(pictures: Sequence[str], *, base_names: bool) -> dict[str, str]:
-    """Return the name that each picture has in a prediction file, by the picture's own name.
+def keys_of(images: Sequence[str], *, base_names: bool) -> dict[str, str]:
+    """Return the name that each image has in a prediction file, by the image's own name.
 
     That is its absolute path, so that a folder is the same however it is spelt. Links on the way to
-    the picture are followed; if it is one itself, it keeps its name.
+    the image are followed; if it is one itself, it keeps its name.
 
     Args:
-        pictures: Paths.
+        images: Paths.
         base_names: Whether the file has base names, as that of the reference side does.
 
     Raises:
-        UsageError: Two pictures would share an entry.
+        UsageError: Two images would share an entry.
     """
     if not base_names:
-        return {picture: _absolute(picture) for picture in pictures}
-    _check_distinct(pictures, "the pictures")
-    return {picture: Path(picture).name for picture in pictures}
+        return {image: _absolute(image) for image in images}
+    _check_distinct(images, "the images")
+    return {image: Path(image).name for image in images}
 
 
-def sharing_a_base_name(pictures: Iterable[str]) -> list[str]:
-    """Return the pictures that have the commonest base name, sorted; none if all names differ."""
-    pictures = list(pictures)
-    counts = Counter(Path(picture).name for picture in pictures)
+def sharing_a_base_name(images: Iterable[str]) -> list[str]:
+    """Return the images that have the commonest base name, sorted; none if all names differ."""
+    images = list(images)
+    counts = Counter(Path(image).name for image in images)
     ((name, count),) = counts.most_common(1) or [("", 0)]
-    return sorted(one for one in pictures if Path(one).name == name) if count > 1 else []
+    return sorted(one for one in images if Path(one).name == name) if count > 1 else []
 
 
 def match(sides: Sequence[Predictions], *, common: bool = False) -> dict[str, tuple[str, ...]]:
-    """Pair the answers of several files by the base names of their pictures.
+    """Pair the answers of several files by the base names of their images.
 
     Args:
         sides: One file or more.
@@ -196,17 +196,17 @@ def match(sides: Sequence[Predictions], *, common: bool = False) -> dict[str, tu
         Base name, sorted, to one answer per side.
 
     Raises:
-        UsageError: A base name is ambiguous, no picture is in all files, or (unless `common`)
-            some picture is not.
+        UsageError: A base name is ambiguous, no image is in all files, or (unless `common`)
+            some image is not.
     """
     named = [side.by_base_name() for side in sides]
     shared = set(named[0]).intersection(*named[1:])
     if not shared:
         raise UsageError(
-            "no picture is in " + ("all files" if len(sides) > 1 else "the file") + "\n"
+            "no image is in " + ("all files" if len(sides) > 1 else "the file") + "\n"
             + "\n".join(f"  {side.path}: {_listed(names)}"
                         for side, names in zip(sides, named, strict=True)),
-            hint="compare answers to the same pictures; they are matched by file name",
+            hint="compare answers to the same images; they are matched by file name",
         )  # fmt: skip
     if not common:
         _check_matched(sides, named, shared)
@@ -223,23 +223,22 @@ def _check_matched(
     ]
     if facts:
         raise UsageError(
-            f"the files do not have the same pictures; {len(shared)} are in all\n"
-            + "\n".join(facts),
-            hint="finish the shorter file, or compare the common pictures alone with --common",
+            f"the files do not have the same images; {len(shared)} are in all\n" + "\n".join(facts),
+            hint="finish the shorter file, or compare the common images alone with --common",
         )
 
 
-def _check_distinct(pictures: Iterable[str], place: str) -> None:
-    if sharing := sharing_a_base_name(pictures):
+def _check_distinct(images: Iterable[str], place: str) -> None:
+    if sharing := sharing_a_base_name(images):
         raise UsageError(
-            f"{len(sharing)} pictures share the base name `{Path(sharing[0]).name}`\n"
+            f"{len(sharing)} images share the base name `{Path(sharing[0]).name}`\n"
             f"  in {place}: {', '.join(sharing[:LISTED])}",
-            hint="rename all but one: pictures are matched by base name",
+            hint="rename all but one: images are matched by base name",
         )
 
 
-def _absolute(picture: str) -> str:
-    path = Path(picture)
+def _absolute(image: str) -> str:
+    path = Path(image)
     return str(path.parent.resolve() / path.name)
 
 
@@ -268,6 +267,6 @@ def _json_object(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UsageError(
             f"{path} is no JSON object but {type(content).__name__}",
-            hint="a prediction file is one JSON object from picture to answer",
+            hint="a prediction file is one JSON object from image to answer",
         )
     return content

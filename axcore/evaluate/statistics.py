@@ -1,4 +1,4 @@
-"""Whether two sides that were scored on the same pictures differ."""
+"""Whether two sides that were scored on the same images differ."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class Comparison:
     """The paired difference of two sides, first minus second.
 
     Attributes:
-        count: Number of pictures.
+        count: Number of images.
         means: Mean score of the first and of the second side.
         difference: Mean of the differences, in units of the score.
-        low, high: Confidence interval of `difference`; None where the pictures are too few for
+        low, high: Confidence interval of `difference`; None where the images are too few for
             one to be bounded.
         confidence: Its level, between 0 and 1.
         verdict: What is shown of the first side, a higher score being better.
@@ -47,20 +47,18 @@ class Comparison:
     @property
     def evidence(self) -> str:
         """What the verdict rests on, in words: the interval, or why there is none."""
-        pictures = f"{self.count} picture{'' if self.count == 1 else 's'}"
+        images = f"{self.count} image{'' if self.count == 1 else 's'}"
         # Digits that count, so that no bound looks like 0 and 99.5 not like 100.
         level = f"{100 * self.confidence:.10g}%"
         if self.low is None or self.high is None:
-            return (
-                f"{self.difference:+.3g}, no interval: {pictures} cannot show anything at {level}"
-            )
+            return f"{self.difference:+.3g}, no interval: {images} cannot show anything at {level}"
         interval = f"{level} interval {self.low:+.3g} to {self.high:+.3g}"
-        return f"{self.difference:+.3g}, {interval}, {pictures}"
+        return f"{self.difference:+.3g}, {interval}, {images}"
 
 
 @dataclass(frozen=True)
-class PictureDifference:
-    """The scores of one picture on both sides."""
+class ImageDifference:
+    """The scores of one image on both sides."""
 
     name: str
     first: float
@@ -76,25 +74,25 @@ def compare(first: Array, second: Array, *, confidence: float = 0.95, seed: int 
     """Compare two sides by resampling their paired difference.
 
     A difference is shown where its interval excludes zero. The interval spans those of two
-    bootstraps, because each is too narrow for few pictures where the other is not:
+    bootstraps, because each is too narrow for few images where the other is not:
 
-    - The means of parts of the pictures, each picture being in a part or not by a coin (weights 0
-      and 1; every part where there are no more than `RESAMPLES`). Right for any number of pictures
+    - The means of parts of the images, each image being in a part or not by a coin (weights 0
+      and 1; every part where there are no more than `RESAMPLES`). Right for any number of images
       if the sides are interchangeable: differences are then as likely one way as the other.
     - The studentised bootstrap, right to the second order for lopsided differences; too narrow for
       answers that are mostly equal.
 
-    n pictures lean one way by chance alone with probability ``2 ** (1 - n)``. Where that exceeds
-    what `confidence` leaves (below 6 pictures at 95 %), the first interval is unbounded: there is
+    n images lean one way by chance alone with probability ``2 ** (1 - n)``. Where that exceeds
+    what `confidence` leaves (below 6 images at 95 %), the first interval is unbounded: there is
     none to report, and no difference is shown.
 
     Args:
-        first, second: Float ``[n]``, finite; entry i of both is of the same picture.
+        first, second: Float ``[n]``, finite; entry i of both is of the same image.
         confidence: Level of the interval, see `check_confidence`.
         seed: Of numpy's default generator; equal seeds give equal intervals.
 
     Raises:
-        UsageError: There is no picture, or the level is out of range.
+        UsageError: There is no image, or the level is out of range.
 
     Source: Hartigan, Using Subsample Values as Typical Values, 1969; Efron and Tibshirani, An
     Introduction to the Bootstrap, 1993, chapter 12.5.
@@ -104,7 +102,7 @@ def compare(first: Array, second: Array, *, confidence: float = 0.95, seed: int 
     check_confidence(confidence)
     differences = np.asarray(first, np.float64) - np.asarray(second, np.float64)
     if not differences.size:
-        raise UsageError("0 pictures cannot be compared", hint="give at least one picture")
+        raise UsageError("0 images cannot be compared", hint="give at least one image")
     low, high = _interval(differences, confidence, seed) or (None, None)
     return Comparison(
         count=differences.size,
@@ -135,10 +133,10 @@ def check_confidence(confidence: float) -> None:
 
 def most_different(
     names: Sequence[str], first: Array, second: Array, count: int = 5
-) -> list[PictureDifference]:
-    """Return the pictures on which the sides differ most, the largest difference first."""
+) -> list[ImageDifference]:
+    """Return the images on which the sides differ most, the largest difference first."""
     rows = [
-        PictureDifference(name, float(one), float(other))
+        ImageDifference(name, float(one), float(other))
         for name, one, other in zip(names, first, second, strict=True)
     ]
     return sorted(rows, key=lambda row: (-abs(row.difference), row.name))[:count]

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..calibration import read_picture
+from ..calibration import read_image
 from ..errors import BudgetError, UsageError
 from ..files import check_writable_file, explained_full_disk, write_atomic
 from ..plugins import Registry
 from ..progress import Silent
 from ..runtime.runner import Runner
+from .images import Question
 from .memory import PeakMemory, explained_memory
-from .pictures import Question
 from .plots import check_plot, plot_throughput
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
+    from ..language_model import Prompt
     from ..progress import Progress
-    from ..types import Prompt
 
 Array = np.ndarray[Any, Any]
 PROMPT = "Write an essay about this image, in at least 256 words."
@@ -56,14 +56,14 @@ MINDIE_COLUMNS = (*COLUMNS[:4], "fisrt_token_time(ms)", *COLUMNS[5:8])
 
 @dataclass(frozen=True)
 class Measurement:
-    """One run: equal prompts side by side, from picture files in memory to texts.
+    """One run: equal prompts side by side, from image files in memory to texts.
 
     Attributes:
         batch: Prompts at once.
-        input_len: Tokens of one prompt, pictures included.
+        input_len: Tokens of one prompt, images included.
         output_len: Tokens of one answer; its end is ignored.
-        embedding_len: Tokens of one prompt that stand for pictures.
-        first_token_ms: Until the first token: prompt, pictures and prefill, of all prompts.
+        embedding_len: Tokens of one prompt that stand for images.
+        first_token_ms: Until the first token: prompt, images and prefill, of all prompts.
         step_ms: Of every token after it, of all prompts.
         response_ms: From start to end, turning tokens into text included.
         peak_bytes: Resident memory at its highest; None where the system does not tell.
@@ -109,7 +109,7 @@ def measure_throughput(
 ) -> list[Measurement]:
     """Measure every prompt length with every batch size, and write a table after each.
 
-    A batch is one prompt repeated; its picture is prepared and run once for each. Before a
+    A batch is one prompt repeated; its image is prepared and run once for each. Before a
     measurement a warm-up answers with `WARM_UP` tokens. Ends of answers are ignored, so each has
     `output_len` tokens, the likeliest ones. What ends the sweep early, an interruption or too
     little memory, leaves what was measured before, in table and plot.
@@ -118,10 +118,10 @@ def measure_throughput(
         bundle: What is measured.
         out: The table, a name in ``.csv``; all figures go into a ``.json`` of its name beside it,
             which may replace only what an earlier run wrote.
-        image: A picture; None measures text alone.
+        image: An image; None measures text alone.
         prompt: Text behind it.
         batch_sizes: Prompts at once.
-        input_lens: Lengths of the prompt in tokens, pictures included. Its text is padded to each,
+        input_lens: Lengths of the prompt in tokens, images included. Its text is padded to each,
             or to just below where whole words do not fit. Empty takes the prompt as it is.
         output_len: Tokens of an answer, 2 or more.
         backend: What runs the model.
@@ -133,7 +133,7 @@ def measure_throughput(
         registry: The plugins; None finds the installed ones.
 
     Raises:
-        PictureError: The picture cannot be read.
+        ImageError: The image cannot be read.
         UsageError: The backend does not run so many prompts at once, a prompt is longer than it
             is to be, or a file would take the place of another.
         BundleError: A file cannot be written where it is to be.
@@ -145,7 +145,7 @@ def measure_throughput(
     progress, registry, options = progress or Silent(), registry or Registry(), options or {}
     _check_numbers(batch_sizes, input_lens, output_len)
     details = _check_outputs(out, plot, image)
-    shown = read_picture(image) if image else None
+    shown = read_image(image) if image else None
     with progress.task("load", 1, "model"):
         runner = Runner.open(bundle, registry, backend, options)
     _check_batch(max(batch_sizes), runner, backend)
@@ -248,7 +248,7 @@ def _answer(
 def _read(
     runner: Runner, question: Question, image: Image | None, batch: int
 ) -> tuple[Prompt, Array]:
-    """Prepare every prompt and run its picture; return one of them and the rows of all."""
+    """Prepare every prompt and run its image; return one of them and the rows of all."""
     made = []
     for _ in range(batch):
         runner.forget()
@@ -295,7 +295,7 @@ def _check_outputs(out: Path, plot: Path | None, image: Path | None) -> Path:
         check_plot(plot)
         if image and plot.resolve() == image.resolve():
             raise UsageError(
-                f"the plot {plot} would take the place of the picture",
+                f"the plot {plot} would take the place of the image",
                 hint="choose another name with --plot, or leave the plot out with --no-plot",
             )
     for path in filter(None, (out, details, plot)):
@@ -358,7 +358,7 @@ def _check_batch(wanted: int, runner: Runner, backend: str) -> None:
             f"a batch of {wanted} was asked for; backend `{backend}` runs {most} with these layer"
             " models",
             hint=f"give --batch-sizes {most if most == 1 else f'1-{most}'}; for more,"
-            f" `axcore build {runner.deployment.folder} --toolchain onnx --free-batch` and"
+            f" `axcore build {runner.deployment.folder} --toolchain onnx --dynamic-batch` and"
             " --backend onnx, or --backend torch",
         )
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..choices import settle
+from ..choices import resolve
 from ..errors import AxcoreError, GraphError, UsageError
 from ..plugins import Registry
 from ..progress import Silent
@@ -17,18 +17,18 @@ from ..runtime.engine import load_engine
 from ..runtime.runner import available_backend
 from ..runtime.vision import VisionSessions
 from .fidelity import Fidelity, dumped_features, fidelity, load_features, worst_first
+from .images import Question, images_to_judge, one_line, tried
 from .memory import explained_memory
-from .pictures import Question, one_line, pictures_to_judge, tried
 from .predictions import keys_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from ..calibration import Picture
+    from ..calibration import SourceImage
+    from ..component import Port, Sample
     from ..progress import Progress
     from ..runtime.engine import Node, Session
     from ..runtime.vision import VisionModel
-    from ..types import Port, Sample
 
 Array = np.ndarray[Any, Any]
 Named = dict[str, Array]
@@ -39,8 +39,8 @@ class VisionFidelity:
     """How close the features are.
 
     Attributes:
-        results: One per picture and component, the worst first.
-        skipped: Picture that failed, to why.
+        results: One per image and component, the worst first.
+        skipped: Image that failed, to why.
     """
 
     results: tuple[Fidelity, ...]
@@ -60,14 +60,14 @@ def measure_vision(
     progress: Progress | None = None,
     registry: Registry | None = None,
 ) -> VisionFidelity:
-    """Compare features picture by picture and component by component.
+    """Compare features image by image and component by component.
 
-    The features of a component are its first output. A picture that is run in several pieces
+    The features of a component are its first output. An image that is run in several pieces
     (tiles, slices) has their features one behind the other on a new first axis.
 
     Args:
         bundle: Whose vision side.
-        images: Folder (with all below it), archive or picture.
+        images: Folder (with all below it), archive or image.
         backend: What is compared, unless `onnx` or `features` is given.
         onnx: Files, quantised perhaps, that take the place of exported graphs with the same inputs
             and outputs; the other graphs stay as they are.
@@ -78,11 +78,11 @@ def measure_vision(
             would otherwise change with what it is to judge; files take none.
         reference_options: Options of the reference; its defaults where none are given, so that
             PyTorch computes in float32.
-        progress: Where to report; warned of pictures that fail.
+        progress: Where to report; warned of images that fail.
         registry: The plugins; None finds the installed ones.
 
     Raises:
-        PictureError: There is no picture, or none can be read.
+        ImageError: There is no image, or none can be read.
         UsageError: `onnx` and `features` are both given, there is nothing to compare, or a
             backend has no such option.
         GraphError: A file of `onnx` is no model, or fits no graph.
@@ -97,20 +97,20 @@ def measure_vision(
     deployment = Deployment.open(bundle, registry)
     side: VisionModel | _Dump
     if onnx or features:
-        settle("a comparison of files", {}, options)
+        resolve("a comparison of files", {}, options)
         side = _Dump.find(features, deployment) if features else _with_files(deployment, onnx)
     else:
         side = _open(deployment, backend, options, registry)
     reference = _open(deployment, against, reference_options or {}, registry)
-    pictures = pictures_to_judge(images)
+    shown = images_to_judge(images)
     if features:
-        keys_of([picture.name for picture in pictures], base_names=True)
+        keys_of([image.name for image in shown], base_names=True)
     _open_all((side, reference), progress)
-    return _compare(_Samples(deployment), pictures, side, reference, progress)
+    return _compare(_Samples(deployment), shown, side, reference, progress)
 
 
 def _open_all(sides: Sequence[VisionModel | _Dump], progress: Progress) -> None:
-    """Open what is compared; what keeps it from that would else be told of every picture."""
+    """Open what is compared; what keeps it from that would else be told of every image."""
     hint = "free memory, or compare on a machine that has more"
     with (
         progress.task("load", len(sides), "sides") as task,
@@ -123,23 +123,23 @@ def _open_all(sides: Sequence[VisionModel | _Dump], progress: Progress) -> None:
 
 def _compare(
     samples: _Samples,
-    pictures: Sequence[Picture],
+    images: Sequence[SourceImage],
     side: VisionModel | _Dump,
     reference: VisionModel,
     progress: Progress,
 ) -> VisionFidelity:
-    def work(picture: Picture) -> list[Fidelity]:
-        shown = samples.of(picture)
-        ours = side.of(picture) if isinstance(side, _Dump) else _features(side, shown)
+    def work(image: SourceImage) -> list[Fidelity]:
+        shown = samples.of(image)
+        ours = side.of(image) if isinstance(side, _Dump) else _features(side, shown)
         theirs = _features(reference, shown)
-        return [fidelity(picture.name, name, ours[name], theirs[name]) for name in ours]
+        return [fidelity(image.name, name, ours[name], theirs[name]) for name in ours]
 
     results: list[Fidelity] = []
     skipped: dict[str, str] = {}
     failure: AxcoreError | None = None
-    for picture, made in tried("compare", pictures, work, progress):
+    for image, made in tried("compare", images, work, progress):
         if isinstance(made, AxcoreError):
-            skipped[picture.name], failure = one_line(made), made
+            skipped[image.name], failure = one_line(made), made
         else:
             results += made
     if failure and not results:
@@ -149,14 +149,14 @@ def _compare(
 
 @dataclass(frozen=True)
 class _Samples:
-    """Makes of a picture what the vision side is run on, as a prompt does."""
+    """Makes of an image what the vision side is run on, as a prompt does."""
 
     deployment: Deployment
 
-    def of(self, picture: Picture) -> list[Sample]:
-        messages = Question().messages(picture.load())
+    def of(self, image: SourceImage) -> list[Sample]:
+        messages = Question().messages(image.load())
         prompt = self.deployment.hook("prepare_prompt", job=self.deployment.job, messages=messages)
-        return [sample for samples in prompt.pictures.values() for sample in samples]
+        return [sample for samples in prompt.images.values() for sample in samples]
 
 
 @dataclass(frozen=True)
@@ -185,10 +185,10 @@ class _Dump:
         return cls(folder, there)
 
     def open(self) -> None:
-        """Do nothing: each picture has files of its own."""
+        """Do nothing: each image has files of its own."""
 
-    def of(self, picture: Picture) -> Named:
-        name = Path(picture.name).name
+    def of(self, image: SourceImage) -> Named:
+        name = Path(image.name).name
         return {
             part: load_features(dumped_features(self.folder, part, name))
             for part in self.components
@@ -204,7 +204,7 @@ def _open(
     deployment: Deployment, name: str, options: Mapping[str, str], registry: Registry
 ) -> VisionModel:
     found = available_backend(name, registry)
-    return found.vision(deployment, settle(f"backend `{name}`", found.options, options))
+    return found.vision(deployment, resolve(f"backend `{name}`", found.options, options))
 
 
 # ONNX files in place of graphs -------------------------------------------------------------------

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ..types import Stage
+    from ..component import Stage
 
 
 def explicit(stage: Stage) -> Stage:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from ..checkpoint import Checkpoint
-    from ..types import Component, Shape, Stage
+    from ..component import Component, Shape, Stage
 
 
 def check_component(component: Component, checkpoint: Checkpoint) -> None:

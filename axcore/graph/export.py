@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ..checkpoint import Checkpoint
+    from ..component import Component, GraphDType
     from ..progress import Progress
-    from ..types import Component, GraphDType
 
 _IN_FLIGHT_BYTES = 96 << 20  # tensors between shard and file at any time
 _WRITERS = 2  # one reads and casts while the other writes

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from ..component import Port
 from ..errors import ContractError
-from ..types import Port
 from .stitch import boundary_names, check_outputs, port_spec
 from .trace import Spec, typed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ..types import Component, Stage
+    from ..component import Component, Stage
 
 
 def chain_specs(component: Component, dtype: torch.dtype) -> list[tuple[Spec, ...]]:

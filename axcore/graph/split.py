@@ -10,7 +10,7 @@ from ..errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ..types import Component
+    from ..component import Component
 
 LIMIT_BYTES = 2_000_000_000
 """Below protobuf's 2 GiB with room for the graph itself, so that a part can also be one file."""

@@ -18,8 +18,8 @@ from .trace import KindGraph, Spec, trace
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from ..component import Component, Port, Stage, Weight
     from ..progress import Task
-    from ..types import Component, Port, Stage, Weight
 
 
 class Tracer:

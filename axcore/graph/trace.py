@@ -24,7 +24,7 @@ from .passes import DefaultAttributesPass, SplitToSlicesPass
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
 
-    from ..types import Shape, Stage
+    from ..component import Shape, Stage
 
 Spec = tuple["Shape", torch.dtype]
 """Shape and dtype of a tensor passed between stages."""
@@ -59,7 +59,7 @@ def trace(
     state: Sequence[Spec],
     dtype: torch.dtype,
     opset: int,
-    free: Sequence[Collection[int]] = (),
+    dynamic: Sequence[Collection[int]] = (),
 ) -> KindGraph:
     """Trace a stage into the smallest graph that the operator set `opset` can express.
 
@@ -71,7 +71,7 @@ def trace(
         state: What the stage receives.
         dtype: Precision of parameters and float buffers.
         opset: 16 to 20.
-        free: For each tensor of `state` the axes whose length may change from call to call, all
+        dynamic: For each tensor of `state` the axes whose length may change from call to call, all
             of them at least 2 in `state`; weights then stay in their own order of axes, and the
             result's `outputs` are unknown.
 
@@ -97,7 +97,7 @@ def trace(
                     *(f"state.{i}" for i in range(len(examples))),
                     *(f"weight.{name}" for name in names),
                 ],
-                dynamic_shapes=_dynamic(free, len(weights)),
+                dynamic_shapes=_dynamic(dynamic, len(weights)),
                 opset_version=max(opset, _EXPORTER_OPSET),
                 verbose=False,
             )
@@ -110,7 +110,7 @@ def trace(
         ) from error
     assert program is not None
     model = _finish(program.model, stage, opset)
-    if free:
+    if dynamic:
         return KindGraph(model, (), {})
     orders = _absorb_transposes(model.graph)
     return KindGraph(model, tuple(_spec(value, stage) for value in model.graph.outputs), orders)
@@ -123,12 +123,12 @@ def _was_interrupted(error: BaseException | None) -> bool:
     return error is not None
 
 
-def _dynamic(free: Sequence[Collection[int]], weights: int) -> Any:
-    """Say what is free in the exporter's terms; it finds out itself which lengths are equal."""
-    if not free:
+def _dynamic(dynamic: Sequence[Collection[int]], weights: int) -> Any:
+    """Say what is dynamic in the exporter's terms; it finds out itself which lengths are equal."""
+    if not dynamic:
         return None
     auto = torch.export.Dim.AUTO
-    return tuple(dict.fromkeys(axes, auto) for axes in free), [None] * weights
+    return tuple(dict.fromkeys(axes, auto) for axes in dynamic), [None] * weights
 
 
 class _Pure(nn.Module):

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ..checkpoint import Checkpoint
+    from ..component import Component, GraphDType
     from ..progress import Progress
-    from ..types import Component, GraphDType
     from .stitch import Tracer
 
     Array = np.ndarray[Any, Any]

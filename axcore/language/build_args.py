@@ -9,10 +9,10 @@ from ..errors import BudgetError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ..types import Profile
+    from ..model_card import Profile
 
 TEXT_TOKENS = 24
-"""Tokens kept free beside the pictures: a chat template's frame takes about twenty, and a question
+"""Tokens kept free beside the images: a chat template's frame takes about twenty, and a question
 has to fit as well. Published builds are this tight (video of four steps: 484 of 512)."""
 
 CHUNK_STEP = 64
@@ -20,7 +20,7 @@ CHUNK_STEP = 64
 
 
 def check_prompt_budget(profile: Profile, rows: int) -> None:
-    """Refuse lengths that contradict each other or cannot hold a prompt's pictures.
+    """Refuse lengths that contradict each other or cannot hold a prompt's images.
 
     Args:
         profile: The lengths, and the runs of the vision graph in one prompt.
@@ -36,11 +36,11 @@ def check_prompt_budget(profile: Profile, rows: int) -> None:
             f"{profile.kv_cache_len} cache slots\n  {_lengths(profile)}",
             hint=f"use --kv-cache-len {profile.max_prompt} or more, or shorter prompts",
         )
-    needed = profile.pictures * rows + TEXT_TOKENS
+    needed = profile.images * rows + TEXT_TOKENS
     if needed > profile.max_prompt:
         raise BudgetError(
             f"a prompt needs {needed} tokens, but holds {profile.max_prompt}\n"
-            f"  pictures: {profile.pictures} of {rows} tokens each "
+            f"  images: {profile.images} of {rows} tokens each "
             f"({profile.height}x{profile.width} px), and {TEXT_TOKENS} for text\n"
             f"  {_lengths(profile)}",
             hint=_room_for(profile, needed),
@@ -77,9 +77,9 @@ def _room_for(profile: Profile, needed: int) -> str:
         ways.append(f"--prefill-len {wider}{_with_cache(profile, wider)}")
     longest = _round_up(needed, chunk)
     ways.append(f"--last-kv-cache-len up to {longest - chunk}{_with_cache(profile, longest)}")
-    rows = (profile.max_prompt - TEXT_TOKENS) // profile.pictures
+    rows = (profile.max_prompt - TEXT_TOKENS) // profile.images
     if rows > 0:
-        ways.append(f"a size of at most {rows} tokens a picture")
+        ways.append(f"a size of at most {rows} tokens an image")
     return f"use {', or '.join(ways)}"
 
 

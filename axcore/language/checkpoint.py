@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ..checkpoint import Checkpoint
+    from ..language_model import LlmCheckpoint
     from ..progress import Progress
-    from ..types import LlmCheckpoint
 
 # What a builder or its tokenizer reads beside config and weights.
 SETTINGS = (

@@ -20,8 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..checkpoint.quantised import float_keys
+from ..component import Stage
 from ..errors import UnsupportedModel
-from ..types import Decoder, Stage
+from ..language_model import Decoder
 from .embedding import HEAD_KEYS, find_embedding
 from .layer_types import other_layers
 from .plain import HEAD, folded_scale
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from ..checkpoint import Checkpoint
-    from ..types import Job
+    from ..job import Job
 
 _ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,

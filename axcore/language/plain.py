@@ -11,7 +11,7 @@ from ..errors import CheckpointError, UnsupportedModel
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ..types import Job
+    from ..job import Job
 
 EMBEDDING = "embed_tokens.weight"
 HEAD = "lm_head.weight"

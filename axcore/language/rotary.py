@@ -23,7 +23,7 @@ def inverse_frequencies(
         config: The language model's config: ``rope_theta`` and ``rope_scaling``, or
             ``rope_parameters``.
         head_dim: Width of a head.
-        context: Positions that will be used at most; what changes beyond a length is settled by
+        context: Positions that will be used at most; what changes beyond a length is resolved by
             it once for all.
 
     Raises:

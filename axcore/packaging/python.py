@@ -46,7 +46,7 @@ Then one command answers:
 Prompts have up to {prompt} tokens, prompt and answer together up to {context}.
 """
 _QUESTIONS = {"video": '--video frames/ --prompt "What happens?"'}  # by task
-_QUESTION = '--image photo.jpg --prompt "What is in the picture?"'
+_QUESTION = '--image photo.jpg --prompt "What is in the image?"'
 
 
 def fill(folder: Path, source: Source, progress: Progress) -> None:

@@ -1,4 +1,4 @@
-"""Answer a question about pictures or a video with the models in this folder."""
+"""Answer a question about images or a video with the models in this folder."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def parse() -> argparse.Namespace:
     add = parser.add_argument
     files: dict[str, Any] = {"type": Path, "action": "append", "default": []}
     add("-p", "--prompt", required=True, help="the question")
-    add("--image", **files, help="a picture; may be repeated")
+    add("--image", **files, help="an image; may be repeated")
     add("--video", **files, help="frames of a video: a folder, or files; may be repeated")
     add("--fps", type=float, default=2.0, help="frames per second of the video; default: 2")
     add("--system", help="system message; default: the model's own")
@@ -84,7 +84,7 @@ def answer(given: argparse.Namespace) -> None:
     write("\n")
     sys.stderr.write(
         f"{said.prompt_tokens} prompt tokens, {len(said.token_ids)} new ({said.finish_reason});"
-        f" first token after {said.first_token_s:.2f} s (pictures {said.vision_s:.2f} s),"
+        f" first token after {said.first_token_s:.2f} s (images {said.vision_s:.2f} s),"
         f" then {said.tokens_per_s:.1f} tokens/s\n"
     )
     if said.finish_reason == "interrupted":
@@ -98,13 +98,13 @@ def write(text: str) -> None:
 
 
 def messages(given: argparse.Namespace) -> list[dict[str, Any]]:
-    """Return the conversation so far, pictures first."""
-    from axcore.calibration.pictures import find_pictures, read_picture
+    """Return the conversation so far, images first."""
+    from axcore.calibration.images import find_images, read_image
 
     content: list[dict[str, Any]] = [
-        {"type": "image", "image": read_picture(path)} for path in given.image
+        {"type": "image", "image": read_image(path)} for path in given.image
     ]
-    if frames := [frame.load() for path in given.video for frame in find_pictures([path])]:
+    if frames := [frame.load() for path in given.video for frame in find_images([path])]:
         content.append({"type": "video", "video": frames, "fps": given.fps})
     content.append({"type": "text", "text": given.prompt})
     system = [] if given.system is None else [{"role": "system", "content": given.system}]

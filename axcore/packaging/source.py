@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from ..bundle import Bundle
+    from ..model_card import ModelCard
     from ..plugins import PluginInfo, Registry
-    from ..types import ModelCard
 
 COMPILED, PORTABLE = ".axmodel", ".onnx"
 

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..bundle import ASSET_SUFFIXES, SCHEMA, Bundle
 from ..calibration import (
-    check_pictures,
+    check_images,
     find_archive,
-    find_pictures,
+    find_images,
     store_samples,
     warn_of_few,
 )
@@ -28,10 +28,12 @@ from .prepared import LLM_FOLDER, Prepared, prepare
 from .workspace import Step, Workspace, digest
 
 if TYPE_CHECKING:
-    from ..calibration import Archive, Picture
+    from ..calibration import Archive, SourceImage
+    from ..component import Component
+    from ..job import Job
     from ..plugins import Registry
     from ..progress import Progress
-    from ..types import Component, GraphFile, Job
+    from ..toolchains.contract import GraphFile
     from .job import Request
 
 _NO_ASSETS = ("axcore.json", "fabricated.json")
@@ -49,21 +51,21 @@ def convert(request: Request, out: Path, registry: Registry, progress: Progress)
     """
     job = open_job(request, registry, progress)
     with job.checkpoint:
-        pictures = find_pictures(request.images) if request.images else []
+        images = find_images(request.images) if request.images else []
         given = request.calibration_archive
         archive = find_archive(given, progress) if given else None
         workspace = Workspace(out, job.card.id)
         workspace.check()
-        identity = digest(_identity(request, job, registry, pictures, archive))
+        identity = digest(_identity(request, job, registry, images, archive))
         if workspace.is_current(_LAST, identity):
             progress.say(f"{out} is up to date")
             return Bundle.open(out)
         prepared = prepare(request, registry, job, archive)
-        check_room(make_plan(prepared, pictures), out)
-        if pictures:
-            check_pictures(pictures, prepared.components[0].calibration.minimum, progress)
+        check_room(make_plan(prepared, images), out)
+        if images:
+            check_images(images, prepared.components[0].calibration.minimum, progress)
         with workspace.locked():
-            _Conversion(prepared, pictures, workspace, progress).run()
+            _Conversion(prepared, images, workspace, progress).run()
             workspace.remember(_LAST, identity)
         return Bundle.open(out)
 
@@ -74,11 +76,11 @@ class _Conversion:
     def __init__(
         self,
         prepared: Prepared,
-        pictures: Sequence[Picture],
+        images: Sequence[SourceImage],
         workspace: Workspace,
         progress: Progress,
     ) -> None:
-        self.prepared, self.pictures = prepared, pictures
+        self.prepared, self.images = prepared, images
         self.workspace, self.progress = workspace, progress
         self.job, self.options = prepared.job, prepared.job.options
         self.tracer = prepared.tracer()
@@ -92,7 +94,7 @@ class _Conversion:
         for component, cuts in zip(self.prepared.components, self.prepared.cuts, strict=True):
             exported = self.exported[component.name] = self._export(component, cuts)
             components.append(_describe(component, exported, self._verify(component)))
-        samples = self._calibrate() if self.pictures else self._adopt_archive()
+        samples = self._calibrate() if self.images else self._adopt_archive()
         self._embed()
         if not self.prepared.request.vision_only:
             self._rewrite_llm()
@@ -104,7 +106,7 @@ class _Conversion:
             **_head(self.prepared),
             "components": components,
             "build": plain(build),
-            "notes": notes(self.prepared, len(self.pictures)),
+            "notes": notes(self.prepared, len(self.images)),
             "files": {
                 name: {"size": stamp.size, "sha256": stamp.sha256}
                 for step in self.workspace.steps
@@ -167,11 +169,11 @@ class _Conversion:
             return None
 
         def make(_: Path) -> Mapping[str, Any]:
-            return self.flow.verify(component, self.pictures, self.tracer, self.progress).metrics()
+            return self.flow.verify(component, self.images, self.tracer, self.progress).metrics()
 
         inputs = {
             "exported": [step.key for step in self.exported.values()],
-            "pictures": _content(self.flow.chosen(self.pictures)),
+            "images": _content(self.flow.chosen(self.images)),
         }
         step = self._run(f"verify-{component.name}", inputs, make)
         self.progress.say(
@@ -190,7 +192,7 @@ class _Conversion:
                 "ports": [asdict(port) for port in graph.inputs],
                 "size": [self.job.profile.height, self.job.profile.width],
                 "choices": dict(self.options.choices),
-                "pictures": _content(self.pictures),
+                "images": _content(self.images),
             }
             make = partial(self._write_samples, index, graph)
             step = self._run(f"calibrate-{graph.stem}", inputs, make)
@@ -216,7 +218,7 @@ class _Conversion:
     def _write_samples(self, index: int, graph: GraphFile, folder: Path) -> Mapping[str, Any]:
         component = self.flow.chain[index][0]
         name = component.name if self.flow.is_head(index) else graph.stem
-        samples = self.flow.samples(index, self.pictures, self.progress)
+        samples = self.flow.samples(index, self.images, self.progress)
         stored = store_samples(name, graph.inputs, graph.calibration, samples, folder)
         return {"samples": stored.samples}
 
@@ -280,7 +282,7 @@ def _identity(
     request: Request,
     job: Job,
     registry: Registry,
-    pictures: Sequence[Picture],
+    images: Sequence[SourceImage],
     archive: Archive | None,
 ) -> dict[str, Any]:
     """Return all that a bundle depends on and that is known without looking into weights."""
@@ -290,7 +292,7 @@ def _identity(
         "folder": str(job.checkpoint.folder.resolve()),
         "weights": job.checkpoint.signature(),
         "assets": sorted((path.name, path.read_bytes().hex()) for path in paths),
-        "pictures": _content(pictures),
+        "images": _content(images),
         "archive": archive and archive.sha256,
         **_code(job, registry),
     }
@@ -306,8 +308,8 @@ def _code(job: Job, registry: Registry) -> dict[str, Any]:
     }
 
 
-def _content(pictures: Sequence[Picture]) -> list[str]:
-    return [hashlib.sha256(picture.read()).hexdigest() for picture in pictures]
+def _content(images: Sequence[SourceImage]) -> list[str]:
+    return [hashlib.sha256(image.read()).hexdigest() for image in images]
 
 
 def _is_asset(path: Path) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..errors import ContractError, UsageError
-from ..types import Decoder
+from ..language_model import Decoder
 from .job import open_job, request_of
 
 if TYPE_CHECKING:

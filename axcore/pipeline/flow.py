@@ -1,11 +1,11 @@
-"""What each graph file receives: pictures at the head of a chain, features behind it."""
+"""What each graph file receives: images at the head of a chain, features behind it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..calibration import embedded_pictures, find_pictures, picture_samples
+from ..calibration import embedded_images, find_images, image_samples
 from ..errors import UsageError
 from ..progress import Silent
 from ..runtime.vision import feature_sources
@@ -16,11 +16,12 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
-    from ..calibration import Picture
+    from ..calibration import SourceImage
+    from ..component import Component, Sample
     from ..graph.stitch import Tracer
     from ..graph.verify import Verification
     from ..progress import Progress
-    from ..types import Component, GraphFile, Sample
+    from ..toolchains.contract import GraphFile
     from .prepared import Prepared
 
 
@@ -55,30 +56,30 @@ class Flow:
         return index == 0 or self.chain[index - 1][0] is not self.chain[index][0]
 
     def samples(
-        self, index: int, pictures: Sequence[Picture], progress: Progress = SILENT
+        self, index: int, images: Sequence[SourceImage], progress: Progress = SILENT
     ) -> Iterator[Sample]:
         """Yield samples for a file in the form the target reads, lazily."""
         component, graph = self.chain[index]
         if self.is_head(index) and component.preprocess is not None:
-            made = picture_samples(component, self._maker(component), pictures, progress)
+            made = image_samples(component, self._maker(component), images, progress)
         else:
             before = self.chain[index - 1][1]
-            feeds = self.feeds(index - 1, pictures, progress)
+            feeds = self.feeds(index - 1, images, progress)
             made = _features(before, self.path(index - 1), feeds, graph)
         return (_fit(graph, sample) for sample in made)
 
     def feeds(
-        self, index: int, pictures: Sequence[Picture], progress: Progress = SILENT
+        self, index: int, images: Sequence[SourceImage], progress: Progress = SILENT
     ) -> Iterator[Sample]:
         """Yield what a file is run on, lazily."""
         calibration = self.chain[index][1].calibration
-        for sample in self.samples(index, pictures, progress):
+        for sample in self.samples(index, images, progress):
             yield {name: calibration.graph_input(array) for name, array in sample.items()}
 
     def verify(
         self,
         component: Component,
-        pictures: Sequence[Picture],
+        images: Sequence[SourceImage],
         tracer: Tracer,
         progress: Progress,
     ) -> Verification:
@@ -101,15 +102,15 @@ class Flow:
             [self.path(index) for index in mine],
             self._prepared.job.checkpoint,
             tracer,
-            next(self.feeds(mine[0], self.chosen(pictures))),
+            next(self.feeds(mine[0], self.chosen(images))),
             dtype=dtype,
             progress=progress,
         )
 
-    def chosen(self, pictures: Sequence[Picture]) -> Sequence[Picture]:
-        """Return the pictures that verification looks at: the first, or one of ours."""
-        sources = pictures or find_pictures(embedded_pictures())
-        return sources[: self._prepared.components[0].pictures_per_sample]
+    def chosen(self, images: Sequence[SourceImage]) -> Sequence[SourceImage]:
+        """Return the images that verification looks at: the first, or one of ours."""
+        sources = images or find_images(embedded_images())
+        return sources[: self._prepared.components[0].images_per_sample]
 
     def _maker(self, component: Component) -> Callable[[Sequence[Image]], list[Sample]]:
         """Return the family's `make_calib`; safe to call from several threads."""
@@ -126,7 +127,7 @@ class Flow:
 
 
 def _fit(graph: GraphFile, sample: Sample) -> Sample:
-    """Bring float arrays into the precision of the graph; pictures stay as they are."""
+    """Bring float arrays into the precision of the graph; images stay as they are."""
     if graph.calibration.format == "Image":
         return sample
     dtypes = {port.name: port.dtype for port in graph.inputs}

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from ..checkpoint import Checkpoint, as_stored, canonical_key, check_layout, read_config
-from ..choices import settle
+from ..choices import resolve
+from ..component import GraphDType, Shape
 from ..errors import CheckpointError, UsageError
 from ..files import cache_folder
+from ..job import Job
 from ..language.embedding import FORMATS
-from ..types import GraphDType, Job, ModelCard, Options, Profile, Shape
+from ..model_card import ModelCard, Profile
+from ..request import Options
 
 if TYPE_CHECKING:
     from ..bundle import Bundle
@@ -35,7 +38,7 @@ class Request:
         weights: Fabricate a checkpoint instead of reading one.
         source: Where a repository is fetched from.
         revision: Branch, tag or commit of the repository.
-        images: Folders, archives or files with pictures for calibration.
+        images: Folders, archives or files with images for calibration.
         calibration_archive: File or URL of an archive of calibration samples, used as it is in
             place of samples made from `images`.
         options: See `Options`.
@@ -58,7 +61,7 @@ class Request:
 
 
 def request_of(bundle: Bundle) -> Request:
-    """Return the request that opens the checkpoint of a bundle again, its pictures aside."""
+    """Return the request that opens the checkpoint of a bundle again, its images aside."""
     manifest = bundle.manifest
     return Request(
         model=manifest["model"]["id"],
@@ -70,7 +73,7 @@ def request_of(bundle: Bundle) -> Request:
 
 
 def open_job(request: Request, registry: Registry, progress: Progress) -> Job:
-    """Find the model, get at its checkpoint and settle the profile.
+    """Find the model, get at its checkpoint and resolve the profile.
 
     Raises:
         PluginNotFound: Nobody knows the model.
@@ -80,8 +83,8 @@ def open_job(request: Request, registry: Registry, progress: Progress) -> Job:
     """
     _check_options(request)
     entry, folder = _locate(request, registry)
-    settle(f"`{entry.card.id}`", entry.card.choices, request.options.choices)
-    task, profile = settle_profile(entry.card, request.options)
+    resolve(f"`{entry.card.id}`", entry.card.choices, request.options.choices)
+    task, profile = resolve_profile(entry.card, request.options)
     if folder is None:
         folder = _obtain(request, entry.card, progress)
     checkpoint = Checkpoint.open(
@@ -97,7 +100,7 @@ def open_job(request: Request, registry: Registry, progress: Progress) -> Job:
     return Job(entry.card, entry.family, checkpoint, task, profile, request.options)
 
 
-def settle_profile(card: ModelCard, options: Options) -> tuple[str, Profile]:
+def resolve_profile(card: ModelCard, options: Options) -> tuple[str, Profile]:
     """Return the profile in use, the user's changes applied.
 
     Raises:

@@ -10,17 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from ..component import Port
 from ..errors import BudgetError
+from ..language_model import LlmBuildArgs
 from ..plain import plain
-from ..types import BuildRequest, LlmBuildArgs, Port
+from ..toolchains.contract import BuildRequest
 from .prepared import LLM_FOLDER
 from .workspace import STATE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ..calibration import Picture
-    from ..types import Component
+    from ..calibration import SourceImage
+    from ..component import Component
     from .prepared import Prepared
 
 # Measured on two cores (docs/benchmarks.md); a plan rounds them anyway.
@@ -67,7 +69,7 @@ class Plan:
         peak_bytes: Greatest resident memory.
         disk_bytes: Room needed.
         seconds: A rough time on two cores.
-        rows: Rows one picture (or temporal step) gives the language model.
+        rows: Rows one image (or temporal step) gives the language model.
         max_prompt: Tokens a prompt may have.
         llm: Build arguments of the language model.
         prepared_files: What the toolchain will find: configurations and the script with the
@@ -91,11 +93,11 @@ class Plan:
     notes: tuple[str, ...]
 
 
-def make_plan(prepared: Prepared, pictures: Sequence[Picture]) -> Plan:
+def make_plan(prepared: Prepared, images: Sequence[SourceImage]) -> Plan:
     """Foresee a conversion; reads tensor headers only."""
     job, request = prepared.job, prepared.request
     components = tuple(_component(component) for component in prepared.components)
-    samples = sample_counts(prepared, len(pictures))
+    samples = sample_counts(prepared, len(images))
     build = prepared.build_request(samples)
     texts = dict(prepared.toolchain.prepare(build))
     files = tuple(_files(prepared, build, texts))
@@ -118,14 +120,14 @@ def make_plan(prepared: Prepared, pictures: Sequence[Picture]) -> Plan:
         max_prompt=job.profile.max_prompt,
         llm=prepared.llm,
         prepared_files=texts,
-        notes=tuple(notes(prepared, len(pictures))),
+        notes=tuple(notes(prepared, len(images))),
     )
 
 
-def sample_counts(prepared: Prepared, pictures: int) -> dict[str, int]:
+def sample_counts(prepared: Prepared, images: int) -> dict[str, int]:
     """Return how many calibration samples each graph file will have.
 
-    There is one per group of pictures, or what an archive holds.
+    There is one per group of images, or what an archive holds.
     """
     from .prepared import graph_files
 
@@ -134,14 +136,14 @@ def sample_counts(prepared: Prepared, pictures: int) -> dict[str, int]:
         return {component.stem: prepared.archive.samples(component.calibration.format)}
     counts: dict[str, int] = {}
     for component, cuts in zip(prepared.components, prepared.cuts, strict=True):
-        groups = pictures // component.pictures_per_sample
+        groups = images // component.images_per_sample
         for graph in graph_files(component, cuts, prepared.job):
             limit = graph.calibration.size
             counts[graph.stem] = groups if limit < 0 or not counts else min(groups, limit)
     return counts
 
 
-def notes(prepared: Prepared, pictures: int) -> list[str]:
+def notes(prepared: Prepared, images: int) -> list[str]:
     """Return what the user should know of this conversion, a line each."""
     found = list(prepared.llm.notes)
     dtype = prepared.job.options.dtype
@@ -155,8 +157,8 @@ def notes(prepared: Prepared, pictures: int) -> list[str]:
             "bfloat16: ONNX Runtime in Python cannot run the graph, so it is not verified, and"
             " vendor tools written in Python may fail on it; prefer float32"
         )
-    if not pictures and prepared.archive is None:
-        found.append("no calibration pictures: give --images before building")
+    if not images and prepared.archive is None:
+        found.append("no calibration images: give --images before building")
     if not any((prepared.job.checkpoint.folder / name).exists() for name in TOKENIZER_FILES):
         found.append("the checkpoint has no tokenizer: it converts, but cannot be run")
     return found

@@ -6,14 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from ..component import Calibration, Component, Stage
 from ..errors import CheckpointError, ContractError, UsageError
-from ..types import BuildRequest, Calibration, Component, Embedding, GraphFile, LlmBuildArgs, Stage
+from ..language_model import Embedding, LlmBuildArgs
+from ..toolchains.contract import BuildRequest, GraphFile
 
 if TYPE_CHECKING:
     from ..calibration import Archive
     from ..graph.stitch import Tracer
+    from ..job import Job
     from ..plugins import Registry
-    from ..types import Job, Toolchain
+    from ..toolchains.contract import Toolchain
     from .job import Request
 
 
@@ -111,8 +114,8 @@ def prepare(
     Raises:
         ContractError: The plugin's answer is unfit (names plugin and hook).
         CheckpointError: The checkpoint lacks something, or holds more than is used.
-        BudgetError: The prompt budget cannot hold one prompt's pictures.
-        UnsupportedProfile: The picture size does not fit.
+        BudgetError: The prompt budget cannot hold one prompt's images.
+        UnsupportedProfile: The image size does not fit.
         UsageError: There is no such toolchain, or `archive` cannot serve the graphs.
     """
     from ..graph.contract import check_component, check_consumed
@@ -161,7 +164,7 @@ def _check_archive(
     if files > 1:
         raise UsageError(
             f"`{archive.source}` holds samples of one graph, this conversion makes {files} files",
-            hint="give pictures by --images, from which samples for all of them are made",
+            hint="give images by --images, from which samples for all of them are made",
         )
     archive.samples(components[0].calibration.format)
 

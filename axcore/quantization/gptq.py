@@ -24,9 +24,10 @@ from .merge import REPORT, merge
 from .text import Text, read_text
 
 if TYPE_CHECKING:
+    from ..job import Job
+    from ..model_card import ModelCard
     from ..plugins import Registry
     from ..progress import Progress
-    from ..types import Job, ModelCard
 
 Device = Literal["cpu", "cuda"]
 BITS = (4, 8)

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 
 from ..errors import CheckpointError, UnsupportedModel, UsageError
 from ..language.plain import HEAD, folded_scale, plain_config, plain_names
-from ..types import LlmCheckpoint
+from ..language_model import LlmCheckpoint
 
 if TYPE_CHECKING:
+    from ..component import Shape
+    from ..job import Job
     from ..plugins import Registry
-    from ..types import Job, Shape
 
 LAYERS = "model.layers."
 GROUP_SIZES = (16, 32, 64, 128, 256, 512, 1024)

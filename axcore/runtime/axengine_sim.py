@@ -76,16 +76,16 @@ class _Group:
     inputs: list[NodeArg]
     outputs: list[NodeArg]
     empty: Mapping[str, Array] = field(default_factory=dict)
-    free: frozenset[str] = frozenset()
+    dynamic: frozenset[str] = frozenset()
 
     def batch(self, feed: Mapping[str, Array]) -> int:
-        """Return the length of the free first axis in `feed`; 1 where none is free."""
-        return next((len(feed[n.name]) for n in self.inputs if n.name in self.free), 1)
+        """Return the length of the dynamic first axis in `feed`; 1 where none is dynamic."""
+        return next((len(feed[n.name]) for n in self.inputs if n.name in self.dynamic), 1)
 
     def sized(self, nodes: Sequence[NodeArg], batch: int) -> list[NodeArg]:
-        """Return `nodes` with the free first axis at its length."""
+        """Return `nodes` with the dynamic first axis at its length."""
         return [
-            replace(node, shape=(batch, *node.shape[1:])) if node.name in self.free else node
+            replace(node, shape=(batch, *node.shape[1:])) if node.name in self.dynamic else node
             for node in nodes
         ]
 
@@ -103,15 +103,15 @@ def get_available_providers() -> list[str]:
 class InferenceSession:
     """An ONNX file as a board sees a compiled model: static shapes, in one or several groups.
 
-    A file with free dimensions lists its groups in a metadata property (`layer_files.GROUPS`), each
-    ``{"inputs": {name: shape}, "outputs": {name: shape}, "empty": {name: shape}}``. An input named
-    in ``empty``, which may be absent, is a placeholder: the caller feeds an array of its shape in
-    ``inputs``, and the graph receives none of it but zeros of its shape in ``empty``. A file
-    without that property has static shapes and one group. What no board has: a group may list
-    names in ``free``, whose first axis may then be of any length, the same for all of them.
+    A file with dynamic dimensions lists its groups in a metadata property (`layer_files.GROUPS`),
+    each ``{"inputs": {name: shape}, "outputs": {name: shape}, "empty": {name: shape}}``. An input
+    named in ``empty``, which may be absent, is a placeholder: the caller feeds an array of its
+    shape in ``inputs``, and the graph receives none of it but zeros of its shape in ``empty``. A
+    file without that property has static shapes and one group. What no board has: a group may list
+    names in ``dynamic``, whose first axis may then be of any length, the same for all of them.
 
     Attributes:
-        free_batch: Whether the first axis is free.
+        dynamic_batch: Whether the first axis is dynamic.
         origin: What a layer model says of itself; None of other files.
 
     Args:
@@ -143,7 +143,7 @@ class InferenceSession:
             self._groups = _groups(self._session)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise RuntimeError(f"Failed to read the shape groups of {path}: {error!r}") from error
-        self.free_batch = all(group.free for group in self._groups)
+        self.dynamic_batch = all(group.dynamic for group in self._groups)
         described = self._session.get_modelmeta()
         self.origin = Origin.of(described.graph_name, described.custom_metadata_map)
 
@@ -281,12 +281,12 @@ def _group(
     inputs: Mapping[str, Sequence[int]],
     outputs: Mapping[str, Sequence[int]],
     empty: Mapping[str, Sequence[int]] | None = None,
-    free: Sequence[str] = (),
+    dynamic: Sequence[str] = (),
 ) -> _Group:
     nodes = _nodes(graph_inputs, inputs)
     dtypes = {node.name: node.dtype for node in nodes}
     zeros = {name: np.zeros(shape, dtypes[name]) for name, shape in (empty or {}).items()}
-    return _Group(nodes, _nodes(graph_outputs, outputs), zeros, frozenset(free))
+    return _Group(nodes, _nodes(graph_outputs, outputs), zeros, frozenset(dynamic))
 
 
 def _shapes(values: Sequence[Any]) -> dict[str, Sequence[int]]:

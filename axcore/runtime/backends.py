@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ..availability import Availability
 from ..errors import AxcoreError
-from ..types import Availability
 from .engine import load_engine
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ..types import Choice
+    from ..choices import Choice
     from .deployment import Deployment
     from .language import LanguageModel
     from .vision import VisionModel

@@ -12,15 +12,18 @@ from typing import TYPE_CHECKING, Any
 from ..bundle import ASSET_SUFFIXES, PACKAGED, Bundle
 from ..checkpoint import Checkpoint, read_config
 from ..errors import BundleError
+from ..job import Job
+from ..language_model import Embedding
 from ..layer_files import build_command
+from ..model_card import Profile
 from ..plain import parse
-from ..types import Embedding, Job, Profile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from ..language_model import LlmBuildArgs
     from ..plugins import Registry
-    from ..types import GraphFile, LlmBuildArgs
+    from ..toolchains.contract import GraphFile
 
 EMBEDDING_FILE = "model.embed_tokens.weight.bfloat16.bin"
 _LAYER = re.compile(r"(?P<kind>.+)_p(?P<chunk>\d+)_l(?P<layer>\d+)_together")

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from ..types import Shape
+    from ..component import Shape
 
     Array = np.ndarray[Any, Any]
 

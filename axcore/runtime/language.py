@@ -131,7 +131,7 @@ class LayerModels:
         self._mask: Array | None = None
         self.context = self._steps[-1].history + 1
         self.filled = 0
-        self.max_batch = sys.maxsize if getattr(self._layers[0], "free_batch", False) else 1
+        self.max_batch = sys.maxsize if getattr(self._layers[0], "dynamic_batch", False) else 1
 
     def resume(self, known: int, prompt: int) -> int:
         """Keep what chunks can follow: the last one must find a group with room for its history."""

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..choices import settle
+from ..choices import resolve
 from ..errors import BudgetError, ContractError, ToolchainError, UsageError
 from ..language.tokenizer import load_tokenizer
-from ..types import Prompt
+from ..language_model import Prompt
 from .deployment import Deployment
 from .language import Embeddings
 from .sampling import Sampler, Sampling
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ..plugins import Registry
-    from ..types import Backend
+    from .contract import Backend
     from .language import LanguageModel
 
 Array = np.ndarray[Any, Any]
@@ -39,8 +39,8 @@ class Answer:
         text: What they say.
         finish_reason: "stop" (a stop token), "length" (as many tokens as were asked for),
             "context" (no room left) or "interrupted".
-        load_s: Seconds for opening the vision side, where no picture had come before.
-        vision_s, prefill_s, decode_s: Seconds for pictures, for the rest until the first token,
+        load_s: Seconds for opening the vision side, where no image had come before.
+        vision_s, prefill_s, decode_s: Seconds for images, for the rest until the first token,
             and for the tokens after it.
     """
 
@@ -75,7 +75,7 @@ class Runner:
     Args:
         deployment: What is run.
         registry: Where the family's `prepare_prompt` is found.
-        vision: Runs the pictures.
+        vision: Runs the images.
         language: Runs the language model.
 
     Attributes:
@@ -118,7 +118,7 @@ class Runner:
         """
         deployment = Deployment.open(folder, registry)
         found = available_backend(backend, registry)
-        chosen = settle(f"backend `{backend}`", found.options, options or {})
+        chosen = resolve(f"backend `{backend}`", found.options, options or {})
         # What is cheap to check comes before the weights.
         Embeddings(deployment), load_tokenizer(deployment.folder, ())
         vision = VisionSide(found.vision(deployment, chosen))
@@ -192,7 +192,7 @@ class Runner:
 
     def _prefill(self, prompt: Prompt, answer: Answer) -> Array:
         started = time.perf_counter()
-        if any(prompt.pictures.values()):
+        if any(prompt.images.values()):
             self._vision.open()
         opened = time.perf_counter()
         rows = self.rows(prompt)
@@ -218,14 +218,14 @@ class Runner:
         return logits
 
     def forget(self) -> None:
-        """Drop caches and pictures, so that nothing depends on what was asked before."""
+        """Drop caches and images, so that nothing depends on what was asked before."""
         self._read.keep(0)
         self._vision.forget()
 
     def rows(self, prompt: Prompt) -> Array:
         """Return what the language model reads: float32 ``[n, hidden]``.
 
-        Embeddings, and the rows of pictures in their places.
+        Embeddings, and the rows of images in their places.
         """
         rows = self.embeddings.rows(prompt.input_ids)
         for places in prompt.vision_rows.values():
@@ -256,11 +256,10 @@ def prepare_prompt(
     count = len(prompt.input_ids)
     limit = llm.prefill_len + max(llm.last_kv_cache_len, default=0)
     if count > limit:
-        pictures = sum(map(len, prompt.vision_rows.values()))
+        images = sum(map(len, prompt.vision_rows.values()))
         raise BudgetError(
-            f"the prompt has {count} tokens, {pictures} of them for pictures; this build"
-            f" reads {limit}",
-            hint="shorten it, give fewer pictures, or convert with a longer --last-kv-cache-len",
+            f"the prompt has {count} tokens, {images} of them for images; this build reads {limit}",
+            hint="shorten it, give fewer images, or convert with a longer --last-kv-cache-len",
         )
     return prompt
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
-from ..types import Availability, Choice
+from ..availability import Availability
+from ..choices import Choice
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -19,7 +19,8 @@ from ..language.plain import BODY, EMBEDDING, HEAD, folded_scale, plain_config, 
 from .vision import feature_sources
 
 if TYPE_CHECKING:
-    from ..types import Component, Job, Port, Sample, Stage
+    from ..component import Component, Port, Sample, Stage
+    from ..job import Job
     from .deployment import Deployment
 
 Array = np.ndarray[Any, Any]
@@ -89,7 +90,7 @@ def with_weights(deployment: Deployment) -> Job:
 class TorchVision:
     """The stages of a family's `export_vision`, unpatched; `VisionModel` says what it does.
 
-    Weights are read when the first picture comes, and kept.
+    Weights are read when the first image comes, and kept.
 
     Args:
         deployment: Whose vision side.

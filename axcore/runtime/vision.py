@@ -16,12 +16,14 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from ..types import Component, GraphFile, Prompt, Sample
+    from ..component import Component, Sample
+    from ..language_model import Prompt
+    from ..toolchains.contract import GraphFile
     from .deployment import Deployment
     from .engine import Engine, Session
 
 Array = np.ndarray[Any, Any]
-_REMEMBERED = 64  # samples whose rows are kept, so that a conversation sees a picture once
+_REMEMBERED = 64  # samples whose rows are kept, so that a conversation sees an image once
 
 
 class VisionModel(Protocol):
@@ -38,7 +40,7 @@ class VisionModel(Protocol):
 
 
 class VisionSide:
-    """Runs the pictures of prompts, each once.
+    """Runs the images of prompts, each once.
 
     Args:
         model: Runs one sample.
@@ -51,21 +53,21 @@ class VisionSide:
     def rows(self, prompt: Prompt) -> Array:
         """Return what replaces the placeholders of `prompt`: float32 ``[m, hidden]``."""
         wanted = next(iter(prompt.vision_rows.values()), ())
-        made = [self._run(sample) for samples in prompt.pictures.values() for sample in samples]
+        made = [self._run(sample) for samples in prompt.images.values() for sample in samples]
         rows = sum(map(len, made))
         if rows < len(wanted):
             raise ContractError(
-                f"the prompt has places for {len(wanted)} rows; its pictures give {rows}",
+                f"the prompt has places for {len(wanted)} rows; its images give {rows}",
                 hint="make `prepare_prompt` and `export_vision` agree",
             )
         return np.concatenate(made)[: len(wanted)] if made else np.empty((0, 0), np.float32)
 
     def open(self) -> None:
-        """Open the model, as the first picture would."""
+        """Open the model, as the first image would."""
         self._model.open()
 
     def forget(self) -> None:
-        """Drop the rows of every picture."""
+        """Drop the rows of every image."""
         self._known.clear()
 
     def _run(self, sample: Sample) -> Array:
@@ -161,7 +163,7 @@ def _listed(sizes: Mapping[str, int]) -> str:
 
 
 def _fitted(feed: Sample, graph: GraphFile, session: Session) -> dict[str, Array]:
-    """Bring arrays into the form of the session: a board may take a picture as bytes."""
+    """Bring arrays into the form of the session: a board may take an image as bytes."""
     fitted = {}
     for port in session.get_inputs():
         array, shape = feed[port.name], tuple(port.shape)

@@ -11,7 +11,7 @@ from ..pipeline.job import Request, open_job
 from ..pipeline.prepared import Prepared, prepare
 from ..plugins import Registry
 from ..progress import Silent
-from ..types import Options
+from ..request import Options
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..bundle import Bundle
-    from ..types import Component, Job, ModelCard, Port, Stage
+    from ..component import Component, Port, Stage
+    from ..job import Job
+    from ..model_card import ModelCard
 
     State = tuple[Tensor, ...]
 
@@ -154,13 +156,13 @@ def _check_close(made: Sequence[Any], expected: Sequence[Any], broken: str) -> N
 
 
 def _convert(prepared: Prepared, out: Path) -> Bundle:
-    from ..calibration import embedded_pictures
+    from ..calibration import embedded_images
 
     return convert(
         prepared.job.card.id,
         out,
         checkpoint=str(prepared.job.checkpoint.folder),
-        images=embedded_pictures(),
+        images=embedded_images(),
         options=prepared.job.options,
         registry=prepared.registry,
     )
@@ -194,7 +196,7 @@ def _check_parts(whole: Prepared, cut: Prepared, bundles: Sequence[Bundle], task
 
 
 def _results(prepared: Prepared, bundle: Bundle) -> Iterator[list[np.ndarray[Any, Any]]]:
-    """Yield what each component's files, run in a row on a picture, return."""
+    """Yield what each component's files, run in a row on an image, return."""
     import onnxruntime as ort
 
     from ..pipeline.flow import Flow

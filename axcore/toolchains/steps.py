@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from ..progress import Progress
-    from ..types import GraphFile
+    from .contract import GraphFile
 
 _CONTAINERS = ("docker", "podman")
 _LAST_LINES = 20

@@ -146,6 +146,6 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def photograph(height: int, width: int, seed: int = 0) -> Image.Image:
-    """Return a smooth picture with edges: noise enlarged, so that resizing has work to do."""
+    """Return a smooth image with edges: noise enlarged, so that resizing has work to do."""
     noise = np.random.default_rng(seed).integers(0, 256, (9, 13, 3), dtype=np.uint8)
     return Image.fromarray(noise).resize((width, height), Image.Resampling.BILINEAR)

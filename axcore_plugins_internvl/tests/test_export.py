@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from axcore import BudgetError, CheckpointError, Options, PictureError, UsageError, convert, plan
+from axcore import BudgetError, CheckpointError, ImageError, Options, UsageError, convert, plan
 from axcore.testing import check_family
 
 from .conftest import Family, photograph
@@ -30,8 +30,8 @@ TABLE = "model.embed_tokens.weight.bfloat16.bin"
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
     for seed in range(4):
         photograph(200, 300, seed).save(folder / f"{seed}.png")
     return folder
@@ -41,14 +41,14 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bundles(
     families: dict[str, Family],
     registry: Registry,
-    pictures: Path,
+    images: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, Path]:
     """The same numbers in both layouts, converted at a size that needs interpolated positions."""
     made = {}
     for layout, folder in families["internvl3.5-1b"].folders.items():
         made[layout] = tmp_path_factory.mktemp(layout)
-        convert(str(folder), made[layout], images=[pictures], options=SIZE, registry=registry)
+        convert(str(folder), made[layout], images=[images], options=SIZE, registry=registry)
     return made
 
 
@@ -73,7 +73,7 @@ def test_the_exported_graph_suits_the_target_and_computes_the_model(
 
 
 def test_calibration_and_configuration_are_as_published(bundles: dict[str, Path]) -> None:
-    """Pictures normalised by the target, what the board feeds by the host.
+    """Images normalised by the target, what the board feeds by the host.
 
     Oracle: the published configuration.
     """
@@ -151,12 +151,12 @@ def test_the_published_name_and_ports(families: dict[str, Family], registry: Reg
 
 
 def test_several_tiles_become_one_batch(
-    family: Family, registry: Registry, pictures: Path, tmp_path: Path
+    family: Family, registry: Registry, images: Path, tmp_path: Path
 ) -> None:
-    """Three tiles in one run, from pictures of 3:2. Oracle: names, shapes, the verification."""
+    """Three tiles in one run, from images of 3:2. Oracle: names, shapes, the verification."""
     options = replace(SIZE, choices={"tiles": "3"})
     bundle = convert(
-        str(family.folders["remote"]), tmp_path, images=[pictures], options=options,
+        str(family.folders["remote"]), tmp_path, images=[images], options=options,
         registry=registry,
     )  # fmt: skip
     (component,) = bundle.manifest["components"]
@@ -252,9 +252,9 @@ def test_a_quantised_vision_side_is_refused(
 
 
 @pytest.fixture(scope="module")
-def archive(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def archive(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = tmp_path_factory.mktemp("archive") / "imagenet-calib"
-    return type(base)(shutil.make_archive(str(base), "tar", pictures))
+    return type(base)(shutil.make_archive(str(base), "tar", images))
 
 
 def test_an_archive_is_used_as_it_is(
@@ -286,7 +286,7 @@ def test_an_archive_is_used_as_it_is(
 @pytest.mark.parametrize(
     ("options", "images", "error", "evidence"),
     [
-        (Options(choices={"tiles": "3"}), False, PictureError, r"holds no \.npy file"),
+        (Options(choices={"tiles": "3"}), False, ImageError, r"holds no \.npy file"),
         (Options(split=2), False, UsageError, "makes 2 files"),
         (Options(), True, UsageError, "replaces the samples"),
     ],
@@ -300,7 +300,7 @@ def test_an_archive_that_cannot_serve_is_refused(
     error: type[Exception],
     evidence: str,
 ) -> None:
-    """Arrays are asked for, several files, pictures besides. Oracle: what was asked."""
+    """Arrays are asked for, several files, images besides. Oracle: what was asked."""
     with pytest.raises(error, match=evidence):
         plan(
             str(family.folders["remote"]),

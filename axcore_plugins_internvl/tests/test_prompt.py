@@ -19,7 +19,7 @@ from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2Im
 from transformers.utils.chat_template_utils import render_jinja_template
 
 import axcore_plugins_internvl as plugin
-from axcore import CheckpointError, Job, Options, PictureError, UsageError
+from axcore import CheckpointError, ImageError, Job, Options, UsageError
 
 from .conftest import CARDS, native_config, photograph, small_config
 
@@ -34,7 +34,7 @@ SPECIAL = CARD.tokens(SMALL)
 SIDE = 56  # px of a tile: 4 tokens
 TOKENS = 4
 
-# What the template of the native layout does: a picture is a marker and a line break.
+# What the template of the native layout does: an image is a marker and a line break.
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
@@ -85,7 +85,7 @@ def job_for(folder: Path, layout: str = "remote", tiles: int = 1, **fields: Any)
 
 
 def user(*parts: str | Image.Image) -> list[dict[str, Any]]:
-    """A message of a user: text and pictures."""
+    """A message of a user: text and images."""
     content = [
         {"type": "text", "text": part}
         if isinstance(part, str)
@@ -99,26 +99,26 @@ def turn(text: str) -> str:
     return f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
 
 
-def picture(tiles: int = 1) -> str:
+def image(tiles: int = 1) -> str:
     return "<img>" + tiles * TOKENS * "<IMG_CONTEXT>" + "</img>\n"
 
 
 def test_the_prompt_of_the_remote_layout_reads_as_published(
     folder: Path, tokenizer: Tokenizer
 ) -> None:
-    """The system text of `conversation.py`, picture, line break, question. Oracle: written out."""
+    """The system text of `conversation.py`, image, line break, question. Oracle: written out."""
     prompt = plugin.prepare_prompt(job_for(folder), user(photograph(40, 50), "what?"))
     system = (
         "<|im_start|>system\n你是书生·万象，英文名是InternVL，是由上海人工智能实验室、"  # noqa: RUF001
         "清华大学及多家合作单位联合开发的多模态大语言模型。<|im_end|>\n"
     )
-    assert prompt.input_ids.tolist() == tokenizer.encode(system + turn(picture() + "what?")).ids
+    assert prompt.input_ids.tolist() == tokenizer.encode(system + turn(image() + "what?")).ids
     assert prompt.position_ids.tolist() == [[*range(len(prompt.input_ids))]]
     assert prompt.input_ids.dtype == prompt.position_ids.dtype == np.int64
     assert prompt.stop_ids == (SPECIAL["<|im_end|>"], SPECIAL["<|endoftext|>"])
 
 
-def test_several_pictures_of_a_message_are_numbered(folder: Path, tokenizer: Tokenizer) -> None:
+def test_several_images_of_a_message_are_numbered(folder: Path, tokenizer: Tokenizer) -> None:
     """As upstream asks to write them, on through a conversation; one alone bears no number.
 
     Oracle: the text written out.
@@ -132,28 +132,28 @@ def test_several_pictures_of_a_message_are_numbered(folder: Path, tokenizer: Tok
     ]
     prompt = plugin.prepare_prompt(job_for(folder), messages)
     written = (
-        f"<|im_start|>system\nbe brief<|im_end|>\n<|im_start|>user\n{picture()}this?<|im_end|>\n"
+        f"<|im_start|>system\nbe brief<|im_end|>\n<|im_start|>user\n{image()}this?<|im_end|>\n"
         "<|im_start|>assistant\nyes<|im_end|>\n"
-        + turn(f"Image-2: {picture()}Image-3: {picture()}and these?")
+        + turn(f"Image-2: {image()}Image-3: {image()}and these?")
     )
     assert prompt.input_ids.tolist() == tokenizer.encode(written).ids
-    assert len(prompt.pictures["vision"]) == 3
+    assert len(prompt.images["vision"]) == 3
 
 
-pictures = st.builds(photograph, st.integers(20, 300), st.integers(20, 300))
+images = st.builds(photograph, st.integers(20, 300), st.integers(20, 300))
 
 
 @settings(max_examples=30, deadline=None)
 @given(
-    parts=st.lists(st.sampled_from(["a", "b\n"]) | pictures, max_size=5),
+    parts=st.lists(st.sampled_from(["a", "b\n"]) | images, max_size=5),
     tiles=st.integers(1, 7),
 )
 def test_the_native_layout_reads_as_its_processor_writes_it(
     folder: Path, tokenizer: Tokenizer, parts: list[str | Image.Image], tiles: int
 ) -> None:
-    """Ids and pixels, for any tiles and pictures; rows beyond the last tile are padding.
+    """Ids and pixels, for any tiles and images; rows beyond the last tile are padding.
 
-    Oracle: transformers' template engine, its InternVL processor's tokens for a picture, and the
+    Oracle: transformers' template engine, its InternVL processor's tokens for an image, and the
     image processor.
     """
     messages = user(*parts)
@@ -184,7 +184,7 @@ def test_the_native_layout_reads_as_its_processor_writes_it(
     assert rows.tolist() == [i for i, t in enumerate(ids) if t == SPECIAL["<IMG_CONTEXT>"]]
     made = [
         plugin.preprocess.normalised([sample["image"]]) if tiles == 1 else sample["image"]
-        for sample in prompt.pictures["vision"]
+        for sample in prompt.images["vision"]
     ]
     count = sum(map(len, values))
     assert len(rows) == count * TOKENS
@@ -193,11 +193,11 @@ def test_the_native_layout_reads_as_its_processor_writes_it(
         np.testing.assert_allclose(np.concatenate(made)[:count], np.concatenate(values), atol=1e-5)
 
 
-def test_tiles_of_several_pictures_share_batches(folder: Path) -> None:
-    """Two pictures of three tiles in batches of four; the last is filled. Oracle: the tiles."""
+def test_tiles_of_several_images_share_batches(folder: Path) -> None:
+    """Two images of three tiles in batches of four; the last is filled. Oracle: the tiles."""
     shown = [photograph(60, 120), photograph(120, 60)]
     prompt = plugin.prepare_prompt(job_for(folder, tiles=4), user(*shown))
-    first, second = (sample["image"] for sample in prompt.pictures["vision"])
+    first, second = (sample["image"] for sample in prompt.images["vision"])
     tiles = [
         sample["image"] for one in shown for sample in plugin.preprocess.samples(one, 3, SIDE, SIDE)
     ]
@@ -210,12 +210,12 @@ def test_tiles_of_several_pictures_share_batches(folder: Path) -> None:
 
 @pytest.mark.parametrize("tiles", [1, 5])
 def test_samples_are_those_of_calibration(folder: Path, tiles: int) -> None:
-    """Stored form, one picture. Oracle: the component's own preprocessing."""
+    """Stored form, one image. Oracle: the component's own preprocessing."""
     job, shown = job_for(folder, tiles=tiles), photograph(60, 120)
     (component,) = plugin.export_vision(job)
     assert component.preprocess is not None
     (expected,) = component.preprocess([shown])
-    (made,) = plugin.prepare_prompt(job, user(shown)).pictures["vision"]
+    (made,) = plugin.prepare_prompt(job, user(shown)).images["vision"]
     assert made["image"].dtype == expected["image"].dtype
     np.testing.assert_array_equal(made["image"], expected["image"])
 
@@ -223,7 +223,7 @@ def test_samples_are_those_of_calibration(folder: Path, tiles: int) -> None:
 def test_text_alone_needs_no_run(folder: Path) -> None:
     """Oracle: a typed marker is no place for a row."""
     prompt = plugin.prepare_prompt(job_for(folder), user("is <IMG_CONTEXT> a word?"))
-    assert prompt.pictures == {"vision": []}
+    assert prompt.images == {"vision": []}
     assert prompt.vision_rows["vision"].size == 0
 
 
@@ -231,7 +231,7 @@ def test_text_alone_needs_no_run(folder: Path) -> None:
     ("part", "error", "message"),
     [
         ({"type": "video", "video": []}, UsageError, "`video`"),
-        ({"type": "image", "image": "missing.png"}, PictureError, r"missing\.png"),
+        ({"type": "image", "image": "missing.png"}, ImageError, r"missing\.png"),
     ],
 )
 def test_a_part_that_cannot_be_used_is_named(

@@ -83,9 +83,9 @@ def built(checkpoint: Path, out: Path, registry: Registry, tiles: str = "1") -> 
     return out
 
 
-def asked(text: str, *pictures: Image) -> list[dict[str, Any]]:
+def asked(text: str, *images: Image) -> list[dict[str, Any]]:
     """An empty message of the system, which else would be long, and one of a user."""
-    parts: list[dict[str, Any]] = [{"type": "image", "image": item} for item in pictures]
+    parts: list[dict[str, Any]] = [{"type": "image", "image": item} for item in images]
     content = [*parts, {"type": "text", "text": text}]
     return [{"role": "system", "content": ""}, {"role": "user", "content": content}]
 
@@ -99,8 +99,8 @@ def answered(
     return prompt, answer
 
 
-def pixels(pictures: Sequence[Image], tiles: int) -> dict[str, torch.Tensor]:
-    """Return what the oracle is given of pictures: the tiles of its own processor."""
+def pixels(images: Sequence[Image], tiles: int) -> dict[str, torch.Tensor]:
+    """Return what the oracle is given of images: the tiles of its own processor."""
     processor = GotOcr2ImageProcessorPil(
         size={"height": SIDE, "width": SIDE},
         image_mean=[0.485, 0.456, 0.406],
@@ -108,18 +108,18 @@ def pixels(pictures: Sequence[Image], tiles: int) -> dict[str, torch.Tensor]:
         crop_to_patches=True,
         max_patches=max(tiles - 1, 1),
     )
-    made = processor(list(pictures), return_tensors="pt") if pictures else {}
+    made = processor(list(images), return_tensors="pt") if images else {}
     return {name: made[name] for name in ("pixel_values",) if name in made}
 
 
 def generated(
-    model: Any, prompt: Prompt, pictures: Sequence[Image], tiles: int, count: int
+    model: Any, prompt: Prompt, images: Sequence[Image], tiles: int, count: int
 ) -> list[int]:
     """Ask the oracle: its own processor for pixels, its own positions, its own caches."""
     ids = torch.from_numpy(prompt.input_ids)[None]
     with torch.no_grad():
         out = model.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), **pixels(pictures, tiles),
+            input_ids=ids, attention_mask=torch.ones_like(ids), **pixels(images, tiles),
             max_new_tokens=count, do_sample=False, pad_token_id=0, eos_token_id=ENDS,
         )  # fmt: skip
     new: list[int] = out[0, ids.shape[1] :].tolist()
@@ -134,22 +134,22 @@ def assert_same(made: Answer, expected: list[int]) -> None:
 
 
 @pytest.mark.parametrize("beyond", [-1, 0, 1, 7])
-@pytest.mark.parametrize("pictures", [0, 1, 2, 3])
-def test_answers_equal_the_model_class(case: Case, pictures: int, beyond: int) -> None:
-    """Prompts of a multiple of the chunk, a token less or some more; up to three pictures.
+@pytest.mark.parametrize("images", [0, 1, 2, 3])
+def test_answers_equal_the_model_class(case: Case, images: int, beyond: int) -> None:
+    """Prompts of a multiple of the chunk, a token less or some more; up to three images.
 
-    Oracle: the model class; text alone is around one chunk, pictures take several.
+    Oracle: the model class; text alone is around one chunk, images take several.
     """
-    shown = [photograph(60, 70, seed) for seed in range(pictures)]
+    shown = [photograph(60, 70, seed) for seed in range(images)]
     frame = len(case.runner.prepare(asked("", *shown)).input_ids)
     total = (frame // CHUNK + 1) * CHUNK + beyond
-    assert pictures or total == CHUNK + beyond
+    assert images or total == CHUNK + beyond
     prompt, answer = answered(case.runner, asked("b" * (total - frame), *shown), 12)
     assert len(prompt.input_ids) == total
     assert_same(answer, generated(case.model, prompt, shown, case.tiles, 12))
 
 
-def test_a_wide_picture_beside_a_square_one(case: Case, registry: Registry) -> None:
+def test_a_wide_image_beside_a_square_one(case: Case, registry: Registry) -> None:
     """With three tiles, the wide one is two of them and the whole, and batches are shared.
 
     Oracle: the model class and its image processor, which cuts; rows of the filled batch that
@@ -214,12 +214,12 @@ def logits(runner: Runner, prompt: Prompt, tokens: Sequence[int]) -> Any:
 
 
 def expected_logits(
-    case: Case, prompt: Prompt, pictures: Sequence[Image], tokens: Sequence[int]
+    case: Case, prompt: Prompt, images: Sequence[Image], tokens: Sequence[int]
 ) -> Any:
     """Return what `logits` does, of the oracle, which reads all at once."""
     ids = torch.tensor([[*prompt.input_ids, *tokens]])
     with torch.no_grad():
-        made = case.model(input_ids=ids, **pixels(pictures, case.tiles)).logits[0].numpy()
+        made = case.model(input_ids=ids, **pixels(images, case.tiles)).logits[0].numpy()
     return made[len(prompt.input_ids) - 1 :]
 
 

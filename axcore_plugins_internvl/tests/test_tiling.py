@@ -35,20 +35,20 @@ def processor(side: int, cells: int) -> GotOcr2ImageProcessorPil:
 def test_the_grid_is_the_one_that_upstream_chooses(
     width: int, height: int, most: int, side: int
 ) -> None:
-    """Columns and rows for any picture. Oracle: transformers."""
+    """Columns and rows for any image. Oracle: transformers."""
     expected = get_optimal_tiled_canvas((height, width), (side, side), 1, most)
     assert tiling.grid(width, height, most, side, side) == expected
 
 
 @pytest.mark.parametrize("size", [(448, 448), (896, 896), (1344, 1344), (448, 896), (633, 633)])
 def test_equally_near_grids_are_settled_by_area(size: tuple[int, int]) -> None:
-    """Square pictures, where 1x1, 2x2 and 3x3 tie. Oracle: transformers."""
+    """Square images, where 1x1, 2x2 and 3x3 tie. Oracle: transformers."""
     expected = get_optimal_tiled_canvas(size, (448, 448), 1, 12)
     assert tiling.grid(size[1], size[0], 12, 448, 448) == expected
 
 
 def test_tiles_that_are_not_square_count_by_their_proportions() -> None:
-    """A small picture of 2:1 is one tile of 2:1. Oracle: by hand."""
+    """A small image of 2:1 is one tile of 2:1. Oracle: by hand."""
     assert tiling.grid(448, 224, 12, 224, 448) == (1, 1)
     assert tiling.grid(800, 1600, 4, 224, 448) == (1, 4)
 
@@ -57,23 +57,23 @@ def test_tiles_that_are_not_square_count_by_their_proportions() -> None:
 @given(width=st.integers(20, 500), height=st.integers(20, 500), tiles=st.integers(3, 12))
 def test_tiles_are_what_the_processor_makes(width: int, height: int, tiles: int) -> None:
     """Pixels, order and the thumbnail at the end. Oracle: transformers' crop_to_patches."""
-    picture = photograph(height, width)
-    expected = processor(56, tiles - 1)(images=picture, return_tensors="np")["pixel_values"]
-    pieces = [np.asarray(piece) for piece in tiling.tile(picture, tiles, 56, 56)]
+    image = photograph(height, width)
+    expected = processor(56, tiles - 1)(images=image, return_tensors="np")["pixel_values"]
+    pieces = [np.asarray(piece) for piece in tiling.tile(image, tiles, 56, 56)]
     assert len(pieces) == len(expected) <= tiles
     np.testing.assert_allclose(preprocess.normalised(pieces), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("tiles", [1, 2])
-def test_up_to_two_tiles_are_the_whole_picture(tiles: int) -> None:
+def test_up_to_two_tiles_are_the_whole_image(tiles: int) -> None:
     """There is no room for cells beside the whole. Oracle: transformers without cropping."""
-    picture = photograph(300, 900)
-    whole = processor(56, 1)(images=picture, return_tensors="np")["pixel_values"]
-    (piece,) = tiling.tile(picture, tiles, 56, 56)
+    image = photograph(300, 900)
+    whole = processor(56, 1)(images=image, return_tensors="np")["pixel_values"]
+    (piece,) = tiling.tile(image, tiles, 56, 56)
     np.testing.assert_allclose(preprocess.normalised([np.asarray(piece)]), whole, atol=1e-5)
 
 
-def test_a_sample_of_one_tile_is_a_picture() -> None:
+def test_a_sample_of_one_tile_is_an_image() -> None:
     """What the target reads and normalises. Oracle: the processor, mean and deviation by hand."""
     (sample,) = preprocess.samples(photograph(90, 70), 1, 56, 84)
     assert (sample["image"].dtype, sample["image"].shape) == (np.uint8, (56, 84, 3))
@@ -82,14 +82,14 @@ def test_a_sample_of_one_tile_is_a_picture() -> None:
 
 
 def test_a_sample_of_several_tiles_is_full() -> None:
-    """A batch is filled by repeating what there is. Oracle: the tiles of a 2:1 picture."""
-    picture = photograph(100, 200)
-    (sample,) = preprocess.samples(picture, 5, 56, 56)
+    """A batch is filled by repeating what there is. Oracle: the tiles of a 2:1 image."""
+    image = photograph(100, 200)
+    (sample,) = preprocess.samples(image, 5, 56, 56)
     first, second, whole, *again = sample["image"]
     assert sample["image"].shape == (5, 3, 56, 56)
     assert sample["image"].dtype == np.float32
     np.testing.assert_array_equal(again, [first, second])
-    pieces = [np.asarray(piece) for piece in tiling.tile(picture, 5, 56, 56)]
+    pieces = [np.asarray(piece) for piece in tiling.tile(image, 5, 56, 56)]
     np.testing.assert_array_equal([first, second, whole], preprocess.normalised(pieces))
 
 

@@ -173,7 +173,7 @@ def test_describing_the_published_tower_takes_no_memory(layout: str) -> None:
 
 @pytest.mark.parametrize("tiles", ["1", "3"])
 def test_samples_fit_the_port(family: Family, registry: Registry, tiles: str) -> None:
-    """What the graph receives for a picture. Oracle: the port."""
+    """What the graph receives for an image. Oracle: the port."""
     job = family.job("remote", registry, height=84, width=112, choices={"tiles": tiles})
     (component,) = plugin.export_vision(job)
     assert component.preprocess is not None

@@ -30,15 +30,15 @@ WIDE, SQUARE = (500, 400), (450, 440)  # the first is cut in two
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two pictures: noise enlarged, which is smooth and has edges."""
-    folder = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two images: noise enlarged, which is smooth and has edges."""
+    folder = tmp_path_factory.mktemp("images")
     paths = []
     for number, size in enumerate((WIDE, SQUARE)):
         values = np.random.default_rng(number).integers(0, 256, (9, 13, 3), dtype=np.uint8)
-        picture = Image.fromarray(values).resize(size, Image.Resampling.BILINEAR)
+        image = Image.fromarray(values).resize(size, Image.Resampling.BILINEAR)
         paths.append(folder / f"{number}.png")
-        picture.save(paths[-1])
+        image.save(paths[-1])
     return paths
 
 
@@ -57,7 +57,7 @@ Bundles = dict[str, "Path"]
 def bundles(
     registry: Registry,
     folders: dict[str, Path],
-    pictures: list[Path],
+    images: list[Path],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Bundles:
     """Converted and verified: V-4 in both layouts into one folder, one after the other; V-2."""
@@ -67,7 +67,7 @@ def bundles(
         chosen = Options(height=112, width=140, **options)
         folder = folders[card.id]
         return convert(
-            str(folder), root / name, images=pictures, options=chosen, registry=registry
+            str(folder), root / name, images=images, options=chosen, registry=registry
         ).folder
 
     plain = made(V4, "v4")
@@ -99,7 +99,7 @@ def test_the_target_runs_every_operator(bundles: Bundles) -> None:
 
 
 def test_graphs_agree_with_the_model(bundles: Bundles) -> None:
-    """Every stage of every graph. Oracle: PyTorch on the first picture, in the manifest."""
+    """Every stage of every graph. Oracle: PyTorch on the first image, in the manifest."""
     for folder in bundles.values():
         manifest = json.loads((folder / "axcore.json").read_text())
         for component in manifest["components"]:
@@ -107,12 +107,12 @@ def test_graphs_agree_with_the_model(bundles: Bundles) -> None:
             assert component["verification"]["max_abs"] <= 1e-3, component["name"]
 
 
-def test_layouts_feed_the_published_form(bundles: Bundles, pictures: list[Path]) -> None:
+def test_layouts_feed_the_published_form(bundles: Bundles, images: list[Path]) -> None:
     """The dictionaries of both layouts, and that a second run in the same folder is not stale.
 
-    Oracle: our preprocessing of the pictures, whole and piece by piece.
+    Oracle: our preprocessing of the images, whole and piece by piece.
     """
-    opened = [Image.open(path).convert("RGB") for path in pictures]
+    opened = [Image.open(path).convert("RGB") for path in images]
     plain = [sample.item() for sample in samples(bundles["plain"] / "siglip.tar")]
     assert [set(sample) for sample in plain] == [{"pixel_values"}] * 2
     (whole,) = preprocess.samples(opened[0], 112, 140, "stretch")

@@ -1,4 +1,4 @@
-"""Pictures to graph inputs, and the sizes that fit."""
+"""Images to graph inputs, and the sizes that fit."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from axcore_plugins_minicpmv.slicing import slicing
 
 
 def photograph(width: int, height: int) -> Image.Image:
-    """Return a smooth picture with edges: noise enlarged, so that resizing has work to do."""
+    """Return a smooth image with edges: noise enlarged, so that resizing has work to do."""
     noise = np.random.default_rng(3).integers(0, 256, (9, 13, 3), dtype=np.uint8)
     return Image.fromarray(noise).resize((width, height), Image.Resampling.BILINEAR)
 
 
-def only(picture: Image.Image, height: int, width: int, fit: str) -> np.ndarray[Any, Any]:
-    (sample,) = preprocess.samples(picture, height, width, fit)
+def only(image: Image.Image, height: int, width: int, fit: str) -> np.ndarray[Any, Any]:
+    (sample,) = preprocess.samples(image, height, width, fit)
     return sample
 
 
@@ -33,16 +33,16 @@ def test_stretched_pixels_are_what_the_processor_makes() -> None:
     processor = SiglipImageProcessorPil(
         size={"height": 392, "width": 448}, resample=3, image_mean=[0.5] * 3, image_std=[0.5] * 3
     )
-    picture = photograph(300, 500)
-    expected = processor(images=picture, return_tensors="np")["pixel_values"]
-    np.testing.assert_allclose(only(picture, 392, 448, "stretch"), expected, atol=1e-6)
+    image = photograph(300, 500)
+    expected = processor(images=image, return_tensors="np")["pixel_values"]
+    np.testing.assert_allclose(only(image, 392, 448, "stretch"), expected, atol=1e-6)
 
 
 def test_padding_keeps_proportions_and_fills_with_gray() -> None:
-    """A wide picture lies between two bars. Oracle: the picture resized by hand, 448 x 224."""
-    picture = photograph(600, 300)
-    sample = only(picture, 448, 448, "pad")
-    inner = picture.resize((448, 224), Image.Resampling.BICUBIC)
+    """A wide image lies between two bars. Oracle: the image resized by hand, 448 x 224."""
+    image = photograph(600, 300)
+    sample = only(image, 448, 448, "pad")
+    inner = image.resize((448, 224), Image.Resampling.BICUBIC)
     np.testing.assert_array_equal(sample[:, :, 112:336], preprocess.normalised(inner))
     bars = np.concatenate([sample[:, :, :112], sample[:, :, 336:]])
     assert np.abs(bars).max() < 0.005
@@ -50,15 +50,15 @@ def test_padding_keeps_proportions_and_fills_with_gray() -> None:
 
 def test_slices_are_stretched_one_by_one() -> None:
     """Every piece becomes a sample, in order. Oracle: the pieces, each stretched alone."""
-    picture = photograph(1000, 700)
-    expected = [only(p, 448, 448, "stretch") for p in slicing(1000, 700).cut(picture)]
-    made = list(preprocess.samples(picture, 448, 448, "slice"))
+    image = photograph(1000, 700)
+    expected = [only(p, 448, 448, "stretch") for p in slicing(1000, 700).cut(image)]
+    made = list(preprocess.samples(image, 448, 448, "slice"))
     assert len(made) == len(expected) == 1 + 4
     np.testing.assert_array_equal(np.concatenate(made), np.concatenate(expected))
 
 
 def test_a_strip_holds_the_patches_side_by_side() -> None:
-    """Patches in rows of the picture, pixels in rows of the patch.
+    """Patches in rows of the image, pixels in rows of the patch.
 
     Oracle: torch's unfold, rearranged as the published processor does it.
     """

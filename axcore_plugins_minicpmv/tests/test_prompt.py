@@ -1,4 +1,4 @@
-"""Messages to ids, positions and pieces of pictures."""
+"""Messages to ids, positions and pieces of images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from transformers.models.minicpmv4_6.image_processing_pil_minicpmv4_6 import (
 )
 
 import axcore_plugins_minicpmv as plugin
-from axcore import CheckpointError, Job, Options, PictureError, UsageError
+from axcore import CheckpointError, ImageError, Job, Options, UsageError
 from axcore_plugins_minicpmv import preprocess, v2, v4, v46
 
 from .conftest import tiny_config
@@ -89,7 +89,7 @@ def job_for(folder: Path, name: str, **choices: str) -> Job:
 
 
 def user(*parts: str | Image.Image) -> dict[str, Any]:
-    """A message of a user: text and pictures."""
+    """A message of a user: text and images."""
     content = [
         {"type": "text", "text": part}
         if isinstance(part, str)
@@ -99,7 +99,7 @@ def user(*parts: str | Image.Image) -> dict[str, Any]:
     return {"role": "user", "content": content}
 
 
-def picture(width: int = 60, height: int = 50) -> Image.Image:
+def image(width: int = 60, height: int = 50) -> Image.Image:
     return Image.new("RGB", (width, height), (10, 20, 30))
 
 
@@ -118,16 +118,16 @@ def check(root: Path, job: Job, messages: list[dict[str, Any]], written: str) ->
 # What is written ---------------------------------------------------------------------------------
 
 
-def test_v4_numbers_its_pictures(root: Path) -> None:
+def test_v4_numbers_its_images(root: Path) -> None:
     """Start of text, turns, a line per part, ids on through the conversation.
 
     Oracle: the published layout written out.
     """
     messages = [
         {"role": "system", "content": "be brief"},
-        user(picture(), "this?"),
+        user(image(), "this?"),
         {"role": "assistant", "content": "yes"},
-        user(picture(), picture(), "and these?"),
+        user(image(), image(), "and these?"),
     ]
     first, second, third = (
         f"<image_id>{number}</image_id><image>{UNK}</image>" for number in range(3)
@@ -149,11 +149,11 @@ def test_v4_writes_slices_behind_the_whole(root: Path) -> None:
         "<|im_start|>assistant\n"
     )
     job = job_for(root / "minicpm-v-4", "minicpm-v-4", fit="slice")
-    check(root, job, [user(picture(896, 1344), "what?")], written)
+    check(root, job, [user(image(896, 1344), "what?")], written)
 
 
 def test_v2_speaks_in_plain_text(root: Path) -> None:
-    """Roles as text, and slices between brackets of their own, each like a picture.
+    """Roles as text, and slices between brackets of their own, each like an image.
 
     Oracle: the published layout written out.
     """
@@ -161,12 +161,12 @@ def test_v2_speaks_in_plain_text(root: Path) -> None:
     grid = "\n".join([2 * whole] * 3)
     written = f"<s><用户>{whole}<slice>{grid}</slice>\nwhat?<AI>it<用户>sure?<AI>"
     messages = [
-        user(picture(896, 1344), "what?"),
+        user(image(896, 1344), "what?"),
         {"role": "assistant", "content": "it"},
         user("sure?"),
     ]
     check(root, job_for(root / "minicpm-v-2", "minicpm-v-2", fit="slice"), messages, written)
-    short = [user(picture(896, 1344), "what?")]
+    short = [user(image(896, 1344), "what?")]
     job = job_for(root / "minicpm-v-2", "minicpm-v-2")
     check(root, job, short, f"<s><用户>{whole}\nwhat?<AI>")
 
@@ -185,10 +185,10 @@ def test_v46_writes_what_its_processor_writes(
     part, trimmed, with an empty block of thought.
     """
     job = job_for(root / "minicpm-v-4.6", "minicpm-v-4.6", fit="slice", downsample=downsample)
-    pictures = [picture(*size) for size in shown]
+    images = [image(*size) for size in shown]
     tokens = 112 * 112 // (56 if downsample == "16x" else 28) ** 2
     cutter = MiniCPMV4_6ImageProcessorPil(downsample_mode=downsample)
-    blocks = [_block(cutter, one, tokens) for one in pictures]
+    blocks = [_block(cutter, one, tokens) for one in images]
     names = SimpleNamespace(image_id_start_token="<image_id>", image_id_end_token="</image_id>")
     prepend = cast("Any", MiniCPMV4_6Processor)._prepend_local_ids
     lines = [*prepend(names, ["x" * len(blocks)], blocks, "x"), "what?"]
@@ -196,11 +196,11 @@ def test_v46_writes_what_its_processor_writes(
         "<|im_start|>user\n" + "\n".join(lines) + "<|im_end|>\n"
         "<|im_start|>assistant\n<think>\n\n</think>\n\n"
     )
-    check(root, job, [user(*pictures, "what?\n ")], written)
+    check(root, job, [user(*images, "what?\n ")], written)
 
 
 def _block(cutter: Any, shown: Image.Image, tokens: int) -> str:
-    """Return what transformers writes for a picture whose pieces all have the static size."""
+    """Return what transformers writes for an image whose pieces all have the static size."""
     made = cutter(shown, return_tensors="np")
     sizes = np.full_like(made["target_sizes"], 1)
     sizes[:, 0] = tokens
@@ -224,7 +224,7 @@ def test_v46_trims_messages(root: Path) -> None:
         "<image_id>0</image_id><image><|image_pad|><|image_pad|><|image_pad|><|image_pad|></image>"
         "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
     )
-    messages = [{"role": "system", "content": " be  brief\n"}, user(picture(), "  ")]
+    messages = [{"role": "system", "content": " be  brief\n"}, user(image(), "  ")]
     check(root, job_for(root / "minicpm-v-4.6", "minicpm-v-4.6"), messages, written)
 
 
@@ -247,11 +247,11 @@ def test_samples_are_those_of_calibration(
     """In order, one per run of rows. Oracle: the first component's own preprocessing."""
     job = job_for(root / name, name, fit=fit, **more)
     first, *_ = components = plugin.export_vision(job)
-    shown = [picture(500, 500), picture(50, 60)]
+    shown = [image(500, 500), image(50, 60)]
     prompt = plugin.prepare_prompt(job, [user(*shown, "what?")])
     assert first.preprocess is not None
     expected = list(first.preprocess(shown))
-    made = prompt.pictures[first.name]
+    made = prompt.images[first.name]
     assert len(made) == len(expected) == (2 if fit != "slice" else 4)
     for one, other in zip(made, expected, strict=True):
         assert one.keys() == other.keys() == {port.name for port in first.inputs}
@@ -269,7 +269,7 @@ def test_text_alone_needs_no_run(root: Path, name: str) -> None:
         job_for(root / name, name), [user("is <unk> or <|image_pad|> a word?")]
     )
     first, last = FIRST_AND_LAST[name]
-    assert prompt.pictures == {first: []}
+    assert prompt.images == {first: []}
     assert prompt.vision_rows[last].size == 0
     ends = {
         "minicpm-v-4": ("</s>", "<|im_end|>"),
@@ -284,11 +284,11 @@ def test_text_alone_needs_no_run(root: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", CARDS)
 def test_what_cannot_be_used_is_named(root: Path, tmp_path: Path, name: str) -> None:
-    """Parts, pictures, tokenizers. Oracle: what was given."""
+    """Parts, images, tokenizers. Oracle: what was given."""
     job = job_for(root / name, name)
     wrong: list[tuple[dict[str, Any], type[Exception], str]] = [
         ({"type": "video", "video": []}, UsageError, "`video`"),
-        ({"type": "image", "image": "missing.png"}, PictureError, r"missing\.png"),
+        ({"type": "image", "image": "missing.png"}, ImageError, r"missing\.png"),
     ]
     for part, error, message in wrong:
         with pytest.raises(error, match=message):
@@ -348,7 +348,7 @@ def test_a_prompt_is_prepared_without_what_a_board_lacks(
     root: Path, tmp_path: Path, name: str
 ) -> None:
     """No torch, no transformers, no tools of the command line. Oracle: the interpreter's list."""
-    picture(500, 500).save(tmp_path / "photo.png")
+    image(500, 500).save(tmp_path / "photo.png")
     content = [{"type": "image", "image": str(tmp_path / "photo.png")}]
     code = (
         "import json, sys; from pathlib import Path; from types import SimpleNamespace as New;"
@@ -373,4 +373,4 @@ def test_pieces_are_said_as_they_are_made() -> None:
     for size in ((60, 50), (500, 500), (896, 1344)):
         for fit in ("stretch", "pad", "slice"):
             said = preprocess.cut(*size, fit, 14)
-            assert len(said.sizes) == len(list(preprocess.samples(picture(*size), 28, 28, fit)))
+            assert len(said.sizes) == len(list(preprocess.samples(image(*size), 28, 28, fit)))

@@ -134,12 +134,12 @@ def llama(config: Mapping[str, Any], stored: Mapping[str, Tensor]) -> Any:
     return model.eval()
 
 
-def features(job: Job, pictures: Sequence[Image.Image]) -> Tensor:
+def features(job: Job, images: Sequence[Image.Image]) -> Tensor:
     """Return the rows of all pieces: the stages of tower and resampler in torch."""
     tower, resampler = export_vision(job)
     assert tower.preprocess is not None
     rows = [torch.empty(0, job.text_width)]
-    for sample in tower.preprocess(pictures):
+    for sample in tower.preprocess(images):
         state = [torch.from_numpy(sample[port.name]) for port in tower.inputs]
         rows.append(run(resampler, job, run(tower, job, *state))[0])
     return torch.cat(rows)
@@ -154,16 +154,16 @@ def run(component: Component, job: Job, *state: Tensor) -> Tensor:
     return state[0]
 
 
-def embedded(case: Case, ids: Tensor, pictures: Sequence[Image.Image]) -> Tensor:
+def embedded(case: Case, ids: Tensor, images: Sequence[Image.Image]) -> Tensor:
     """Return what the oracle reads: float32 ``[1, n, hidden]``, features where <unk> stands."""
     rows: Tensor = case.model.get_input_embeddings()(ids).detach()
-    rows[ids == PLACE] = features(case.job, pictures)
+    rows[ids == PLACE] = features(case.job, images)
     return rows[None]
 
 
-def generated(case: Case, prompt: Prompt, pictures: Sequence[Image.Image], count: int) -> list[int]:
+def generated(case: Case, prompt: Prompt, images: Sequence[Image.Image], count: int) -> list[int]:
     """Ask the oracle: its own positions, its own caches."""
-    rows = embedded(case, torch.from_numpy(prompt.input_ids), pictures)
+    rows = embedded(case, torch.from_numpy(prompt.input_ids), images)
     with torch.no_grad():
         out = case.model.generate(
             inputs_embeds=rows, attention_mask=torch.ones(rows.shape[:2]), max_new_tokens=count,
@@ -173,12 +173,12 @@ def generated(case: Case, prompt: Prompt, pictures: Sequence[Image.Image], count
     return new
 
 
-def asked(text: str, *pictures: Image.Image) -> list[dict[str, Any]]:
-    parts: list[dict[str, Any]] = [{"type": "image", "image": item} for item in pictures]
+def asked(text: str, *images: Image.Image) -> list[dict[str, Any]]:
+    parts: list[dict[str, Any]] = [{"type": "image", "image": item} for item in images]
     return [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}]
 
 
-def picture(seed: int, width: int = 90, height: int = 60) -> Image.Image:
+def image(seed: int, width: int = 90, height: int = 60) -> Image.Image:
     """Noise enlarged; of a size that is not cut, unless another is given."""
     noise = np.random.default_rng(seed).integers(0, 256, (5, 7, 3), dtype=np.uint8)
     return Image.fromarray(noise).resize((width, height), Image.Resampling.BILINEAR)
@@ -201,27 +201,27 @@ def assert_same(made: Answer, expected: list[int]) -> None:
 
 
 @pytest.mark.parametrize("beyond", [-1, 0, 1, 7])
-@pytest.mark.parametrize("pictures", [0, 1, 2, 3])
-def test_answers_equal_llama_behind_our_modules(case: Case, pictures: int, beyond: int) -> None:
-    """Prompts of a multiple of the chunk, a token less or some more; up to three pictures.
+@pytest.mark.parametrize("images", [0, 1, 2, 3])
+def test_answers_equal_llama_behind_our_modules(case: Case, images: int, beyond: int) -> None:
+    """Prompts of a multiple of the chunk, a token less or some more; up to three images.
 
-    Oracle: `generated`; text alone is around one chunk, pictures take several.
+    Oracle: `generated`; text alone is around one chunk, images take several.
     """
-    shown = [picture(seed) for seed in range(pictures)]
+    shown = [image(seed) for seed in range(images)]
     frame = len(case.runner.prepare(asked("", *shown)).input_ids)
     total = (frame // CHUNK + 1) * CHUNK + beyond
-    assert pictures or total == CHUNK + beyond
+    assert images or total == CHUNK + beyond
     prompt, answer = answered(case.runner, asked("b" * (total - frame), *shown), 12)
     assert len(prompt.input_ids) == total
     assert_same(answer, generated(case, prompt, shown, 12))
 
 
-def test_a_large_picture_is_read_in_slices(case: Case) -> None:
-    """The whole and two cells, then another picture: each piece's rows stand in its place.
+def test_a_large_image_is_read_in_slices(case: Case) -> None:
+    """The whole and two cells, then another image: each piece's rows stand in its place.
 
     Oracle: `generated`; the pieces' order is that of their markers.
     """
-    shown = [picture(1, 600, 400), picture(2)]
+    shown = [image(1, 600, 400), image(2)]
     prompt, answer = answered(case.runner, asked("what?", *shown), 12)
     assert len(prompt.vision_rows["resampler"]) == 64 * (3 + 1)
     assert_same(answer, generated(case, prompt, shown, 12))
@@ -233,7 +233,7 @@ def test_an_answer_goes_on_until_the_context_is_full(case: Case) -> None:
     On its way, the answer outgrows the cache of 256 that its first steps see. Oracle: `generated`,
     which knows no such limits.
     """
-    shown = [picture(seed) for seed in range(3)]
+    shown = [image(seed) for seed in range(3)]
     for length in range(20):  # until an answer does not end by itself
         prompt, answer = answered(case.runner, asked("b" * length, *shown))
         if answer.finish_reason == "context":
@@ -252,7 +252,7 @@ def test_logits_are_those_of_llama(case: Case, registry: Registry, tmp_path: Pat
     """
     out = shutil.copytree(case.folder, tmp_path / "bundle")
     axcore.build(out, toolchain="onnx", options={"hidden-state-type": "bf16"}, registry=registry)
-    shown = [picture(7)]
+    shown = [image(7)]
     prompt, answer = answered(case.runner, asked("word", *shown), 8)
     exact, near = (
         logits(Runner.open(folder, registry), prompt, answer.token_ids)
@@ -287,7 +287,7 @@ def test_folded_scales_are_applied_once(
     """
     choices = {"fit": "slice", "fold-scales": "yes"}
     folded = built(checkpoints[V2.id], root / "folded", registry, **choices)
-    prompt = v2_case.runner.prepare(asked("word", picture(7)))
+    prompt = v2_case.runner.prepare(asked("word", image(7)))
     opened = (Runner.open(one.folder, registry) for one in (v2_case, folded))
     exact, near = (logits(runner, prompt, (300,)) for runner in opened)
     assert 0 < np.abs(near - exact).max() < 0.1 * exact.std()

@@ -1,4 +1,4 @@
-"""How pictures are cut."""
+"""How images are cut."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_coarser_multiples_change_sizes_but_not_the_grid() -> None:
 
 
 @given(width=sides, height=sides, multiple=st.sampled_from([14, 28, 56]))
-def test_every_picture_gives_one_piece_or_three_to_ten(
+def test_every_image_gives_one_piece_or_three_to_ten(
     width: int, height: int, multiple: int
 ) -> None:
     """Laws of the rule: multiples, the number of pieces, 64 tokens each.
@@ -69,12 +69,12 @@ def test_no_other_grid_of_as_many_cells_is_nearer(width: int, height: int) -> No
 
 
 def test_pieces_come_source_first_then_row_by_row() -> None:
-    """Order and size of what is cut. Oracle: a picture whose cells have a gray of their own."""
+    """Order and size of what is cut. Oracle: an image whose cells have a gray of their own."""
     levels = np.arange(6, dtype=np.uint8).reshape(3, 2) * 40
-    picture = Image.fromarray(np.kron(levels, np.ones((448, 448), np.uint8))).convert("RGB")
-    made = slicing(*picture.size)
+    image = Image.fromarray(np.kron(levels, np.ones((448, 448), np.uint8))).convert("RGB")
+    made = slicing(*image.size)
     assert (made.columns, made.rows) == (2, 3)
-    source, *cells = made.cut(picture)
+    source, *cells = made.cut(image)
     assert [piece.size for piece in (source, *cells)] == made.sizes
     centres = [cell.getpixel((cell.width // 2, cell.height // 2)) for cell in cells]
     assert [pixel[0] for pixel in centres if isinstance(pixel, tuple)] == levels.flatten().tolist()

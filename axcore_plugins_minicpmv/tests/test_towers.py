@@ -73,7 +73,7 @@ def reference(
     model = SiglipVisionModel(
         SiglipVisionConfig(**settings, patch_size=14, image_size=14, vision_use_head=False)
     )
-    # Its own table has a square of patches; ours has those of the picture, one after the other.
+    # Its own table has a square of patches; ours has those of the image, one after the other.
     embeddings: Any = model.embeddings
     embeddings.position_embedding = torch.nn.Embedding(*position.shape)
     embeddings.position_ids = torch.arange(len(position))[None]

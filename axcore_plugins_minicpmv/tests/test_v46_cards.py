@@ -73,7 +73,7 @@ def test_the_config_loads_as_what_it_says() -> None:
     assert [i for i, kind in enumerate(layers) if kind == "full_attention"] == [*range(3, 24, 4)]
 
 
-def test_a_prompt_has_room_for_a_picture_and_its_slices() -> None:
+def test_a_prompt_has_room_for_an_image_and_its_slices() -> None:
     """Ten times 64 rows, and the cache holds the longest prompt. Oracle: at most nine slices."""
     profile = CARD.profiles["image"]
     assert 10 * 64 < profile.max_prompt == 1280 <= profile.kv_cache_len

@@ -1,4 +1,4 @@
-"""MiniCPM-V-4.6 through the core, on a fabricated checkpoint; sizes, pictures and arguments."""
+"""MiniCPM-V-4.6 through the core, on a fabricated checkpoint; sizes, images and arguments."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def photograph(height: int, width: int, seed: int = 0) -> Image.Image:
-    """Return a smooth picture with edges: noise enlarged, so that resizing has work to do."""
+    """Return a smooth image with edges: noise enlarged, so that resizing has work to do."""
     noise = np.random.default_rng(seed).integers(0, 256, (9, 13, 3), dtype=np.uint8)
     return Image.fromarray(noise).resize((width, height), Image.Resampling.BILINEAR)
 
@@ -100,7 +100,7 @@ def test_a_size_that_does_not_fit_is_refused_with_the_nearest(
     assert caught.value.hint == f"nearest that fits: {nearest}"
 
 
-# Pictures ----------------------------------------------------------------------------------------
+# Images ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("mode", "cell_px"), CELL_PX.items())
@@ -109,20 +109,20 @@ def test_a_strip_is_what_the_processor_makes(
     mode: str, cell_px: int, size: tuple[int, int]
 ) -> None:
     """Pixels, their order and range, at the size the processor picks. Oracle: transformers."""
-    picture = photograph(*size)
-    made = PROCESSOR(picture, slice_mode=False, downsample_mode=mode, return_tensors="np")
+    image = photograph(*size)
+    made = PROCESSOR(image, slice_mode=False, downsample_mode=mode, return_tensors="np")
     rows, columns = made["target_sizes"][0]
-    (ours,) = preprocess.samples(picture, 14 * rows, 14 * columns, "stretch", cell_px)
+    (ours,) = preprocess.samples(image, 14 * rows, 14 * columns, "stretch", cell_px)
     np.testing.assert_allclose(preprocess.strip(ours), made["pixel_values"], atol=1e-6)
 
 
 @pytest.mark.parametrize(("mode", "cell_px"), CELL_PX.items())
 def test_slices_are_what_the_processor_makes(mode: str, cell_px: int) -> None:
     """Pieces and their order where every piece has the static size. Oracle: transformers."""
-    picture = photograph(896, 1344)
-    made = PROCESSOR(picture, downsample_mode=mode, return_tensors="np")
+    image = photograph(896, 1344)
+    made = PROCESSOR(image, downsample_mode=mode, return_tensors="np")
     sizes = made["target_sizes"].tolist()
-    ours = list(preprocess.samples(picture, 448, 448, "slice", cell_px))
+    ours = list(preprocess.samples(image, 448, 448, "slice", cell_px))
     assert len(ours) == len(sizes) == 7
     assert sizes[1:] == [[32, 32]] * 6
     cells = np.concatenate([preprocess.strip(pixels) for pixels in ours[1:]], axis=-1)
@@ -133,7 +133,7 @@ def test_slices_are_what_the_processor_makes(mode: str, cell_px: int) -> None:
 @given(
     width=st.integers(20, 4000), height=st.integers(20, 4000), mode=st.sampled_from(list(CELL_PX))
 )
-def test_pictures_are_cut_as_the_processor_does(width: int, height: int, mode: str) -> None:
+def test_images_are_cut_as_the_processor_does(width: int, height: int, mode: str) -> None:
     """Grid and sizes of all pieces. Oracle: the methods of transformers' processor."""
     ours = slicing(width, height, multiple=CELL_PX[mode])
     size, rule = (height, width), {"scale_resolution": 448, "patch_size": 14}
@@ -154,20 +154,18 @@ def test_pictures_are_cut_as_the_processor_does(width: int, height: int, mode: s
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
     for seed in range(4):
         photograph(200, 300, seed).save(folder / f"{seed}.png")
     return folder
 
 
 @pytest.fixture(scope="module")
-def bundle(registry: Registry, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundle(registry: Registry, images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("bundle")
     options = Options(height=112, width=168, choices={"fit": "slice"})
-    convert(
-        MODEL, out, weights="random-tiny", images=[pictures], options=options, registry=registry
-    )
+    convert(MODEL, out, weights="random-tiny", images=[images], options=options, registry=registry)
     return out
 
 
@@ -211,12 +209,12 @@ def test_calibration_and_configuration_are_as_published(bundle: Path) -> None:
 
 
 def test_a_sample_is_a_piece_stretched_to_the_static_size(bundle: Path) -> None:
-    """A small picture is one piece, sized as published. Oracle: transformers' rule, Pillow."""
-    picture = photograph(200, 300)
+    """A small image is one piece, sized as published. Oracle: transformers' rule, Pillow."""
+    image = photograph(200, 300)
     height, width = PROCESSOR.find_best_resize((200, 300), 448, 14, "16x", allow_upscale=True)
     for size in [(width, height), (168, 112)]:
-        picture = picture.resize(size, Image.Resampling.BICUBIC)
-    pixels = (np.asarray(picture, np.float32) / 127.5 - 1).transpose(2, 0, 1)
+        image = image.resize(size, Image.Resampling.BICUBIC)
+    pixels = (np.asarray(image, np.float32) / 127.5 - 1).transpose(2, 0, 1)
     patches = pixels.reshape(3, 8, 14, 12, 14).transpose(0, 2, 1, 3, 4)
     sample = np.load(bundle / "calib_vision_data" / "data_0.npy")
     assert sample.dtype == np.float32

@@ -79,14 +79,14 @@ def compare(upstream: Any, rows: int, columns: int, mode: str) -> None:
 def test_the_chain_computes_what_the_model_class_does(
     upstream: Any, mode: str, grid: tuple[int, int]
 ) -> None:
-    """Tokens of a picture, square and not, in both modes. Oracle: transformers."""
+    """Tokens of an image, square and not, in both modes. Oracle: transformers."""
     compare(upstream, *grid, mode)
 
 
 @settings(max_examples=20, deadline=None)
 @given(cells=grids, mode=st.sampled_from(v46.DOWNSAMPLE.values))
 def test_any_grid_that_fits(upstream: Any, cells: tuple[int, int], mode: str) -> None:
-    """Tokens of pictures of one to six cells a side. Oracle: transformers."""
+    """Tokens of images of one to six cells a side. Oracle: transformers."""
     side = 4 if mode == "16x" else 2
     compare(upstream, side * cells[0], side * cells[1], mode)
 
@@ -111,7 +111,7 @@ def square(row: int, column: int, edge: int) -> list[tuple[int, int]]:
 
 @given(down=st.integers(1, 5), across=st.integers(1, 5), merges=st.integers(1, 2))
 def test_the_patches_of_a_cell_follow_one_another(down: int, across: int, merges: int) -> None:
-    """Squares of the picture row by row, and their quarters likewise. Oracle: recursion."""
+    """Squares of the image row by row, and their quarters likewise. Oracle: recursion."""
     side = 2**merges
     rows, columns = side * down, side * across
     expected = [

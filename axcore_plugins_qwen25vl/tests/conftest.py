@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class MakeJob(Protocol):
-    """Makes a job for pictures of one size."""
+    """Makes a job for images of one size."""
 
     def __call__(
         self, height: int, width: int, task: str = "image", folder: Path | None = None

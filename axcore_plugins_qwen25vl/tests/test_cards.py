@@ -78,10 +78,10 @@ def test_a_config_with_nested_text_fields_means_the_same() -> None:
 
 
 @pytest.mark.parametrize("card", CARDS.values(), ids=CARDS)
-def test_a_profile_holds_its_pictures(card: ModelCard) -> None:
-    """A prompt has room for the picture tokens of its profile. Oracle: 28 x 28 px a token."""
+def test_a_profile_holds_its_images(card: ModelCard) -> None:
+    """A prompt has room for the image tokens of its profile. Oracle: 28 x 28 px a token."""
     for profile in card.profiles.values():
-        tokens = profile.pictures * profile.height * profile.width // 784
+        tokens = profile.images * profile.height * profile.width // 784
         assert tokens < profile.max_prompt <= profile.kv_cache_len + 1, asdict(profile)
 
 

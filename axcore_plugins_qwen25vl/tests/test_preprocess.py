@@ -1,4 +1,4 @@
-"""Pictures to patches, and the sizes that fit."""
+"""Images to patches, and the sizes that fit."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PROCESSOR = dict(plugin.model_cards()[0].files["preprocessor_config.json"])
 
 
 def photograph(height: int, width: int, seed: int = 0) -> Image.Image:
-    """Return a smooth picture with edges: noise enlarged, so that resizing has work to do."""
+    """Return a smooth image with edges: noise enlarged, so that resizing has work to do."""
     noise = np.random.default_rng(seed).integers(0, 256, (9, 13, 3), dtype=np.uint8)
     return Image.fromarray(noise).resize((width, height), Image.Resampling.BILINEAR)
 
@@ -32,15 +32,15 @@ def test_patches_are_what_the_processor_makes(height: int, width: int) -> None:
 
     Oracle: transformers' Qwen2VLImageProcessorPil with the published settings.
     """
-    picture = photograph(height, width)
+    image = photograph(height, width)
     processor = Qwen2VLImageProcessorPil(
         size={"shortest_edge": preprocess.MIN_PX, "longest_edge": preprocess.MAX_PX},
         image_mean=PROCESSOR["image_mean"],
         image_std=PROCESSOR["image_std"],
     )
-    expected = processor(images=picture, return_tensors="np")["pixel_values"]
+    expected = processor(images=image, return_tensors="np")["pixel_values"]
     resized = smart_resize(height, width, 28, preprocess.MIN_PX, preprocess.MAX_PX)
-    ours = preprocess.patches([picture], *resized)
+    ours = preprocess.patches([image], *resized)
     assert ours.dtype == np.uint8
     graph_input = preprocess.IMAGE_CALIBRATION.graph_input(ours)
     rows = graph_input[0].transpose(1, 0, 2).reshape(-1, 3 * 392)

@@ -18,7 +18,7 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLModel
 
 import axcore_plugins_qwen25vl as plugin
-from axcore import CheckpointError, Job, PictureError, UsageError
+from axcore import CheckpointError, ImageError, Job, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,18 +60,18 @@ def model(make_job: MakeJob) -> Any:
 
 @pytest.fixture(scope="module")
 def job(make_job: MakeJob, tokenizer: Tokenizer) -> Job:
-    """A job for pictures that are not square, 3 x 4 tokens."""
+    """A job for images that are not square, 3 x 4 tokens."""
     made = make_job(84, 112)
     tokenizer.save(str(made.checkpoint.folder / "tokenizer.json"))
     return made
 
 
-def picture(value: int = 0) -> Image.Image:
+def image(value: int = 0) -> Image.Image:
     return Image.new("RGB", (50, 40), (value, value, value))
 
 
 def expected_positions(model: Any, ids: np.ndarray[Any, Any], seconds: Sequence[float]) -> Any:
-    """Ask the model class for the positions of a prompt for 3 x 4 tokens a picture or step."""
+    """Ask the model class for the positions of a prompt for 3 x 4 tokens an image or step."""
     row = torch.from_numpy(ids)[None]
     kinds = (row == SPECIAL["<|image_pad|>"]).int() + 2 * (row == SPECIAL["<|video_pad|>"]).int()
     runs = [len(run) for run in "".join(map(str, kinds[0].tolist())).replace("1", "0").split("0")]
@@ -89,9 +89,9 @@ def expected_positions(model: Any, ids: np.ndarray[Any, Any], seconds: Sequence[
 
 parts = st.one_of(
     st.builds(lambda text: {"type": "text", "text": text}, st.text(string.printable, max_size=9)),
-    st.builds(lambda: {"type": "image", "image": picture()}),
+    st.builds(lambda: {"type": "image", "image": image()}),
     st.builds(
-        lambda count, fps: {"type": "video", "video": [picture()] * count, "fps": fps},
+        lambda count, fps: {"type": "video", "video": [image()] * count, "fps": fps},
         st.integers(1, 7),
         st.sampled_from([0.3, 0.7, 1, 2, 3, 24]),
     ),
@@ -103,7 +103,7 @@ parts = st.one_of(
 def test_positions_are_those_of_the_model_class(
     job: Job, model: Any, content: list[dict[str, Any]]
 ) -> None:
-    """Time, row and column of every token, for pictures, videos and text in any order.
+    """Time, row and column of every token, for images, videos and text in any order.
 
     Oracle: Qwen2_5_VLModel.get_rope_index.
     """
@@ -116,7 +116,7 @@ def test_positions_are_those_of_the_model_class(
 def test_the_prompt_reads_as_published(job: Job, tokenizer: Tokenizer) -> None:
     """ChatML with the default system text. Oracle: the tokens of the text written out."""
     content = [
-        {"type": "image", "image": picture()},
+        {"type": "image", "image": image()},
         {"type": "text", "text": "a"},
         {"type": "text", "text": "b"},
     ]
@@ -139,21 +139,21 @@ def test_a_system_message_replaces_the_default(job: Job, tokenizer: Tokenizer) -
     expected = tokenizer.encode(written + "<|im_start|>assistant\n").ids
     assert prompt.input_ids.tolist() == expected
     assert prompt.vision_rows["vision"].size == 0
-    assert prompt.pictures["vision"] == []
+    assert prompt.images["vision"] == []
 
 
 def test_every_placeholder_gets_a_row(job: Job, tmp_path: Path) -> None:
     """Rows and samples fit together; a typed placeholder gets none. Oracle: the ids."""
     file = tmp_path / "grey.png"
-    picture(9).save(file)
-    video = {"type": "video", "video": [picture(value) for value in (1, 2, 3)]}
+    image(9).save(file)
+    video = {"type": "video", "video": [image(value) for value in (1, 2, 3)]}
     content = [
         {"type": "text", "text": "<|image_pad|>"},
         {"type": "image", "image": file},
         video,
     ]
     prompt = plugin.prepare_prompt(job, [{"role": "user", "content": content}])
-    rows, samples = prompt.vision_rows["vision"], prompt.pictures["vision"]
+    rows, samples = prompt.vision_rows["vision"], prompt.images["vision"]
     assert set(prompt.input_ids[rows]) == {505, 506}
     assert len(rows) == 12 * len(samples) == 12 * 3
     typed = np.flatnonzero(np.isin(prompt.input_ids, [505, 506]))[1:]
@@ -167,12 +167,12 @@ def test_samples_are_those_of_calibration(job: Job) -> None:
     """
     (component,) = plugin.export_vision(job)
     assert component.preprocess is not None
-    frames = [picture(value) for value in (10, 20, 30)]
+    frames = [image(value) for value in (10, 20, 30)]
     content = [{"type": "video", "video": frames}]
     prompt = plugin.prepare_prompt(job, [{"role": "user", "content": content}])
     steps = [frames[:2], frames[2:]]
     expected = [sample for step in steps for sample in component.preprocess(step)]
-    made = prompt.pictures["vision"]
+    made = prompt.images["vision"]
     assert len(made) == len(expected) == 2
     for sample, stored in zip(made, expected, strict=True):
         assert sample["hidden_states"].dtype == np.uint8
@@ -197,7 +197,7 @@ def test_a_tokenizer_that_splits_a_marker_is_refused(
 
 def test_a_prompt_is_prepared_without_what_a_board_lacks(job: Job, tmp_path: Path) -> None:
     """No torch, no transformers, no tools of the command line. Oracle: the interpreter's list."""
-    picture().save(tmp_path / "grey.png")
+    image().save(tmp_path / "grey.png")
     content = [{"type": "image", "image": str(tmp_path / "grey.png")}]
     (tmp_path / "config.json").write_text(json.dumps(job.config))
     code = (
@@ -231,7 +231,7 @@ def test_a_checkpoint_without_tokenizer_says_so(make_job: MakeJob, tmp_path: Pat
         ({"type": "audio"}, UsageError, "audio"),
         ({"type": "image", "url": "x"}, UsageError, "no `image`"),
         ({"type": "video", "video": []}, UsageError, "without frames"),
-        ({"type": "image", "image": "missing.png"}, PictureError, "missing.png"),
+        ({"type": "image", "image": "missing.png"}, ImageError, "missing.png"),
     ],
 )
 def test_a_part_that_cannot_be_used_is_named(

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-HEIGHT, WIDTH, CHUNK, CACHE = 84, 112, 16, 159  # 12 tokens a picture
+HEIGHT, WIDTH, CHUNK, CACHE = 84, 112, 16, 159  # 12 tokens an image
 HISTORIES = (16, 32, 48, 64, 80, 96, 112)
 
 
@@ -90,20 +90,20 @@ def runner(bundle: Path, registry: Registry) -> Runner:
     return Runner.open(bundle, registry)
 
 
-def picture(seed: int) -> Image.Image:
+def image(seed: int) -> Image.Image:
     noise = np.random.default_rng(seed).integers(0, 256, (5, 7, 3), dtype=np.uint8)
     return Image.fromarray(noise).resize((WIDTH, HEIGHT), Image.Resampling.BILINEAR)
 
 
-def message(text: str, *pictures: Image.Image, frames: Sequence[Image.Image] = ()) -> Any:
-    parts: list[dict[str, Any]] = [{"type": "image", "image": item} for item in pictures]
+def message(text: str, *images: Image.Image, frames: Sequence[Image.Image] = ()) -> Any:
+    parts: list[dict[str, Any]] = [{"type": "image", "image": item} for item in images]
     if frames:
         parts.append({"type": "video", "video": list(frames), "fps": 1.0})
     return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
 
 
 def generated(
-    model: Any, prompt: Prompt, pictures: Sequence[Image.Image], frames: Sequence[Image.Image],
+    model: Any, prompt: Prompt, images: Sequence[Image.Image], frames: Sequence[Image.Image],
     count: int,
 ) -> list[int]:  # fmt: skip
     """Ask the oracle: its own processor for pixels, its own positions, its own caches."""
@@ -112,8 +112,8 @@ def generated(
     config = model.config
     given: dict[str, Any] = {}
     kinds = (ids == config.image_token_id).int() + 2 * (ids == config.video_token_id).int()
-    if pictures:
-        made = processor(images=list(pictures), return_tensors="pt")
+    if images:
+        made = processor(images=list(images), return_tensors="pt")
         given |= {"pixel_values": made["pixel_values"], "image_grid_thw": made["image_grid_thw"]}
     if frames:
         steps = [processor(images=[f], return_tensors="pt")["pixel_values"] for f in frames]
@@ -155,12 +155,12 @@ def assert_same(made: Answer, expected: list[int]) -> None:
 
 
 @pytest.mark.parametrize("length", [0, 1, 5, 16, 21])
-@pytest.mark.parametrize("pictures", [0, 1, 2])
+@pytest.mark.parametrize("images", [0, 1, 2])
 def test_answers_equal_the_model_class(
-    runner: Runner, model: Any, length: int, pictures: int
+    runner: Runner, model: Any, length: int, images: int
 ) -> None:
-    """The same greedy tokens in float32, for prompts of many lengths and up to two pictures."""
-    shown = [picture(seed) for seed in range(pictures)]
+    """The same greedy tokens in float32, for prompts of many lengths and up to two images."""
+    shown = [image(seed) for seed in range(images)]
     prompt, answer = answered(runner, [message("a" * length, *shown)], 12)
     assert_same(answer, generated(model, prompt, shown, [], 12))
 
@@ -183,7 +183,7 @@ def test_an_answer_goes_on_until_the_context_is_full(runner: Runner, model: Any)
 
     Oracle: the model class, which knows no such limit.
     """
-    shown = [picture(3)]
+    shown = [image(3)]
     for text in ("c", "de", "fgh", "ijkl"):  # until an answer does not end by itself
         prompt, answer = answered(runner, [message(text, *shown)])
         if answer.finish_reason == "context":
@@ -203,7 +203,7 @@ def test_a_video_has_positions_in_time(
         tmp_path, toolchain="onnx",  options={"weight-type": "fp32", "hidden-state-type": "fp32"},
         registry=registry,
     )  # fmt: skip
-    frames = [picture(seed) for seed in range(4)]
+    frames = [image(seed) for seed in range(4)]
     system = {"role": "system", "content": "s"}
     runner = Runner.open(tmp_path, registry)
     prompt, answer = answered(runner, [system, message("?", frames=frames)], 10)
@@ -215,12 +215,12 @@ def test_a_next_turn_reads_only_what_is_new(runner: Runner, model: Any) -> None:
 
     Oracle: the model class on the whole conversation; a fresh reading of it.
     """
-    shown = [picture(5)]
+    shown = [image(5)]
     first = message("x", *shown)
     _, answer = answered(runner, [first], 4)
     talk = [first, {"role": "assistant", "content": answer.text}, message("y")]
     prompt, second = answered(runner, talk, 8)
-    assert second.reused_tokens > 12  # the picture among them
+    assert second.reused_tokens > 12  # the image among them
     expected = generated(model, prompt, shown, [], 8)
     assert_same(second, expected)
     answered(runner, [message("something else")], 1)
@@ -233,7 +233,7 @@ def test_an_interrupted_answer_leaves_the_caches_good(runner: Runner) -> None:
 
     Oracle: the answer of an undisturbed run.
     """
-    messages = [message("zz", picture(6))]
+    messages = [message("zz", image(6))]
     prompt, whole = answered(runner, messages, 8)
     pieces = runner.answer(prompt, max_new_tokens=8)
     next(pieces)
@@ -255,7 +255,7 @@ def test_bfloat16_states_stay_close(
     out = shutil.copytree(bundle, tmp_path / "bundle")
     axcore.build(out, toolchain="onnx", options={"hidden-state-type": "bf16"}, registry=registry)
     coarse = Runner.open(out, registry)
-    prompt = runner.prepare([message("word", picture(7))])
+    prompt = runner.prepare([message("word", image(7))])
     firsts = []
     for opened in (runner, coarse):
         firsts.append(opened._prefill(prompt, Answer()))

@@ -56,14 +56,14 @@ def run(stages: Iterable[Stage], weights: Mapping[str, Tensor], state: Tensor) -
     return state
 
 
-def picture(height: int, width: int, seed: int = 0) -> Image.Image:
+def image(height: int, width: int, seed: int = 0) -> Image.Image:
     noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(noise)
 
 
 def compare(component: Component, job: Job, upstream: Any, patched: bool) -> None:
     """Feed both towers the same patches and compare their tokens."""
-    frames = [picture(300, 200, seed) for seed in range(component.pictures_per_sample)]
+    frames = [image(300, 200, seed) for seed in range(component.images_per_sample)]
     assert component.preprocess is not None
     (sample,) = component.preprocess(frames)
     graph_input = torch.from_numpy(component.calibration.graph_input(sample["hidden_states"]))
@@ -84,7 +84,7 @@ def compare(component: Component, job: Job, upstream: Any, patched: bool) -> Non
 def test_the_chain_computes_what_the_model_class_does(
     make_job: MakeJob, upstream: Any, height: int, width: int, patched: bool
 ) -> None:
-    """Tokens of a still picture, with and without batched windows. Oracle: transformers."""
+    """Tokens of a still image, with and without batched windows. Oracle: transformers."""
     job = make_job(height, width)
     (component,) = plugin.export_vision(job)
     compare(component, job, upstream, patched)
@@ -95,7 +95,7 @@ def test_a_temporal_step_of_two_frames(make_job: MakeJob, upstream: Any, patched
     """Tokens of two frames that differ. Oracle: transformers."""
     job = make_job(308, 308, task="video")
     (component,) = plugin.export_vision(job)
-    assert component.pictures_per_sample == 2
+    assert component.images_per_sample == 2
     compare(component, job, upstream, patched)
 
 
@@ -104,7 +104,7 @@ def test_a_temporal_step_of_two_frames(make_job: MakeJob, upstream: Any, patched
 def test_any_size_that_fits(
     make_job: MakeJob, upstream: Any, height: int, width: int, patched: bool
 ) -> None:
-    """Tokens of pictures of 56 to 280 px, square and not. Oracle: transformers."""
+    """Tokens of images of 56 to 280 px, square and not. Oracle: transformers."""
     job = make_job(height, width)
     (component,) = plugin.export_vision(job)
     compare(component, job, upstream, patched)

@@ -81,7 +81,7 @@ def _load(path: str | Path, options: Mapping[str, Any]) -> Any:
 def _port(path: str | Path, node: Any) -> NodeArg:
     if not all(isinstance(length, int) for length in node.shape):
         raise ToolchainError(
-            f"{path}: `{node.name}` has the free shape {node.shape}",
+            f"{path}: `{node.name}` has the dynamic shape {node.shape}",
             hint="this engine runs vision graphs, whose shapes are static",
         )
     name = node.type.removeprefix("tensor(").removesuffix(")")

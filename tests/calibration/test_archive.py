@@ -15,7 +15,7 @@ import pytest
 
 from axcore import Silent
 from axcore.calibration import find_archive
-from axcore.errors import DownloadError, PictureError
+from axcore.errors import DownloadError, ImageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -66,7 +66,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 @pytest.mark.parametrize("name", ["a.tar", "a.tar.gz", "a.zip"])
 def test_samples_are_counted_by_their_names(tmp_path: Path, name: str) -> None:
-    """Pictures for one format, arrays for the others. Oracle: what was put in."""
+    """Images for one format, arrays for the others. Oracle: what was put in."""
     path = archive(tmp_path / name)
     found = find_archive(str(path), Silent())
     assert (found.path, found.source) == (path, str(path))
@@ -126,7 +126,7 @@ def test_what_is_no_archive_is_refused(
     """Oracle: the file made."""
     if content is not None:
         (tmp_path / name).write_bytes(content)
-    with pytest.raises(PictureError, match=evidence):
+    with pytest.raises(ImageError, match=evidence):
         find_archive(str(tmp_path / name), Silent())
 
 
@@ -135,6 +135,6 @@ def test_an_archive_without_fitting_samples_is_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as zipped:
         zipped.writestr("1.npy", b"")
     found = find_archive(str(tmp_path / "a.zip"), Silent())
-    with pytest.raises(PictureError, match=r"\.jpg or \.jpeg or \.png") as caught:
+    with pytest.raises(ImageError, match=r"\.jpg or \.jpeg or \.png") as caught:
         found.samples("Image")
     assert "found: 1.npy" in caught.value.message

@@ -13,25 +13,25 @@ import pytest
 from PIL import Image
 
 from axcore.calibration import (
-    Picture,
-    embedded_pictures,
-    find_pictures,
-    picture_samples,
+    SourceImage,
+    embedded_images,
+    find_images,
+    image_samples,
     store_samples,
 )
-from axcore.errors import ContractError, PictureError
+from axcore.component import Calibration, Component, Port
+from axcore.errors import ContractError, ImageError
 from axcore.progress import Silent
 from axcore.testing import Recorder
-from axcore.types import Calibration, Component, Port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from axcore.calibration import CalibrationSet
-    from axcore.types import Sample
+    from axcore.component import Sample
 
-PICTURES = find_pictures(embedded_pictures())
+IMAGES = find_images(embedded_images())
 STRIP = Port("strip", (1, 3, 6, 20))
 ARRAY = Port("patches", (1, 4, 5))
 INDEX = Port("index", (4,), "int32")
@@ -43,7 +43,7 @@ def component(form: str, *ports: Port, group: int = 1, order: str = "BGR") -> Co
 
 
 def strip(images: Sequence[Image.Image]) -> Iterator[Sample]:
-    """One picture sample for each group, with columns of all its pictures."""
+    """One image sample for each group, with columns of all its images."""
     columns = np.hstack([np.asarray(image.resize((20, 6))) for image in images])
     yield {"strip": columns[:, :: len(images)]}
 
@@ -55,12 +55,12 @@ def arrays(images: Sequence[Image.Image]) -> Iterator[Sample]:
         yield {"index": np.arange(4, dtype=np.int32) + turn, "patches": small[None] * (turn + 1)}
 
 
-def expected(make: Any, pictures: Sequence[Picture], group: int = 1) -> list[Sample]:
-    starts = range(0, len(pictures) - group + 1, group)
+def expected(make: Any, images: Sequence[SourceImage], group: int = 1) -> list[Sample]:
+    starts = range(0, len(images) - group + 1, group)
     return [
         sample
         for start in starts
-        for sample in make([picture.load() for picture in pictures[start : start + group]])
+        for sample in make([image.load() for image in images[start : start + group]])
     ]
 
 
@@ -70,9 +70,9 @@ def members(archive: Path) -> dict[str, bytes]:
 
 
 def write_samples(
-    eye: Component, make: Any, pictures: Sequence[Picture], folder: Path, progress: Any
+    eye: Component, make: Any, images: Sequence[SourceImage], folder: Path, progress: Any
 ) -> CalibrationSet:
-    samples = picture_samples(eye, make, pictures, progress)
+    samples = image_samples(eye, make, images, progress)
     return store_samples(eye.name, eye.inputs, eye.calibration, samples, folder)
 
 
@@ -83,8 +83,8 @@ def test_a_reader_gets_channel_0_as_channel_0(tmp_path: Path, order: str, read_a
     Oracle: PIL decodes to RGB; a reader that hands over BGR reverses that, as OpenCV does.
     """
     eye = component("Image", STRIP, order=order)
-    written = write_samples(eye, strip, PICTURES, tmp_path, Silent())
-    for path, sample in zip(written.files, expected(strip, PICTURES), strict=True):
+    written = write_samples(eye, strip, IMAGES, tmp_path, Silent())
+    for path, sample in zip(written.files, expected(strip, IMAGES), strict=True):
         with Image.open(path) as image:
             assert image.format == "PNG"
             decoded = np.asarray(image)[..., ::read_as]
@@ -93,11 +93,11 @@ def test_a_reader_gets_channel_0_as_channel_0(tmp_path: Path, order: str, read_a
 
 def test_the_archive_holds_the_files(tmp_path: Path) -> None:
     """Same names, same bytes, flat; named after the input. Oracle: tarfile."""
-    written = write_samples(component("Image", STRIP), strip, PICTURES, tmp_path, Silent())
+    written = write_samples(component("Image", STRIP), strip, IMAGES, tmp_path, Silent())
     assert written.archive == tmp_path / "strip.tar"
-    assert written.samples == len(written.files) == len(PICTURES)
+    assert written.samples == len(written.files) == len(IMAGES)
     assert [path.relative_to(tmp_path).as_posix() for path in written.files] == [
-        f"calib_eye_data/data_{i}.png" for i in range(len(PICTURES))
+        f"calib_eye_data/data_{i}.png" for i in range(len(IMAGES))
     ]
     assert members(written.archive) == {path.name: path.read_bytes() for path in written.files}
 
@@ -105,14 +105,14 @@ def test_the_archive_holds_the_files(tmp_path: Path) -> None:
 def test_array_samples_of_several_inputs_pair_by_name(tmp_path: Path) -> None:
     """One archive for each input; data_i of all of them is sample i. Oracle: numpy."""
     eye = component("Numpy", ARRAY, INDEX)
-    written = write_samples(eye, arrays, PICTURES, tmp_path, Silent())
+    written = write_samples(eye, arrays, IMAGES, tmp_path, Silent())
     assert written.archives == {
         "patches": tmp_path / "patches.tar",
         "index": tmp_path / "index.tar",
     }
-    assert written.samples == 2 * len(PICTURES)
+    assert written.samples == 2 * len(IMAGES)
     for name, archive in written.archives.items():
-        for i, sample in enumerate(expected(arrays, PICTURES)):
+        for i, sample in enumerate(expected(arrays, IMAGES)):
             stored = np.load(io.BytesIO(members(archive)[f"data_{i}.npy"]), allow_pickle=False)
             assert stored.dtype == sample[name].dtype
             assert np.array_equal(stored, sample[name])
@@ -125,10 +125,10 @@ def test_array_samples_of_several_inputs_pair_by_name(tmp_path: Path) -> None:
 def test_object_samples_share_an_archive(tmp_path: Path) -> None:
     """A dict of all inputs a file, in one archive named after the component. Oracle: numpy."""
     eye = component("NumpyObject", ARRAY, INDEX)
-    written = write_samples(eye, arrays, PICTURES[:1], tmp_path, Silent())
+    written = write_samples(eye, arrays, IMAGES[:1], tmp_path, Silent())
     assert set(written.archives.values()) == {tmp_path / "eye.tar"}
     assert [path.name for path in written.files] == ["data_0.npy", "data_1.npy"]
-    for path, sample in zip(written.files, expected(arrays, PICTURES[:1]), strict=True):
+    for path, sample in zip(written.files, expected(arrays, IMAGES[:1]), strict=True):
         stored = np.load(path, allow_pickle=True).item()
         assert list(stored) == ["patches", "index"]
         assert all(np.array_equal(stored[name], sample[name]) for name in sample)
@@ -136,11 +136,11 @@ def test_object_samples_share_an_archive(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("form", ["Image", "Numpy", "NumpyObject"])
 def test_two_runs_write_the_same_bytes(tmp_path: Path, form: str) -> None:
-    """Files and archives depend on the pictures alone; oracle: a second run elsewhere."""
+    """Files and archives depend on the images alone; oracle: a second run elsewhere."""
     ports, make = ((STRIP,), strip) if form == "Image" else ((ARRAY, INDEX), arrays)
     runs = []
     for folder in (tmp_path / "one", tmp_path / "two"):
-        write_samples(component(form, *ports), make, PICTURES, folder, Silent())
+        write_samples(component(form, *ports), make, IMAGES, folder, Silent())
         files = [path for path in folder.rglob("*") if path.is_file()]
         runs.append({path.relative_to(folder): path.read_bytes() for path in files})
     assert runs[0] == runs[1]
@@ -148,29 +148,29 @@ def test_two_runs_write_the_same_bytes(tmp_path: Path, form: str) -> None:
 
 def test_archive_members_carry_no_trace_of_the_machine(tmp_path: Path) -> None:
     """No owner, no time, one mode."""
-    written = write_samples(component("Image", STRIP), strip, PICTURES, tmp_path, Silent())
+    written = write_samples(component("Image", STRIP), strip, IMAGES, tmp_path, Silent())
     with tarfile.open(written.archive) as tar:
         traces = {(m.uid, m.gid, m.uname, m.gname, m.mtime, m.mode) for m in tar}
     assert traces == {(0, 0, "", "", 0, 0o644)}
 
 
 def test_groups_are_consecutive_and_the_rest_is_said(tmp_path: Path) -> None:
-    """Three pictures a sample, in their order; what is left over is counted aloud."""
+    """Three images a sample, in their order; what is left over is counted aloud."""
     recorder = Recorder()
-    eye, pictures = component("Image", STRIP, group=3), (PICTURES * 2)[:8]
-    written = write_samples(eye, strip, pictures, tmp_path, recorder)
+    eye, images = component("Image", STRIP, group=3), (IMAGES * 2)[:8]
+    written = write_samples(eye, strip, images, tmp_path, recorder)
     assert written.samples == 2
     assert len(recorder.said) == 1
-    assert "last 2 of 8 pictures" in recorder.said[0]
-    for path, sample in zip(written.files, expected(strip, pictures, 3), strict=True):
+    assert "last 2 of 8 images" in recorder.said[0]
+    for path, sample in zip(written.files, expected(strip, images, 3), strict=True):
         with Image.open(path) as image:
             assert np.array_equal(np.asarray(image)[..., ::-1], sample["strip"])
 
 
-def test_too_few_pictures_for_one_sample_are_refused(tmp_path: Path) -> None:
+def test_too_few_images_for_one_sample_are_refused(tmp_path: Path) -> None:
     """Nothing is written where no sample can be made."""
-    with pytest.raises(PictureError, match="takes 9 pictures, there are 6"):
-        write_samples(component("Image", STRIP, group=9), strip, PICTURES, tmp_path, Silent())
+    with pytest.raises(ImageError, match="takes 9 images, there are 6"):
+        write_samples(component("Image", STRIP, group=9), strip, IMAGES, tmp_path, Silent())
     assert list(tmp_path.iterdir()) == []
 
 
@@ -178,7 +178,7 @@ BROKEN = {
     "another shape": {"strip": np.zeros((6, 21, 3), np.uint8)},
     "another dtype": {"strip": np.zeros((6, 20, 3), np.float32)},
     "no array": {"strip": [[0, 0, 0]]},
-    "another input": {"picture": np.zeros((6, 20, 3), np.uint8)},
+    "another input": {"image": np.zeros((6, 20, 3), np.uint8)},
     "no input": {},
 }
 
@@ -187,10 +187,10 @@ BROKEN = {
 def test_what_the_ports_rule_out_is_refused(tmp_path: Path, sample: dict[str, Any]) -> None:
     """The error names component and input, and an earlier set stays as it was."""
     eye = component("Image", STRIP)
-    write_samples(eye, strip, PICTURES[:1], tmp_path, Silent())
+    write_samples(eye, strip, IMAGES[:1], tmp_path, Silent())
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     with pytest.raises(ContractError, match="sample of `eye`") as refusal:
-        write_samples(eye, lambda _: [sample], PICTURES, tmp_path, Silent())
+        write_samples(eye, lambda _: [sample], IMAGES, tmp_path, Silent())
     assert "strip" in refusal.value.message
     after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert after == before
@@ -200,41 +200,41 @@ def test_what_the_ports_rule_out_is_refused(tmp_path: Path, sample: dict[str, An
 def test_arrays_equal_the_graph_input_exactly(tmp_path: Path, port: Port) -> None:
     """Formats that are loaded untouched need the batch axis and the very dtype."""
     with pytest.raises(ContractError, match="`patches`"):
-        write_samples(component("Numpy", port, INDEX), arrays, PICTURES, tmp_path, Silent())
+        write_samples(component("Numpy", port, INDEX), arrays, IMAGES, tmp_path, Silent())
 
 
 def test_no_sample_at_all_is_refused(tmp_path: Path) -> None:
     """A hook that yields nothing would leave an empty archive."""
     with pytest.raises(ContractError, match="no calibration sample of `eye`"):
-        write_samples(component("Image", STRIP), lambda _: [], PICTURES, tmp_path, Silent())
+        write_samples(component("Image", STRIP), lambda _: [], IMAGES, tmp_path, Silent())
 
 
 def test_a_smaller_set_leaves_nothing_of_a_larger_one(tmp_path: Path) -> None:
     """Files of an earlier run do not survive under the new ones."""
     write = partial(write_samples, component("Image", STRIP), strip)
-    write(PICTURES, tmp_path, Silent())
-    written: CalibrationSet = write(PICTURES[:2], tmp_path, Silent())
+    write(IMAGES, tmp_path, Silent())
+    written: CalibrationSet = write(IMAGES[:2], tmp_path, Silent())
     assert sorted((tmp_path / "calib_eye_data").iterdir()) == written.files
     assert sorted(path.name for path in tmp_path.iterdir()) == ["calib_eye_data", "strip.tar"]
 
 
 def test_samples_from_elsewhere_are_stored_alike(tmp_path: Path) -> None:
-    """Samples need not come from pictures; oracle: the files that `write_samples` makes."""
+    """Samples need not come from images; oracle: the files that `write_samples` makes."""
     eye = component("Numpy", ARRAY, INDEX)
-    made = expected(arrays, PICTURES)
+    made = expected(arrays, IMAGES)
     stored = store_samples("eye", eye.inputs, eye.calibration, iter(made), tmp_path / "one")
-    written = write_samples(eye, arrays, PICTURES, tmp_path / "two", Silent())
+    written = write_samples(eye, arrays, IMAGES, tmp_path / "two", Silent())
     assert [path.read_bytes() for path in stored.files] == [
         path.read_bytes() for path in written.files
     ]
 
 
 def test_one_sample_can_be_had_without_the_others() -> None:
-    """Verification wants the first sample only: a picture far behind is never read."""
+    """Verification wants the first sample only: an image far behind is never read."""
 
     def unreadable() -> bytes:
         raise AssertionError
 
-    far = [Picture("far", unreadable)] * 1000
-    first = next(picture_samples(component("Image", STRIP), strip, PICTURES * 100 + far))
-    assert np.array_equal(first["strip"], expected(strip, PICTURES[:1])[0]["strip"])
+    far = [SourceImage("far", unreadable)] * 1000
+    first = next(image_samples(component("Image", STRIP), strip, IMAGES * 100 + far))
+    assert np.array_equal(first["strip"], expected(strip, IMAGES[:1])[0]["strip"])

@@ -18,8 +18,9 @@ from safetensors.torch import load_file as load_torch_file
 from tokenizers import Tokenizer, pre_tokenizers
 
 from axcore.checkpoint import Checkpoint, check_layout, fabricate
+from axcore.component import Shape
 from axcore.errors import BudgetError, CheckpointError, ContractError
-from axcore.types import ModelCard, Shape
+from axcore.model_card import ModelCard
 
 
 def toy_tensors(config: Mapping[str, Any]) -> dict[str, Shape]:

@@ -17,8 +17,8 @@ from PIL import Image
 from axcore.checkpoint.shards import INDEX
 
 from ..bundles import (
+    IMAGES,
     MODEL,
-    PICTURES,
     STEM,
     Axcore,
     Outcome,
@@ -233,12 +233,12 @@ REQUESTS: dict[str, tuple[list[str], list[str]]] = {
     ),
     "size below any": (["--height", "0"], ["0x448", "multiples of 28"]),
     "negative size": (["--height", "-28"], ["-28x448"]),
-    "no room for a picture": (
+    "no room for an image": (
         ["--prefill-len", "128"],
         ["256 tokens each", "prefill_len 128", "--prefill-len 320"],
     ),
     "cache shorter than a prompt": (["--kv-cache-len", "255"], ["255 cache slots"]),
-    "missing pictures": (["--images", "nowhere/at-all"], ["nowhere/at-all"]),
+    "missing images": (["--images", "nowhere/at-all"], ["nowhere/at-all"]),
     "too many parts": (["--split", "99"], ["99 parts", "--split between 1 and 6"]),
     "unknown task": (["--task", "audio"], ["no task `audio`", "image, video"]),
     "unknown toolchain": (["--toolchain", "gcc"], ["no toolchain `gcc`", "pulsar2"]),
@@ -294,7 +294,7 @@ def test_an_option_without_sense(axcore: Axcore, tmp_path: Path, asked: str) -> 
     assert not (tmp_path / "out").exists()
 
 
-# Pictures ----------------------------------------------------------------------------------------
+# Images ----------------------------------------------------------------------------------------
 
 
 def solid(path: Path) -> None:
@@ -307,7 +307,7 @@ def noise(path: Path) -> None:
 
 
 def cut(path: Path) -> None:
-    Image.open(PICTURES / "cat.jpg").save(path)
+    Image.open(IMAGES / "cat.jpg").save(path)
     path.write_bytes(path.read_bytes()[:5000])
 
 
@@ -315,7 +315,7 @@ def cut(path: Path) -> None:
     ("make", "reason"),
     [(solid, "one colour"), (noise, "noise"), (cut, "cannot be read")],
 )
-def test_pictures_that_would_spoil_a_calibration(
+def test_images_that_would_spoil_a_calibration(
     axcore: Axcore,
     bundle: Path,
     checkpoint: Path,
@@ -324,37 +324,37 @@ def test_pictures_that_would_spoil_a_calibration(
     reason: str,
 ) -> None:
     """Each is named with the reason, and the good ones are not. Oracle: how it was made."""
-    (tmp_path / "pictures").mkdir()
-    shutil.copy(PICTURES / "rocket.jpg", tmp_path / "pictures")
-    make(tmp_path / "pictures/odd.png")
+    (tmp_path / "images").mkdir()
+    shutil.copy(IMAGES / "rocket.jpg", tmp_path / "images")
+    make(tmp_path / "images/odd.png")
     before = contents(bundle)
     command = ["convert", MODEL, "--checkpoint", checkpoint, "-o", bundle]
-    outcome = axcore(*command, "--images", tmp_path / "pictures")
-    assert_explained(outcome, "1 of 2 pictures", "odd.png", reason)
+    outcome = axcore(*command, "--images", tmp_path / "images")
+    assert_explained(outcome, "1 of 2 images", "odd.png", reason)
     assert "rocket" not in outcome.err
     assert contents(bundle) == before
 
 
-def test_a_picture_given_twice(
+def test_an_image_given_twice(
     axcore: Axcore, bundle: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
     """Both names are told. Oracle: a copy under another name and format."""
-    Image.open(PICTURES / "cat.jpg").save(tmp_path / "again.png")
+    Image.open(IMAGES / "cat.jpg").save(tmp_path / "again.png")
     before = contents(bundle)
     outcome = axcore(*command_line(checkpoint, bundle), "--images", tmp_path / "again.png")
     assert_explained(outcome, "again.png", "cat.jpg", "same pixels")
     assert contents(bundle) == before
 
 
-def test_a_folder_without_pictures(axcore: Axcore, checkpoint: Path, tmp_path: Path) -> None:
-    """Nothing in it is a picture. Oracle: its name."""
+def test_a_folder_without_images(axcore: Axcore, checkpoint: Path, tmp_path: Path) -> None:
+    """Nothing in it is an image. Oracle: its name."""
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts/cat.jpg").write_text("a cat")
     out = tmp_path / "out"
     outcome = axcore(
         "convert", MODEL, "--checkpoint", checkpoint, "-o", out, "--images", tmp_path / "texts"
     )
-    assert_explained(outcome, "texts", "no JPEG, PNG or WebP picture")
+    assert_explained(outcome, "texts", "no JPEG, PNG or WebP image")
     assert not out.exists()
 
 

@@ -18,8 +18,8 @@ from axcore import Options, Registry, plan
 
 from ..bundles import (
     FORMATS,
+    IMAGES,
     MODEL,
-    PICTURES,
     STEM,
     Axcore,
     Outcome,
@@ -152,7 +152,7 @@ def test_a_plan_is_a_dry_run(axcore: Axcore, checkpoint: Path, tmp_path: Path) -
     planned = data_of(axcore("plan", *convert[1:], "--json"))
     assert planned == data_of(axcore(*convert, "--dry-run", "--json"))
     options = Options(embedding_formats=FORMATS)
-    made = plan(MODEL, checkpoint=str(checkpoint), images=[PICTURES], options=options)
+    made = plan(MODEL, checkpoint=str(checkpoint), images=[IMAGES], options=options)
     assert planned["files"] == [{"name": file.name, "bytes": file.bytes} for file in made.files]
     assert planned["peak_bytes"] == made.peak_bytes > 0
     assert planned["seconds"] == made.seconds > 0
@@ -187,7 +187,7 @@ def test_a_plan_for_people(axcore: Axcore, checkpoint: Path, tmp_path: Path) -> 
     arguments = command_line(checkpoint, tmp_path / "out")[1:]
     text, planned = axcore("plan", *arguments).out, data_of(axcore("plan", *arguments, "--json"))
     assert "hidden_states [1, 3, 1024, 392] → hidden_states_out [256, 64]" in text
-    assert "256 rows per picture, prompts of up to 320 tokens, 1024 positions" in text
+    assert "256 rows per image, prompts of up to 320 tokens, 1024 positions" in text
     for file in planned["files"]:
         assert file["name"] in text
     for line in planned["prepared_files"]["build.sh"].splitlines():
@@ -237,7 +237,7 @@ def test_a_fabricated_model_by_module(tmp_path: Path, converted: Path) -> None:
     assert done.returncode == 0, done.stderr
     manifest = json.loads(done.stdout)
     assert manifest["bundle"] == f"{MODEL}-bundle"
-    assert "no calibration pictures: give --images before building" in manifest["notes"]
+    assert "no calibration images: give --images before building" in manifest["notes"]
     made = contents(tmp_path / f"{MODEL}-bundle")
     for name in (f"{STEM}.onnx", f"{STEM}.onnx.data", "config.json"):
         assert made[name] == contents(converted)[name]

@@ -17,7 +17,7 @@ from axcore.evaluate import dumped_features
 from ..built import impatient
 from ..bundles import Axcore
 from ..evaluate import toy
-from ..evaluate.answering import PICTURES, built, built_free
+from ..evaluate.answering import IMAGES, built, built_batched
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,18 +34,18 @@ def model(own_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def free_model(own_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def batched_model(own_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle that answers several prompts at once."""
-    return built_free(tmp_path_factory.getbasetemp())
+    return built_batched(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    """Three pictures, one of them damaged."""
+    """Three images, one of them damaged."""
     folder = tmp_path / "images"
     folder.mkdir()
     for name in ("cat.jpg", "coffee.jpg"):
-        shutil.copy(PICTURES / name, folder)
+        shutil.copy(IMAGES / name, folder)
     (folder / "empty.jpg").touch()
     return folder
 
@@ -59,7 +59,7 @@ def answers(path: Path, **given: str) -> Path:
 
 
 def test_captions(axcore: Axcore, model: Path, images: Path, tmp_path: Path) -> None:
-    """Answers are written, the damaged picture is told of, and the exit code says so.
+    """Answers are written, the damaged image is told of, and the exit code says so.
 
     Oracle: the file, and the same run as JSON.
     """
@@ -77,7 +77,7 @@ def test_captions(axcore: Axcore, model: Path, images: Path, tmp_path: Path) -> 
     assert data["answers"] == json.loads(out.read_text())
     assert set(data["answers"]) == {"cat.jpg", "coffee.jpg"}
     assert set(data["errors"]) == {"empty.jpg"}
-    assert "2 of 3 pictures have their answers already" in again.err
+    assert "2 of 3 images have their answers already" in again.err
     (images / "empty.jpg").unlink()
     last = axcore(*arguments)
     assert (last.code, last.out) == (0, f"{out}: 2 answers, 0 errors\n")
@@ -101,8 +101,8 @@ def test_whatever_a_backend_declares_can_be_given(
     Oracle: what a stand-in says it was opened with.
     """
     own = {
-        "captions": ("--images", PICTURES, "-o", tmp_path / "a.json"),
-        "vision": ("--images", PICTURES, "--against", "onnx"),
+        "captions": ("--images", IMAGES, "-o", tmp_path / "a.json"),
+        "vision": ("--images", IMAGES, "--against", "onnx"),
         "throughput": ("--batch-sizes", 1, "-o", tmp_path / "t.csv", "--no-plot"),
     }
     done = axcore(
@@ -117,7 +117,7 @@ def test_options_of_the_reference(axcore: Axcore, model: Path, impatient: str) -
     """Of the two backends of a comparison, each is given its own. Oracle: the same stand-in, and
     the message about an option that the compared one lacks.
     """
-    arguments = ("evaluate", "vision", model, "--images", PICTURES, "--against", impatient)
+    arguments = ("evaluate", "vision", model, "--images", IMAGES, "--against", impatient)
     done = axcore(*arguments, "--against-patience", 5, "--against-mood", "calm")
     assert "opened with {'patience': '5', 'mood': 'calm'}" in done.err
     done = axcore(*arguments, "--mood", "calm")
@@ -152,7 +152,7 @@ def clip(tmp_path: Path) -> Path:
 
 
 def test_clip_score(axcore: Axcore, images: Path, clip: Path, tmp_path: Path) -> None:
-    """Means, the pictures that differ most, and a verdict; two pictures show nothing. The exit
+    """Means, the images that differ most, and a verdict; two images show nothing. The exit
     code tells of the one left out.
 
     Oracle: the scores in JSON, whose means and differences are worked out here.
@@ -173,23 +173,23 @@ def test_clip_score(axcore: Axcore, images: Path, clip: Path, tmp_path: Path) ->
     assert data["comparison"]["verdict"] == "no difference shown"
     text = axcore(*arguments).out
     assert f"{data['means'][str(one)]:.6f}" in text
-    assert "2 pictures, 1 left out" in text
+    assert "2 images, 1 left out" in text
     assert "no difference shown (" in text.splitlines()[-1]
     (images / "empty.jpg").unlink()
-    shutil.copy(PICTURES / "rocket.jpg", images / "empty.jpg")
+    shutil.copy(IMAGES / "rocket.jpg", images / "empty.jpg")
     assert axcore(*arguments).code == 0
 
 
 def test_a_verdict(axcore: Axcore, clip: Path, tmp_path: Path) -> None:
-    """Six pictures that lean one way are enough, whichever file comes first.
+    """Six images that lean one way are enough, whichever file comes first.
 
-    Oracle: the order of the means; the answers are chosen so that every picture leans alike.
+    Oracle: the order of the means; the answers are chosen so that every image leans alike.
     """
-    names = [path.stem for path in PICTURES.glob("*.jpg")]
+    names = [path.stem for path in IMAGES.glob("*.jpg")]
     files = [
         answers(tmp_path / f"{text}.json", **dict.fromkeys(names, text)) for text in ("cat", "og")
     ]
-    arguments = ("--images", PICTURES, "--clip", clip)
+    arguments = ("--images", IMAGES, "--clip", clip)
     data = json.loads(axcore("evaluate", "clip-score", *files, *arguments, "--json").out)
     differences = [first - second for first, second in data["scores"].values()]
     assert len({value > 0 for value in differences}) == 1
@@ -219,7 +219,7 @@ def test_a_hint_names_options_that_there_are(axcore: Axcore, clip: Path, tmp_pat
     for vocabulary in clip.glob("*.gz"):
         vocabulary.unlink()
     one = answers(tmp_path / "one.json", cat="the cat")
-    done = axcore("evaluate", "clip-score", one, "--images", PICTURES, "--clip", clip)
+    done = axcore("evaluate", "clip-score", one, "--images", IMAGES, "--clip", clip)
     hint = done.err.partition("hint: ")[2]
     named = set(re.findall(r"--[a-z][a-z-]*", hint))
     assert named
@@ -229,20 +229,20 @@ def test_a_hint_names_options_that_there_are(axcore: Axcore, clip: Path, tmp_pat
 def test_one_file_is_scored_alone(axcore: Axcore, clip: Path, tmp_path: Path) -> None:
     """There is nothing to compare it with. Oracle: the output's lines."""
     one = answers(tmp_path / "one.json", cat="the cat")
-    done = axcore("evaluate", "clip-score", one, "--images", PICTURES, "--clip", clip)
-    assert done.out.splitlines()[2:] == ["1 pictures, 0 left out"]
+    done = axcore("evaluate", "clip-score", one, "--images", IMAGES, "--clip", clip)
+    assert done.out.splitlines()[2:] == ["1 images, 0 left out"]
 
 
-def test_files_about_other_pictures(axcore: Axcore, clip: Path, tmp_path: Path) -> None:
+def test_files_about_other_images(axcore: Axcore, clip: Path, tmp_path: Path) -> None:
     """Refused before gigabytes are read; --common judges the rest. Oracle: the messages."""
     one = answers(tmp_path / "one.json", cat="a", coffee="b")
     two = answers(tmp_path / "two.json", cat="a")
-    arguments = ("--images", PICTURES, "--clip", clip)
+    arguments = ("--images", IMAGES, "--clip", clip)
     done = axcore("evaluate", "clip-score", one, two, *arguments)
     assert done.code == 2
     assert "has besides: 1 (coffee.jpg)" in done.err
     done = axcore("evaluate", "clip-score", one, two, *arguments, "--common")
-    assert "1 pictures, 0 left out" in done.out
+    assert "1 images, 0 left out" in done.out
 
 
 def test_agreement(axcore: Axcore, tmp_path: Path) -> None:
@@ -280,7 +280,7 @@ def test_vision(axcore: Axcore, model: Path, images: Path) -> None:
     text = axcore(*arguments)
     assert text.code == 1
     assert text.out.splitlines()[0].split() == [
-        "PICTURE", "COMPONENT", "COSINE", "MAX", "ABS", "SNR", "[dB]",
+        "IMAGE", "COMPONENT", "COSINE", "MAX", "ABS", "SNR", "[dB]",
     ]  # fmt: skip
     assert text.out.splitlines()[1].split()[1:] == ["vision", "1.000000", "0", "inf"]
     data = json.loads(axcore(*arguments, "--json").out)
@@ -293,7 +293,7 @@ def test_vision(axcore: Axcore, model: Path, images: Path) -> None:
 def test_vision_of_one_thing_at_a_time(axcore: Axcore, model: Path, tmp_path: Path) -> None:
     """A backend and files at once are refused. Oracle: the message."""
     done = axcore(
-        "evaluate", "vision", model, "--images", PICTURES, "--backend", "onnx",
+        "evaluate", "vision", model, "--images", IMAGES, "--backend", "onnx",
         "--features", dumped_features(tmp_path, "vision", "a").parent,
     )  # fmt: skip
     assert done.code == 2
@@ -303,11 +303,11 @@ def test_vision_of_one_thing_at_a_time(axcore: Axcore, model: Path, tmp_path: Pa
 # Throughput --------------------------------------------------------------------------------------
 
 
-def test_throughput(axcore: Axcore, free_model: Path, tmp_path: Path) -> None:
+def test_throughput(axcore: Axcore, batched_model: Path, tmp_path: Path) -> None:
     """Table on the terminal and as CSV, JSON and plot beside it. Oracle: each other."""
     out = tmp_path / "t.csv"
     done = axcore(
-        "evaluate", "throughput", free_model, "--image", PICTURES / "cat.jpg", "-p", "a",
+        "evaluate", "throughput", batched_model, "--image", IMAGES / "cat.jpg", "-p", "a",
         "--batch-sizes", "1-2,4", "--output-len", 3, "-o", out,
     )  # fmt: skip
     assert done.code == 0, done.err
@@ -320,7 +320,7 @@ def test_throughput(axcore: Axcore, free_model: Path, tmp_path: Path) -> None:
 
 
 def test_throughput_without_matplotlib(
-    axcore: Axcore, free_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    axcore: Axcore, batched_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The error says what to install before anything is measured; --no-plot needs nothing.
 
@@ -328,7 +328,7 @@ def test_throughput_without_matplotlib(
     """
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     arguments = (
-        "evaluate", "throughput", free_model, "-p", "a", "--batch-sizes", 1, "--output-len", 2,
+        "evaluate", "throughput", batched_model, "-p", "a", "--batch-sizes", 1, "--output-len", 2,
     )  # fmt: skip
     done = axcore(*arguments, "-o", tmp_path / "a.csv")
     assert done.code == 1
@@ -365,4 +365,4 @@ def test_a_static_build_names_what_would_run_batches(
 ) -> None:
     """The remedy is a command. Oracle: the hint."""
     done = axcore("evaluate", "throughput", model, "-o", tmp_path / "t.csv")
-    assert f"axcore build {model} --toolchain onnx --free-batch" in done.err
+    assert f"axcore build {model} --toolchain onnx --dynamic-batch" in done.err

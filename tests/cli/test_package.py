@@ -18,8 +18,8 @@ import axcore
 from axcore import Registry
 from axcore.cli import app
 
-from ..built import HEAD, HEIGHT, LAYER, PICTURE, TABLE, WIDTH, answered, message
-from ..bundles import MODEL, PICTURES, STEM, Axcore, Outcome, contents, environment
+from ..built import HEAD, HEIGHT, IMAGE, LAYER, TABLE, WIDTH, answered, message
+from ..bundles import IMAGES, MODEL, STEM, Axcore, Outcome, contents, environment
 from .test_bad_input import assert_explained
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def test_a_folder_for_python_answers_alike(axcore: Axcore, finished: Path, tmp_p
     done = axcore("package", finished, "--runtime", "python", "-o", board)
     assert done.code == 0, done.err
     assert done.out.startswith(f"{board}: ")
-    question = ("--image", str(PICTURE), "--prompt", "What?", "--max-new-tokens", "6")
+    question = ("--image", str(IMAGE), "--prompt", "What?", "--max-new-tokens", "6")
     code = (
         "import runpy, sys\n"
         "class Absent:\n"
@@ -106,8 +106,8 @@ def test_the_script_takes_what_axcore_run_takes(ask: Ask) -> None:
 @pytest.mark.parametrize(
     "asked",
     [
-        ("--video", PICTURES, "--fps", 0.01, "--temperature", 0.5, "--seed", 1),
-        ("--image", PICTURE, "--video", PICTURE, "--video", PICTURE, "--system", "Be brief."),
+        ("--video", IMAGES, "--fps", 0.01, "--temperature", 0.5, "--seed", 1),
+        ("--image", IMAGE, "--video", IMAGE, "--video", IMAGE, "--system", "Be brief."),
         ("--temperature", 2, "--top-k", 40, "--top-p", 0.9, "--seed", 3),
     ],
 )
@@ -120,9 +120,7 @@ def test_the_script_answers_as_axcore_run_does(
     assert (found.code, found.out) == (0, expected.out), found.err
     lengths = r"^\d+ prompt tokens, \d+ new \(\w+\)"
     assert re.findall(lengths, found.err, re.M) == re.findall(lengths, expected.err, re.M)
-    assert re.search(
-        r"first token after \d.* s \(pictures \d.* s\), then \d.* tokens/s$", found.err
-    )
+    assert re.search(r"first token after \d.* s \(images \d.* s\), then \d.* tokens/s$", found.err)
 
 
 @pytest.mark.parametrize(
@@ -189,7 +187,7 @@ def test_a_folder_for_python_can_be_run_here(
     """By command and library: it is a bundle too. Oracle: the answer on the bundle."""
     board = tmp_path / "board"
     axcore("package", finished, "--runtime", "python", "-o", board)
-    asked = ("-p", "What?", "--image", PICTURE, "--max-new-tokens", 6)
+    asked = ("-p", "What?", "--image", IMAGE, "--max-new-tokens", 6)
     assert axcore("run", board, *asked).out == axcore("run", finished, *asked).out
 
 
@@ -260,7 +258,7 @@ def test_the_library_does_the_same(finished: Path, tmp_path: Path) -> None:
     """`axcore.package` returns what was made. Oracle: the library's answer on the bundle."""
     packaged = axcore.package(finished, tmp_path / "board", runtime="python")
     assert packaged.folder == tmp_path / "board"
-    asked = [message("What?", PICTURE)]
+    asked = [message("What?", IMAGE)]
     here, there = (axcore.load(folder) for folder in (finished, packaged.folder))
     assert answered(there, asked, None, 6).token_ids == answered(here, asked, None, 6).token_ids
 

@@ -31,16 +31,16 @@ from ..built import (
     HEAD,
     HEIGHT,
     HISTORIES,
+    IMAGE,
     LAYER,
     LIMIT,
-    PICTURE,
     ROWS,
     TABLE,
     answered,
     change_groups,
     message,
 )
-from ..bundles import PICTURES, STEM, Axcore, Outcome, change_json, environment, list_again
+from ..bundles import IMAGES, STEM, Axcore, Outcome, change_json, environment, list_again
 from ..runtime.conftest import ToyLanguageModel
 from .test_bad_input import assert_explained
 
@@ -102,8 +102,8 @@ def test_the_answer_is_on_stdout_and_nothing_else(
     axcore: Axcore, finished: Path, runner: Runner
 ) -> None:
     """Figures are on stderr. Oracle: the library's answer to the same message."""
-    expected = answered(runner, [message("What?", PICTURE)], Sampling(2.0, seed=1), 9)
-    asked = ("run", finished, "--image", PICTURE, "-p", "What?", "--max-new-tokens", 9)
+    expected = answered(runner, [message("What?", IMAGE)], Sampling(2.0, seed=1), 9)
+    asked = ("run", finished, "--image", IMAGE, "-p", "What?", "--max-new-tokens", 9)
     outcome = axcore(*asked, "--temperature", 2, "--seed", 1)
     assert (outcome.code, outcome.out) == (0, expected.text + "\n")
     assert f"{expected.prompt_tokens} prompt tokens, 9 new (length)" in outcome.err
@@ -114,8 +114,8 @@ def test_the_answer_is_on_stdout_and_nothing_else(
 def test_json_has_tokens_and_times(axcore: Axcore, finished: Path, runner: Runner) -> None:
     """Standard output is JSON alone. Oracle: the library's answer to the same message."""
     runner.forget()
-    expected = answered(runner, [message("What?", PICTURE)], None, 5)
-    asked = ("run", finished, "--image", PICTURE, "-p", "What?", "--max-new-tokens", 5)
+    expected = answered(runner, [message("What?", IMAGE)], None, 5)
+    asked = ("run", finished, "--image", IMAGE, "-p", "What?", "--max-new-tokens", 5)
     found = data_of(axcore(*asked, "--json"))
     same = ("prompt_tokens", "reused_tokens", "token_ids", "text", "finish_reason", "steps")
     assert {name: found[name] for name in same} == {n: getattr(expected, n) for n in same}
@@ -150,11 +150,11 @@ def test_a_seed_repeats_an_answer(axcore: Axcore, finished: Path) -> None:
     assert first == second != other
 
 
-def test_system_message_and_pictures_reach_the_prompt(
+def test_system_message_and_images_reach_the_prompt(
     axcore: Axcore, finished: Path, runner: Runner
 ) -> None:
     """In the order given. Oracle: the library's prompt, whose tokens differ by order."""
-    first, second = sorted(PICTURES.glob("*.jpg"))[:2]
+    first, second = sorted(IMAGES.glob("*.jpg"))[:2]
     system = {"role": "system", "content": "Be brief."}
     asked = ("run", finished, "-p", "?", "--system", "Be brief.", "--json", "--temperature", 3)
     asked = (*asked, "--seed", 1, "--max-new-tokens", 12)
@@ -186,7 +186,7 @@ def test_frames_of_a_folder_come_in_natural_order(
 
 def test_an_answer_that_the_context_cuts_says_so(axcore: Axcore, finished: Path) -> None:
     """Prompt and answer fill all positions, and the note has their number."""
-    asked = ("run", finished, "-p", "?", "--image", PICTURE, "--temperature", 9, "--seed")
+    asked = ("run", finished, "-p", "?", "--image", IMAGE, "--temperature", 9, "--seed")
     for seed in range(9):  # until an answer does not end by itself
         outcome = axcore(*asked, seed)
         if "(context)" in outcome.err:
@@ -237,13 +237,13 @@ def test_running_needs_neither_torch_nor_transformers(
         "from axcore.cli import main\n"
         "main()\n"
     )
-    asked = ("run", finished, "--image", PICTURE, "-p", "What?", "--max-new-tokens", "6", "--json")
+    asked = ("run", finished, "--image", IMAGE, "-p", "What?", "--max-new-tokens", "6", "--json")
     done = subprocess.run(
         [sys.executable, "-c", code, *map(str, asked)],
         capture_output=True, text=True, env=environment(), check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    expected = answered(runner, [message("What?", PICTURE)], None, 6)
+    expected = answered(runner, [message("What?", IMAGE)], None, 6)
     assert json.loads(done.stdout)["token_ids"] == expected.token_ids
 
 
@@ -251,32 +251,32 @@ def test_running_needs_neither_torch_nor_transformers(
 
 
 def test_a_conversation_goes_on(chat: Talk, runner: Runner) -> None:
-    """The second question sees the first one and its picture, and reads only what is new.
+    """The second question sees the first one and its image, and reads only what is new.
 
     Oracle: the library on the same messages, each read afresh.
     """
-    outcome = chat([f"/image {PICTURE}", "What?", "", "And?", "/quit", "ignored"],
+    outcome = chat([f"/image {IMAGE}", "What?", "", "And?", "/quit", "ignored"],
                    "--max-new-tokens", 6, "--repetition-penalty", 1e6)  # fmt: skip
     sampling = Sampling(repetition_penalty=1e6)
-    asked = message("What?", PICTURE)
+    asked = message("What?", IMAGE)
     runner.forget()
     first = answered(runner, [asked], sampling, 6)
     said = {"role": "assistant", "content": first.text}
     runner.forget()
     second = answered(runner, [asked, said, message("And?")], sampling, 6)
     assert (outcome.code, outcome.out) == (0, f"{first.text}\n{second.text}\n")
-    assert "pictures for the next question: 1" in outcome.err
+    assert "images for the next question: 1" in outcome.err
     assert lengths(outcome) == [first.prompt_tokens, second.prompt_tokens]
     (kept,) = re.findall(r"\((\d+) kept\)", outcome.err)
     assert ROWS < first.prompt_tokens <= int(kept) < second.prompt_tokens
 
 
 def test_reset_begins_anew(chat: Talk, runner: Runner) -> None:
-    """Messages and waiting pictures are gone, the system message stays.
+    """Messages and waiting images are gone, the system message stays.
 
     Oracle: the library's answer to the question alone.
     """
-    lines = [f"/image {PICTURE}", "What?", f"/image {PICTURE}", "/reset", "And?"]
+    lines = [f"/image {IMAGE}", "What?", f"/image {IMAGE}", "/reset", "And?"]
     outcome = chat(lines, "--max-new-tokens", 6, "--repetition-penalty", 1e6, "--system", "Hm.")
     system = {"role": "system", "content": "Hm."}
     expected = answered(runner, [system, message("And?")], Sampling(repetition_penalty=1e6), 6)
@@ -287,8 +287,8 @@ def test_reset_begins_anew(chat: Talk, runner: Runner) -> None:
 @pytest.mark.parametrize(
     ("line", "evidence"),
     [
-        ("/image nothing.jpg", "`nothing.jpg` cannot be read as a picture"),
-        (f"/image {PICTURE.parent}", "cannot be read as a picture"),
+        ("/image nothing.jpg", "`nothing.jpg` cannot be read as an image"),
+        (f"/image {IMAGE.parent}", "cannot be read as an image"),
         ("/imagine", "no command /imagine"),
         ("word " * LIMIT, f"this build reads {LIMIT}"),
     ],
@@ -321,15 +321,15 @@ def test_ctrl_c_keeps_the_conversation(
     The backend stands in for the user. Oracle: the library on the messages that are left.
     """
     sampling = Sampling(repetition_penalty=1e6)
-    outcome = chat([f"/image {PICTURE}", "What?", "And?"], "--backend", impatient,
+    outcome = chat([f"/image {IMAGE}", "What?", "And?"], "--backend", impatient,
                    "--patience", patience, "--max-new-tokens", 6,
                    "--repetition-penalty", 1e6)  # fmt: skip
-    messages, text = [message("And?", PICTURE)], ""
+    messages, text = [message("And?", IMAGE)], ""
     if said:
-        whole = answered(runner, [message("What?", PICTURE)], sampling, said).text
+        whole = answered(runner, [message("What?", IMAGE)], sampling, said).text
         text = whole.removesuffix("\ufffd")  # a character that lacked bytes was not shown
         assistant = {"role": "assistant", "content": text}
-        messages = [message("What?", PICTURE), assistant, message("And?")]
+        messages = [message("What?", IMAGE), assistant, message("And?")]
     expected = answered(runner, messages, sampling, 6)
     assert outcome.code == 0
     assert outcome.out == f"{text}\n{expected.text}\n"
@@ -358,7 +358,7 @@ def test_ctrl_c_ends_a_chat_that_nobody_types_in(chat: Talk) -> None:
 def test_ctrl_c_between_answers_keeps_the_conversation(
     chat: Talk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Pressed while a picture is read. Oracle: a chat in which it was not pressed."""
+    """Pressed while an image is read. Oracle: a chat in which it was not pressed."""
     settings = ("--max-new-tokens", 6, "--repetition-penalty", 1e6)
     undisturbed = chat(["What?", "And?"], *settings)
 
@@ -366,40 +366,40 @@ def test_ctrl_c_between_answers_keeps_the_conversation(
         """Stand in for a user."""
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("axcore.cli.run.read_picture", impatient)
-    outcome = chat(["What?", f"/image {PICTURE}", "And?"], *settings)
+    monkeypatch.setattr("axcore.cli.run.read_image", impatient)
+    outcome = chat(["What?", f"/image {IMAGE}", "And?"], *settings)
     assert (outcome.code, outcome.out) == (0, undisturbed.out)
     assert lengths(outcome) == lengths(undisturbed)
 
 
-def test_pictures_of_a_refused_question_wait(chat: Talk, runner: Runner) -> None:
+def test_images_of_a_refused_question_wait(chat: Talk, runner: Runner) -> None:
     """The hint says so, and the next question has them. Oracle: the library's prompts."""
-    outcome = chat([f"/image {PICTURE}", "word " * LIMIT, "And?"], "--max-new-tokens", 1)
-    assert "; /image alone drops its pictures (1); /reset begins anew\n" in outcome.err
-    assert lengths(outcome) == [len(runner.prepare([message("And?", PICTURE)]).input_ids)]
+    outcome = chat([f"/image {IMAGE}", "word " * LIMIT, "And?"], "--max-new-tokens", 1)
+    assert "; /image alone drops its images (1); /reset begins anew\n" in outcome.err
+    assert lengths(outcome) == [len(runner.prepare([message("And?", IMAGE)]).input_ids)]
 
 
-def test_image_alone_drops_the_pictures_that_wait(chat: Talk, runner: Runner) -> None:
+def test_image_alone_drops_the_images_that_wait(chat: Talk, runner: Runner) -> None:
     """And says that none is left; messages stay. Oracle: the library's prompt without them."""
-    lines = [f"/image {PICTURE}", f"/image {PICTURE}", "/image ", "And?", "word " * LIMIT]
+    lines = [f"/image {IMAGE}", f"/image {IMAGE}", "/image ", "And?", "word " * LIMIT]
     outcome = chat(lines, "--max-new-tokens", 1)
-    assert "pictures for the next question: 2\n" in outcome.err
-    assert "pictures for the next question: none\n" in outcome.err
+    assert "images for the next question: 2\n" in outcome.err
+    assert "images for the next question: none\n" in outcome.err
     assert lengths(outcome) == [len(runner.prepare([message("And?")]).input_ids)]
-    assert "drops its pictures" not in outcome.err
+    assert "drops its images" not in outcome.err
 
 
-def test_pictures_as_terminals_paste_them(
+def test_images_as_terminals_paste_them(
     chat: Talk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Quoted, escaped, below the home folder. Oracle: files of such names are found."""
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("a b.jpg", "it's.jpg", "'c.jpg'"):
-        (tmp_path / name).write_bytes(PICTURE.read_bytes())
+        (tmp_path / name).write_bytes(IMAGE.read_bytes())
     typed = ["~/a b.jpg", "~/a\\ b.jpg", "~/it's.jpg", "~/'c.jpg'"]
     typed += [f"'{tmp_path}/a b.jpg' ", f'"{tmp_path}/a b.jpg"', f"{tmp_path}/a\\ b.jpg"]
     outcome = chat([f"/image {path}" for path in typed])
-    assert f"pictures for the next question: {len(typed)}\n" in outcome.err, outcome.err
+    assert f"images for the next question: {len(typed)}\n" in outcome.err, outcome.err
 
 
 @given(st.text(st.characters(codec="utf-8", exclude_characters="/\0"), min_size=1, max_size=30))
@@ -417,7 +417,7 @@ def test_paths_that_no_file_can_have(chat: Talk) -> None:
     names = ["~no-such-user/a.jpg", "'half", "a\0b", "x" * 5000, "'not there.jpg'"]
     outcome = chat([f"/image {name}" for name in names])
     assert outcome.code == 0
-    assert outcome.err.count("cannot be read as a picture") == len(names)
+    assert outcome.err.count("cannot be read as an image") == len(names)
     assert "`not there.jpg` cannot" in outcome.err
 
 
@@ -425,10 +425,10 @@ def test_chat_in_a_process_of_its_own(finished: Path, runner: Runner) -> None:
     """Lines through a pipe; the end of input ends it. Oracle: the library's answer."""
     command = [sys.executable, "-m", "axcore", "chat", str(finished), "--max-new-tokens", "6"]
     done = subprocess.run(
-        command, input=f"/image {PICTURE}\nWhat?\n", capture_output=True, text=True,
+        command, input=f"/image {IMAGE}\nWhat?\n", capture_output=True, text=True,
         env=environment(), check=False,
     )  # fmt: skip
-    expected = answered(runner, [message("What?", PICTURE)], None, 6)
+    expected = answered(runner, [message("What?", IMAGE)], None, 6)
     assert (done.returncode, done.stdout) == (0, f"{expected.text}\n"), done.stderr
 
 
@@ -454,7 +454,7 @@ def test_opening_the_vision_side_is_told_where_it_took_time(
     answer = Answer(prompt_tokens=9, load_s=1.25, vision_s=0.5, prefill_s=0.25)
     _sum_up(answer, runner)
     _sum_up(replace(answer, load_s=0.001), runner)
-    told = "9 prompt tokens, 0 new (interrupted);{} first token after 0.75 s (pictures 0.50 s),"
+    told = "9 prompt tokens, 0 new (interrupted);{} first token after 0.75 s (images 0.50 s),"
     slow, quick = capsys.readouterr().err.splitlines()
     assert slow.startswith(told.format(" vision side opened in 1.25 s, then"))
     assert quick.startswith(told.format(""))
@@ -660,7 +660,7 @@ def test_a_bundle_that_is_wrong(
 ) -> None:
     """One error with its remedy, and not a word of an answer."""
     damage(own)
-    assert_explained(axcore("run", own, "--image", PICTURE, "-p", "What?"), *evidence)
+    assert_explained(axcore("run", own, "--image", IMAGE, "-p", "What?"), *evidence)
 
 
 def test_layers_of_another_model(axcore: Axcore, own: Path, toy: ToyLanguageModel) -> None:
@@ -696,14 +696,14 @@ def test_no_bundle_at_all(axcore: Axcore, tmp_path: Path) -> None:
 
 
 def test_a_prompt_over_the_limit(axcore: Axcore, finished: Path, runner: Runner) -> None:
-    """Both numbers, and how many tokens are the pictures'. Oracle: the library's prompt."""
+    """Both numbers, and how many tokens are the images'. Oracle: the library's prompt."""
     text = "word " * 30
-    rest = len(runner.prepare([message(text, PICTURE)]).input_ids) - ROWS
-    pictures = ["--image", PICTURE] * 30
-    outcome = axcore("run", finished, "-p", text, *pictures, "--json")
+    rest = len(runner.prepare([message(text, IMAGE)]).input_ids) - ROWS
+    images = ["--image", IMAGE] * 30
+    outcome = axcore("run", finished, "-p", text, *images, "--json")
     total = rest + 30 * ROWS + 29 * 2  # each has a token before and behind it
     assert_explained(
-        outcome, f"has {total} tokens, {30 * ROWS} of them for pictures", f"reads {LIMIT}"
+        outcome, f"has {total} tokens, {30 * ROWS} of them for images", f"reads {LIMIT}"
     )
     assert "load" not in outcome.err
 
@@ -717,8 +717,8 @@ def test_a_prompt_that_is_no_text(axcore: Axcore, finished: Path) -> None:
 
 
 @pytest.mark.parametrize("option", ["--image", "--video"])
-@pytest.mark.parametrize("content", [b"no picture", PICTURE.read_bytes()[:3000]])
-def test_pictures_that_cannot_be_read(
+@pytest.mark.parametrize("content", [b"no image", IMAGE.read_bytes()[:3000]])
+def test_images_that_cannot_be_read(
     axcore: Axcore, finished: Path, tmp_path: Path, option: str, content: bytes
 ) -> None:
     """Before the model is loaded, with the name of the file."""

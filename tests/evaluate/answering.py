@@ -8,14 +8,14 @@ from pathlib import Path
 
 import axcore
 from axcore import Options, Registry
-from axcore.calibration import embedded_pictures
+from axcore.calibration import embedded_images
 from axcore.checkpoint.fabricate import fabricate
 
 from ..bundles import SHARD_BYTES, map_tensors
 
 MODEL = "qwen2.5-vl-3b"
 STEM = "Qwen2.5-VL-3B-Instruct_vision"
-PICTURES = embedded_pictures()[0].parent
+IMAGES = embedded_images()[0].parent
 CONTEXT, PROMPT_MAX, ROWS = 128, 96, 12
 FLOAT32 = {"weight-type": "fp32", "hidden-state-type": "fp32"}
 
@@ -29,7 +29,7 @@ def built(base: Path) -> Path:
     out = base / "answering"
     card = Registry().find(MODEL).card
     checkpoint = fabricate(card, "tiny", base / "answering-checkpoint", shard_bytes=SHARD_BYTES)
-    # Large enough weights for a picture to change the answer.
+    # Large enough weights for an image to change the answer.
     map_tensors(checkpoint, lambda name, value: (name, value * 20 if value.ndim > 1 else value))
     axcore.convert(str(checkpoint), out, options=options, verify=False)
     axcore.build(out, toolchain="onnx", options=FLOAT32)
@@ -37,8 +37,8 @@ def built(base: Path) -> Path:
 
 
 @cache
-def built_free(base: Path) -> Path:
+def built_batched(base: Path) -> Path:
     """Return the same bundle, for several prompts at once. Tests do not change it."""
     out = Path(shutil.copytree(built(base), base / "answering-free"))
-    axcore.build(out, toolchain="onnx", options={**FLOAT32, "free-batch": "yes"})
+    axcore.build(out, toolchain="onnx", options={**FLOAT32, "dynamic-batch": "yes"})
     return out

@@ -22,6 +22,6 @@ def model(own_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def free_model(own_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def batched_model(own_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle that answers several prompts at once."""
-    return answering.built_free(tmp_path_factory.getbasetemp())
+    return answering.built_batched(tmp_path_factory.getbasetemp())

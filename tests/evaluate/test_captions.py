@@ -1,4 +1,4 @@
-"""Answers about a folder of pictures. The oracle is a model opened anew for every picture."""
+"""Answers about a folder of images. The oracle is a model opened anew for every image."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from PIL import Image
 import axcore
 from axcore import AxcoreError, BudgetError, CheckpointError, Registry, UsageError
 from axcore.evaluate import Captions, PredictionFile, Question, write_captions
-from axcore.evaluate.pictures import pictures_to_judge
+from axcore.evaluate.images import images_to_judge
 from axcore.runtime.runner import Answer, Runner
 from axcore.runtime.sampling import Sampling
 from axcore.testing import Recorder
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 from ..bundles import Interrupted, change_json, change_tensors, shard_of
-from .answering import PICTURES
+from .answering import IMAGES
 
 CAPTIONS = Captions(Question("Say."), Sampling(), 6)
 NORM = "model.norm.weight"
@@ -32,11 +32,11 @@ NORM = "model.norm.weight"
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    """Four pictures to change."""
+    """Four images to change."""
     folder = tmp_path / "images"
     folder.mkdir()
     for name in ("astronaut", "cat", "coffee", "rocket"):
-        shutil.copy(PICTURES / f"{name}.jpg", folder)
+        shutil.copy(IMAGES / f"{name}.jpg", folder)
     return folder
 
 
@@ -50,8 +50,8 @@ def _expected(model: Path) -> Iterator[tuple[str, str]]:
     registry = Registry()
     for name in ("astronaut", "cat", "coffee", "rocket"):
         runner = Runner.open(model, registry)
-        picture = {"type": "image", "image": PICTURES / f"{name}.jpg"}
-        content = [picture, {"type": "text", "text": "Say."}]
+        image = {"type": "image", "image": IMAGES / f"{name}.jpg"}
+        content = [image, {"type": "text", "text": "Say."}]
         prompt = runner.prepare([{"role": "user", "content": content}])
         yield f"{name}.jpg", "".join(runner.answer(prompt, CAPTIONS.sampling, 6))
 
@@ -63,7 +63,7 @@ def write(model: Path, images: Path, out: Path, **changes: Any) -> PredictionFil
 def test_answers_do_not_depend_on_those_before(
     model: Path, images: Path, expected: dict[str, str], tmp_path: Path
 ) -> None:
-    """One model for all pictures says what a new one says of each; the file has it all.
+    """One model for all images says what a new one says of each; the file has it all.
 
     Oracle: `expected`, whose answers differ.
     """
@@ -76,26 +76,26 @@ def test_answers_do_not_depend_on_those_before(
     assert paths == {str(images / name): text for name, text in expected.items()}
 
 
-def test_nothing_of_a_picture_before_is_used(model: Path, images: Path) -> None:
+def test_nothing_of_an_image_before_is_used(model: Path, images: Path) -> None:
     """Equal beginnings are read anew, so that a resumed run rounds as an uninterrupted one.
 
     Oracle: the tokens kept where nothing is forgotten.
     """
-    runner, (picture, *_) = Runner.open(model, Registry()), pictures_to_judge(images)
-    CAPTIONS.ask(runner, picture)
-    prompt, answer = runner.prepare(CAPTIONS.question.messages(picture.load())), Answer()
+    runner, (image, *_) = Runner.open(model, Registry()), images_to_judge(images)
+    CAPTIONS.ask(runner, image)
+    prompt, answer = runner.prepare(CAPTIONS.question.messages(image.load())), Answer()
     next(runner.answer(prompt, answer=answer))
     assert answer.reused_tokens == len(prompt.input_ids) - 1
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runner, "answer", partial(runner.answer, answer=answer))
-        CAPTIONS.ask(runner, picture)
+        CAPTIONS.ask(runner, image)
     assert answer.reused_tokens == 0
 
 
 def test_an_interrupted_run_goes_on_where_it_was(
     model: Path, images: Path, expected: dict[str, str], tmp_path: Path
 ) -> None:
-    """After two of four pictures the file holds two, and the next run asks about two.
+    """After two of four images the file holds two, and the next run asks about two.
 
     Oracle: `expected`, and a third run that finds nothing to do and loads no model.
     """
@@ -106,7 +106,7 @@ def test_an_interrupted_run_goes_on_where_it_was(
     assert json.loads(out.read_text()) == {name: expected[name] for name in names[:2]}
     progress = Recorder()
     assert write(model, images, out, base_names=True, progress=progress).answers == expected
-    assert progress.said == ["2 of 4 pictures have their answers already"]
+    assert progress.said == ["2 of 4 images have their answers already"]
     damaged = Path(shutil.copytree(model, tmp_path / "bundle"))
     for path in damaged.glob("*_together.onnx"):
         stat = path.stat()
@@ -117,7 +117,7 @@ def test_an_interrupted_run_goes_on_where_it_was(
     assert out.stat().st_mtime_ns == before
 
 
-def test_a_bad_picture_costs_no_other(
+def test_a_bad_image_costs_no_other(
     model: Path, images: Path, expected: dict[str, str], tmp_path: Path
 ) -> None:
     """An empty and a torn file are noted with the reason, and asked again once mended; taken away,
@@ -133,14 +133,14 @@ def test_a_bad_picture_costs_no_other(
     good = {name: text for name, text in expected.items() if name[0] != "c"}
     assert file.answers == good
     assert set(file.errors) == {"cat.jpg", "coffee.jpg"}
-    assert "cannot be read as a picture" in file.errors["coffee.jpg"]
+    assert "cannot be read as an image" in file.errors["coffee.jpg"]
     assert json.loads((tmp_path / "a.json.run.json").read_text())["errors"] == file.errors
     shutil.copytree(images, tmp_path / "fewer", ignore=shutil.ignore_patterns("c*"))
     file = write(model, tmp_path / "fewer", out, base_names=True)
     assert (file.answers, file.errors) == (good, {})
     assert json.loads((tmp_path / "a.json.run.json").read_text())["errors"] == {}
     (images / "cat.jpg").write_bytes(whole)
-    shutil.copy(PICTURES / "coffee.jpg", images)
+    shutil.copy(IMAGES / "coffee.jpg", images)
     file = write(model, images, out, base_names=True)
     assert (file.answers, file.errors) == (expected, {})
 
@@ -152,7 +152,7 @@ def test_a_sample_can_grow(model: Path, images: Path, tmp_path: Path) -> None:
     assert len(two) == 2
     progress = Recorder()
     four = write(model, images, out, progress=progress).answers
-    assert progress.said == ["2 of 4 pictures have their answers already"]
+    assert progress.said == ["2 of 4 images have their answers already"]
     assert two.items() <= four.items()
     assert len(four) == 4
 
@@ -160,7 +160,7 @@ def test_a_sample_can_grow(model: Path, images: Path, tmp_path: Path) -> None:
 def test_a_folder_is_the_same_however_it_is_spelt(
     model: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Relative, absolute, through a link, or one picture of it. Oracle: names and number of the
+    """Relative, absolute, through a link, or one image of it. Oracle: names and number of the
     answers, and what each run says it found.
     """
     monkeypatch.chdir(tmp_path)
@@ -174,19 +174,19 @@ def test_a_folder_is_the_same_however_it_is_spelt(
         file = write(model, Path(source), out, progress=progress)
     assert set(file.answers) == {str(path) for path in images.iterdir()}
     assert progress.said == [
-        "1 of 4 pictures have their answers already",
-        *["4 of 4 pictures have their answers already"] * 3,
+        "1 of 4 images have their answers already",
+        *["4 of 4 images have their answers already"] * 3,
     ]
 
 
 def test_names_that_no_comparison_takes(model: Path, images: Path, tmp_path: Path) -> None:
-    """Two pictures of one base name are warned of, and answered. Oracle: both in the message."""
+    """Two images of one base name are warned of, and answered. Oracle: both in the message."""
     (images / "deep").mkdir()
     shutil.copy(images / "cat.jpg", images / "deep")
     progress = Recorder()
     assert len(write(model, images, tmp_path / "a.json", progress=progress).answers) == 5
     (warning,) = progress.warned
-    assert "2 pictures share the base name `cat.jpg`" in warning
+    assert "2 images share the base name `cat.jpg`" in warning
     assert f"{images}/cat.jpg, {images}/deep/cat.jpg" in warning
 
 
@@ -266,7 +266,7 @@ def test_answers_of_other_settings_are_not_mixed(
     assert out.read_bytes() == before
 
 
-def test_where_every_picture_fails(model: Path, tmp_path: Path) -> None:
+def test_where_every_image_fails(model: Path, tmp_path: Path) -> None:
     """A question that is too long fails the run and writes no file. Oracle: the message."""
     Image.new("RGB", (80, 60), "red").save(tmp_path / "a.png")
     captions = Captions(Question("word " * 200))

@@ -20,9 +20,9 @@ from transformers import CLIPConfig, CLIPModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from axcore import AxcoreError, CheckpointError, UsageError
-from axcore.calibration import embedded_pictures
-from axcore.errors import PictureError
-from axcore.evaluate import Clip, clip_scores, pictures_by_name
+from axcore.calibration import embedded_images
+from axcore.errors import ImageError
+from axcore.evaluate import Clip, clip_scores, images_by_name
 from axcore.evaluate.clip_files import ClipFiles, read_clip
 from axcore.evaluate.clip_model import _model
 from axcore.testing import Recorder
@@ -121,15 +121,15 @@ LAYOUTS = [
 def test_features_are_those_of_open_clip(
     tmp_path: Path, write: Callable[[Path, toy.State], Path]
 ) -> None:
-    """Whatever layout the weights come in, for pictures and for texts up to far beyond the
+    """Whatever layout the weights come in, for images and for texts up to far beyond the
     context. Oracle: open_clip's arithmetic and its byte pair encoding, written out.
     """
     state = {name: value.half().float() for name, value in toy.weights().items()}
     toy.write_merges(tmp_path)
     clip = Clip.load(write(tmp_path, state))
     pixels = pixels_of(3)
-    pictures = toy.image_features(state, torch.from_numpy(pixels))
-    np.testing.assert_allclose(clip.image_features(pixels), pictures, atol=ATOL)
+    images = toy.image_features(state, torch.from_numpy(pixels))
+    np.testing.assert_allclose(clip.image_features(pixels), images, atol=ATOL)
     texts = toy.text_features(state, toy.ids(TEXTS))
     np.testing.assert_allclose(clip.text_features(TEXTS), texts, atol=ATOL)
 
@@ -229,10 +229,10 @@ class Counting:
 
     def __init__(self, clip: Clip) -> None:
         self.pixels = clip.pixels
-        self.clip, self.pictures, self.texts = clip, 0, list[str]()
+        self.clip, self.images, self.texts = clip, 0, list[str]()
 
     def image_features(self, pixels: Array) -> Array:
-        self.pictures += len(pixels)
+        self.images += len(pixels)
         return self.clip.image_features(pixels)
 
     def text_features(self, texts: Sequence[str]) -> Array:
@@ -241,23 +241,23 @@ class Counting:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    """Twelve pictures in two folders, more than a group of them."""
-    photo = Image.open(io.BytesIO(embedded_pictures()[0].read_bytes())).resize((60, 40))
+def images(tmp_path: Path) -> Path:
+    """Twelve images in two folders, more than a group of them."""
+    photo = Image.open(io.BytesIO(embedded_images()[0].read_bytes())).resize((60, 40))
     for i in range(12):
-        path = tmp_path / ("pictures" if i % 2 else "pictures/deeper") / f"{i}.png"
+        path = tmp_path / ("images" if i % 2 else "images/deeper") / f"{i}.png"
         path.parent.mkdir(exist_ok=True, parents=True)
         photo.rotate(7 * i).save(path)
-    return tmp_path / "pictures"
+    return tmp_path / "images"
 
 
-def test_the_score_is_the_raw_mean_cosine(judge: Clip, pictures: Path) -> None:
-    """Two sides at once, equal texts and pictures computed once. Oracle: the cosine of open_clip's
+def test_the_score_is_the_raw_mean_cosine(judge: Clip, images: Path) -> None:
+    """Two sides at once, equal texts and images computed once. Oracle: the cosine of open_clip's
     features, neither scaled nor clamped.
     """
     answers = {f"{i}.png": ("the cat", "the dog " * (i % 3)) for i in range(12)}
     counting, recorder = Counting(judge), Recorder()
-    found = pictures_by_name(pictures, answers)
+    found = images_by_name(images, answers)
     scores = clip_scores(counting, answers, found, recorder)  # type: ignore[arg-type]
     assert (scores.names, scores.skipped) == (tuple(answers), {})
     pixels = np.stack([judge.pixels(found[name].load()) for name in answers])
@@ -267,62 +267,62 @@ def test_the_score_is_the_raw_mean_cosine(judge: Clip, pictures: Path) -> None:
         expected = (images * toy.text_features(toy.weights(), said)).sum(-1)
         np.testing.assert_allclose(made, expected, atol=ATOL)
         assert scores.means[side] == pytest.approx(float(expected.mean()), abs=ATOL)
-    assert counting.pictures == 12
+    assert counting.images == 12
     assert sorted(counting.texts) == sorted({t for texts in answers.values() for t in texts})
-    assert recorder.done == recorder.totals == {"judge pictures": 12, "judge answers": 4}
+    assert recorder.done == recorder.totals == {"judge images": 12, "judge answers": 4}
 
 
-def test_an_unreadable_picture_costs_no_other(judge: Clip, pictures: Path) -> None:
+def test_an_unreadable_image_costs_no_other(judge: Clip, images: Path) -> None:
     """Empty and cut files are named and left out. Oracle: the scores without them."""
-    (pictures / "1.png").write_bytes(b"")
-    (pictures / "3.png").write_bytes((pictures / "5.png").read_bytes()[:60])
+    (images / "1.png").write_bytes(b"")
+    (images / "3.png").write_bytes((images / "5.png").read_bytes()[:60])
     answers = {f"{i}.png": ("the cat",) for i in range(12)}
     recorder = Recorder()
-    scores = clip_scores(judge, answers, pictures_by_name(pictures, answers), recorder)
+    scores = clip_scores(judge, answers, images_by_name(images, answers), recorder)
     assert sorted(scores.skipped) == ["1.png", "3.png"]
-    assert [str(pictures / "1.png") in warning for warning in recorder.warned] == [True, False]
+    assert [str(images / "1.png") in warning for warning in recorder.warned] == [True, False]
     good = {name: texts for name, texts in answers.items() if name not in scores.skipped}
-    alone = clip_scores(judge, good, pictures_by_name(pictures, good))
+    alone = clip_scores(judge, good, images_by_name(images, good))
     assert scores.names == alone.names
     np.testing.assert_allclose(scores.values, alone.values, atol=ATOL)
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6])
-def test_pictures_are_judged_as_stored(judge: Clip, pictures: Path, orientation: int) -> None:
+def test_images_are_judged_as_stored(judge: Clip, images: Path, orientation: int) -> None:
     """An EXIF orientation turns nothing. Oracle: open_clip's features of what `PIL.Image.open`
     gives.
     """
     exif = Image.Exif()
     exif[0x0112] = orientation
-    picture = pictures / "turned.jpg"
-    Image.open(pictures / "1.png").save(picture, exif=exif)
+    image = images / "turned.jpg"
+    Image.open(images / "1.png").save(image, exif=exif)
     answers = {"turned.jpg": ("the cat",)}
-    scores = clip_scores(judge, answers, pictures_by_name(pictures, answers))
-    with Image.open(picture) as image:
+    scores = clip_scores(judge, answers, images_by_name(images, answers))
+    with Image.open(image) as image:
         features = toy.image_features(toy.weights(), toy.pixels(image, SIDE)[None])
     expected = features @ toy.text_features(toy.weights(), toy.ids(["the cat"])).T
     assert scores.means[0] == pytest.approx(float(expected), abs=ATOL)
 
 
-def test_no_readable_picture(judge: Clip, tmp_path: Path) -> None:
+def test_no_readable_image(judge: Clip, tmp_path: Path) -> None:
     """There is no score of nothing. Oracle: the message."""
     (tmp_path / "a.jpg").touch()
     answers = {"a.jpg": ("the cat",)}
-    with pytest.raises(PictureError, match="none of 1 pictures can be read"):
-        clip_scores(judge, answers, pictures_by_name(tmp_path, answers))
+    with pytest.raises(ImageError, match="none of 1 images can be read"):
+        clip_scores(judge, answers, images_by_name(tmp_path, answers))
 
 
-def test_pictures_that_are_not_there(pictures: Path) -> None:
+def test_images_that_are_not_there(images: Path) -> None:
     """Missing and ambiguous base names are refused before anything is computed. Oracle: the
     messages.
     """
-    with pytest.raises(PictureError, match=r"2 of 3 pictures are not in .*\n  missing: x, y$"):
-        pictures_by_name(pictures, ["1.png", "y", "x"])
-    (pictures / "deeper" / "1.png").touch()
-    with pytest.raises(PictureError, match=r"two pictures are called `1.png`"):
-        pictures_by_name(pictures, ["1.png"])
-    assert list(pictures_by_name(pictures, ["2.png"])) == ["2.png"]
-    assert list(pictures_by_name(pictures / "3.png", ["3.png"])) == ["3.png"]
+    with pytest.raises(ImageError, match=r"2 of 3 images are not in .*\n  missing: x, y$"):
+        images_by_name(images, ["1.png", "y", "x"])
+    (images / "deeper" / "1.png").touch()
+    with pytest.raises(ImageError, match=r"two images are called `1.png`"):
+        images_by_name(images, ["1.png"])
+    assert list(images_by_name(images, ["2.png"])) == ["2.png"]
+    assert list(images_by_name(images / "3.png", ["3.png"])) == ["3.png"]
 
 
 # Bad input ---------------------------------------------------------------------------------------
@@ -434,7 +434,7 @@ def test_the_configuration_of_another_clip(tmp_path: Path) -> None:
             Clip.load(tmp_path)
 
 
-def test_another_way_to_show_pictures(folder: Path) -> None:
+def test_another_way_to_show_images(folder: Path) -> None:
     """What would be judged wrongly is refused. Oracle: the message."""
     shown = {"preprocess_cfg": {"resize_mode": "squash"}}
     (folder / "open_clip_config.json").write_text(json.dumps(shown))

@@ -33,7 +33,7 @@ def side(path: Path, **answers: str) -> Predictions:
 def test_a_file_is_flat_sorted_and_grows(
     tmp_path_factory: pytest.TempPathFactory, first: dict[str, str], more: dict[str, str]
 ) -> None:
-    """After every picture the file holds all answers so far, over two runs, whatever characters
+    """After every image the file holds all answers so far, over two runs, whatever characters
     names and answers have. Oracle: a dict, sorted.
     """
     path = tmp_path_factory.mktemp("predictions") / "a.json"
@@ -41,9 +41,9 @@ def test_a_file_is_flat_sorted_and_grows(
     for answers in (first, more):
         file = PredictionFile(path, SETTINGS)
         assert file.answers == expected
-        for picture, answer in answers.items():
-            file.record(picture, answer)
-            expected[picture] = answer
+        for image, answer in answers.items():
+            file.record(image, answer)
+            expected[image] = answer
             assert list(json.loads(path.read_bytes()).items()) == sorted(expected.items())
 
 
@@ -117,15 +117,15 @@ def test_answers_to_another_question_are_not_mixed(tmp_path: Path) -> None:
 def test_names_in_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Paths are made absolute; base names must differ. Oracle: the working folder, the message."""
     monkeypatch.chdir(tmp_path)
-    pictures = ["a/1.jpg", "b/2.jpg"]
-    assert keys_of([*pictures, "/c.tar/3.jpg"], base_names=False) == {
+    images = ["a/1.jpg", "b/2.jpg"]
+    assert keys_of([*images, "/c.tar/3.jpg"], base_names=False) == {
         "a/1.jpg": f"{tmp_path}/a/1.jpg",
         "b/2.jpg": f"{tmp_path}/b/2.jpg",
         "/c.tar/3.jpg": "/c.tar/3.jpg",
     }
-    assert keys_of(pictures, base_names=True) == {"a/1.jpg": "1.jpg", "b/2.jpg": "2.jpg"}
-    with pytest.raises(UsageError, match=r"2 pictures share the base name `1.jpg`\n.*a/1.jpg, c/1"):
-        keys_of([*pictures, "c/1.jpg"], base_names=True)
+    assert keys_of(images, base_names=True) == {"a/1.jpg": "1.jpg", "b/2.jpg": "2.jpg"}
+    with pytest.raises(UsageError, match=r"2 images share the base name `1.jpg`\n.*a/1.jpg, c/1"):
+        keys_of([*images, "c/1.jpg"], base_names=True)
 
 
 # Read --------------------------------------------------------------------------------------------
@@ -160,7 +160,7 @@ def test_a_missing_file(tmp_path: Path) -> None:
 # Match -------------------------------------------------------------------------------------------
 
 
-def test_pictures_match_by_base_name(tmp_path: Path) -> None:
+def test_images_match_by_base_name(tmp_path: Path) -> None:
     """One side has paths, the other base names. Oracle: the pairs, by hand."""
     ours = Predictions(tmp_path / "a", {"x/2.jpg": "two", "y/1.jpg": "one"})
     theirs = Predictions(tmp_path / "b", {"1.jpg": "ein", "2.jpg": "zwei"})
@@ -169,14 +169,14 @@ def test_pictures_match_by_base_name(tmp_path: Path) -> None:
     assert match([ours]) == {"1.jpg": ("one",), "2.jpg": ("two",)}
 
 
-def test_pictures_that_do_not_match(tmp_path: Path) -> None:
+def test_images_that_do_not_match(tmp_path: Path) -> None:
     """The odd ones are named per file; `common` leaves them out. Oracle: the message."""
     ours = side(tmp_path / "a.json", **{f"{i}_jpg": "" for i in range(9)})
     theirs = side(tmp_path / "b.json", **{f"{i}_jpg": "" for i in range(2, 10)})
     with pytest.raises(UsageError) as caught:
         match([ours, theirs])
     assert caught.value.message == (
-        "the files do not have the same pictures; 7 are in all\n"
+        "the files do not have the same images; 7 are in all\n"
         f"  {tmp_path}/a.json has besides: 2 (0.jpg, 1.jpg)\n"
         f"  {tmp_path}/b.json has besides: 1 (9.jpg)"
     )
@@ -184,13 +184,13 @@ def test_pictures_that_do_not_match(tmp_path: Path) -> None:
 
 
 def test_nothing_matches(tmp_path: Path) -> None:
-    """No common picture is an error even where only common ones are wanted; so is an empty file,
+    """No common image is an error even where only common ones are wanted; so is an empty file,
     and an ambiguous name. Oracle: the messages.
     """
     ours = side(tmp_path / "a.json", **{f"{i}_jpg": "" for i in range(9)})
     with pytest.raises(UsageError, match=r"9 \(0.jpg, 1.jpg, 2.jpg, 3.jpg, 4.jpg and 4 more\)"):
         match([ours, side(tmp_path / "b.json", x_jpg="")], common=True)
-    with pytest.raises(UsageError, match=r"no picture is in the file\n.*a.json: none"):
+    with pytest.raises(UsageError, match=r"no image is in the file\n.*a.json: none"):
         match([side(tmp_path / "a.json")])
     twice = Predictions(tmp_path / "c.json", {"x/1.jpg": "", "y/1.jpg": ""})
     with pytest.raises(UsageError, match=r"base name `1.jpg`\n  in .*c.json: x/1.jpg, y/1.jpg"):

@@ -1,4 +1,4 @@
-"""Paired comparison. The oracles are closed forms, all resamples of few pictures, and the level."""
+"""Paired comparison. The oracles are closed forms, all resamples of few images, and the level."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pairs = st.lists(st.tuples(finite, finite), min_size=1, max_size=40)
 
 
 def test_the_interval_is_that_of_the_normal_law() -> None:
-    """With many pictures the interval becomes mean ± 1.96 standard errors. Oracle: that closed
+    """With many images the interval becomes mean ± 1.96 standard errors. Oracle: that closed
     form; the tolerance is three errors of a quantile from so many resamples.
     """
     random = np.random.default_rng(7)
@@ -42,7 +42,7 @@ def test_the_interval_is_that_of_the_normal_law() -> None:
 
 
 def test_the_interval_is_that_of_all_parts_and_resamples() -> None:
-    """For six pictures every part and all 6^6 resamples can be listed. Oracle: both intervals
+    """For six images every part and all 6^6 resamples can be listed. Oracle: both intervals
     worked out from the lists; where resamples are drawn, within four errors of sampling.
     """
     differences = np.array([0.11, -0.07, 0.23, 0.05, -0.019, 0.3])
@@ -66,7 +66,7 @@ def test_the_interval_is_that_of_all_parts_and_resamples() -> None:
 @given(pairs)
 def test_exchanging_the_sides_exchanges_the_verdict(scores: list[tuple[float, float]]) -> None:
     """The sides are treated alike. Oracle: symmetry; the interval of -x is the mirrored one of x,
-    and there is none below six pictures.
+    and there is none below six images.
     """
     first, second = np.array(scores).T
     made, mirrored = compare(first, second), compare(second, first)
@@ -114,7 +114,7 @@ def verdicts(kind: str, count: int, shift: float = 0.0) -> Counter[str]:
 def test_no_difference_is_seldom_taken_for_one(
     monkeypatch: pytest.MonkeyPatch, kind: str, count: int
 ) -> None:
-    """However few the pictures. Oracle: the level; of 400 trials without a difference a share of
+    """However few the images. Oracle: the level; of 400 trials without a difference a share of
     5 % may err, and three errors of that share more.
     """
     monkeypatch.setattr(statistics, "RESAMPLES", 1000)
@@ -127,7 +127,7 @@ def test_a_clear_difference_is_shown(
     monkeypatch: pytest.MonkeyPatch, count: int, least: float
 ) -> None:
     """Being right is not bought with silence. Oracle: four standard errors are shown in 98 % of
-    trials where the deviation is known; few pictures, which have to estimate it, may lose some.
+    trials where the deviation is known; few images, which have to estimate it, may lose some.
     """
     monkeypatch.setattr(statistics, "RESAMPLES", 1000)
     seen = verdicts("normal", count, shift=4 / math.sqrt(count))
@@ -165,7 +165,7 @@ def test_verdicts() -> None:
 
 
 @pytest.mark.parametrize(("confidence", "needed"), [(0.95, 6), (0.8, 4), (0.99, 8)])
-def test_few_pictures_show_nothing(confidence: float, needed: int) -> None:
+def test_few_images_show_nothing(confidence: float, needed: int) -> None:
     """However clearly they lean one way. Oracle: the sign test; n coins fall alike with
     probability 2^(1-n), which must not exceed what the confidence leaves.
     """
@@ -177,15 +177,15 @@ def test_few_pictures_show_nothing(confidence: float, needed: int) -> None:
 @pytest.mark.parametrize(
     ("count", "confidence", "words"),
     [
-        (1, 0.95, "+0.5, no interval: 1 picture cannot show anything at 95%"),
-        (5, 0.95, "+0.5, no interval: 5 pictures cannot show anything at 95%"),
-        (8, 0.995, "+0.5, no interval: 8 pictures cannot show anything at 99.5%"),
-        (9, 0.995, "+0.5, 99.5% interval +0.5 to +0.5, 9 pictures"),
-        (9, 0.57, "+0.5, 57% interval +0.5 to +0.5, 9 pictures"),
+        (1, 0.95, "+0.5, no interval: 1 image cannot show anything at 95%"),
+        (5, 0.95, "+0.5, no interval: 5 images cannot show anything at 95%"),
+        (8, 0.995, "+0.5, no interval: 8 images cannot show anything at 99.5%"),
+        (9, 0.995, "+0.5, 99.5% interval +0.5 to +0.5, 9 images"),
+        (9, 0.57, "+0.5, 57% interval +0.5 to +0.5, 9 images"),
     ],
 )
 def test_the_evidence_in_words(count: int, confidence: float, words: str) -> None:
-    """The level is not rounded, and too few pictures have no interval. Oracle: the words."""
+    """The level is not rounded, and too few images have no interval. Oracle: the words."""
     made = compare(np.full(count, 0.75), np.full(count, 0.25), confidence=confidence)
     assert made.evidence == words
     assert (made.verdict == "better") == (made.low is not None)
@@ -213,7 +213,7 @@ def test_what_cannot_be_compared(tmp_path: Path) -> None:
     """A level out of range is refused before anything is read. Oracle: the message; the files
     that would be read are not there.
     """
-    with pytest.raises(UsageError, match="0 pictures cannot be compared"):
+    with pytest.raises(UsageError, match="0 images cannot be compared"):
         compare(np.zeros(0), np.zeros(0))
     for confidence in (95, 1, 0, -0.5, math.nan, 0.9999):
         with pytest.raises(UsageError, match=f"{confidence:g} is no confidence") as caught:
@@ -225,7 +225,7 @@ def test_what_cannot_be_compared(tmp_path: Path) -> None:
 
 
 @given(pairs, st.integers(0, 50))
-def test_the_pictures_that_differ_most(scores: list[tuple[float, float]], count: int) -> None:
+def test_the_images_that_differ_most(scores: list[tuple[float, float]], count: int) -> None:
     """Oracle: nothing left out differs more than anything listed, and the order descends."""
     first, second = np.array(scores).T
     names = [f"{i:02}.jpg" for i in range(len(scores))]

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from axcore import BudgetError, BundleError, Registry, ToolchainError, UsageError, read_picture
+from axcore import BudgetError, BundleError, Registry, ToolchainError, UsageError, read_image
 from axcore.evaluate import Measurement, Question, measure_throughput, plot_throughput
 from axcore.evaluate.memory import PeakMemory, explained_memory
 from axcore.evaluate.plots import _lines, _ticks
@@ -26,13 +26,13 @@ from axcore.evaluate.throughput import _greedy, _read, write_table
 from axcore.runtime.runner import Answer, Runner
 
 from ..bundles import Interrupted
-from .answering import PICTURES, PROMPT_MAX, ROWS
+from .answering import IMAGES, PROMPT_MAX, ROWS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-CAT = PICTURES / "cat.jpg"
+CAT = IMAGES / "cat.jpg"
 PETABYTE = 1 << 50
 # As the document that axcore follows has them.
 COLUMNS = [
@@ -58,11 +58,11 @@ def table_of(path: Path) -> list[dict[str, str]]:
 # Measuring ---------------------------------------------------------------------------------------
 
 
-def test_a_sweep(free_model: Path, tmp_path: Path) -> None:
+def test_a_sweep(batched_model: Path, tmp_path: Path) -> None:
     """Every length with every batch; table and JSON say the same. Oracle: the request."""
     out = tmp_path / "deep" / "t.csv"
     done = measure_throughput(
-        free_model, out, image=CAT, prompt="What?", batch_sizes=[1, 3], input_lens=[70, 80],
+        batched_model, out, image=CAT, prompt="What?", batch_sizes=[1, 3], input_lens=[70, 80],
         output_len=5,
     )  # fmt: skip
     asked = [(n, b) for n in (70, 80) for b in (1, 3)]
@@ -79,17 +79,17 @@ def test_a_sweep(free_model: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("backend", ["onnx", "torch"])
-def test_a_batch_is_really_run(free_model: Path, backend: str) -> None:
+def test_a_batch_is_really_run(batched_model: Path, backend: str) -> None:
     """Three prompts at once give, each, the tokens of one alone, whatever ends an answer.
 
     Oracle: the loop of `axcore run`, whose stop tokens are taken away.
     """
-    runner = Runner.open(free_model, Registry(), backend)
-    question, image = Question("Say"), read_picture(CAT)
+    runner = Runner.open(batched_model, Registry(), backend)
+    question, image = Question("Say"), read_image(CAT)
     prompt, rows = _read(runner, question, image, 3)
     tokens = np.stack(list(_greedy(runner, prompt, rows, 9)), 1)
     assert rows.shape[:2] == (3, len(prompt.input_ids))
-    alone = Runner.open(free_model, Registry(), backend)
+    alone = Runner.open(batched_model, Registry(), backend)
     object.__setattr__(alone.deployment, "stop_ids", frozenset())
     prompt = alone.prepare(question.messages(image))
     object.__setattr__(prompt, "stop_ids", ())
@@ -98,8 +98,8 @@ def test_a_batch_is_really_run(free_model: Path, backend: str) -> None:
     assert tokens.tolist() == [answer.token_ids] * 3
 
 
-def test_pictures_are_run_anew_for_every_prompt(free_model: Path, tmp_path: Path) -> None:
-    """A picture remembered from the warm-up would leave its time out.
+def test_images_are_run_anew_for_every_prompt(batched_model: Path, tmp_path: Path) -> None:
+    """An image remembered from the warm-up would leave its time out.
 
     Oracle: the count of runs: 1 + 2 prompts of the warm-ups, as many measured.
     """
@@ -122,13 +122,18 @@ def test_pictures_are_run_anew_for_every_prompt(free_model: Path, tmp_path: Path
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Runner, "open", counting)
         measure_throughput(
-            free_model, tmp_path / "t.csv", image=CAT, prompt="a", batch_sizes=[1, 2], output_len=2
+            batched_model,
+            tmp_path / "t.csv",
+            image=CAT,
+            prompt="a",
+            batch_sizes=[1, 2],
+            output_len=2,
         )
     assert runs == 2 * (1 + 2)
 
 
 def test_text_alone(model: Path, tmp_path: Path) -> None:
-    """Without a picture nothing stands for one; prompt and answer may fill the 128 positions.
+    """Without an image nothing stands for one; prompt and answer may fill the 128 positions.
 
     Oracle: the length, padded as asked.
     """
@@ -139,20 +144,22 @@ def test_text_alone(model: Path, tmp_path: Path) -> None:
     assert (one.input_len, one.embedding_len) == (PROMPT_MAX, 0)
 
 
-def test_an_interrupted_sweep_keeps_what_it_has(free_model: Path, tmp_path: Path) -> None:
+def test_an_interrupted_sweep_keeps_what_it_has(batched_model: Path, tmp_path: Path) -> None:
     """Table and plot show what was measured. Oracle: the files after the first of three."""
     pytest.importorskip("matplotlib")
     out, plot = tmp_path / "t.csv", tmp_path / "t.svg"
     with pytest.raises(KeyboardInterrupt):
         measure_throughput(
-            free_model, out, prompt="a", batch_sizes=[1, 2, 3], output_len=2, plot=plot,
+            batched_model, out, prompt="a", batch_sizes=[1, 2, 3], output_len=2, plot=plot,
             progress=Interrupted(),
         )  # fmt: skip
     assert [row["batch"] for row in table_of(out)] == ["1"]
-    assert b"<!-- %s, onnx, answers of 2 tokens -->" % free_model.name.encode() in plot.read_bytes()
+    assert (
+        b"<!-- %s, onnx, answers of 2 tokens -->" % batched_model.name.encode() in plot.read_bytes()
+    )
 
 
-def test_a_batch_beyond_memory(free_model: Path, tmp_path: Path) -> None:
+def test_a_batch_beyond_memory(batched_model: Path, tmp_path: Path) -> None:
     """The error names the batch and the table with what came before it.
 
     Oracle: numpy's own error, for a petabyte that the second batch wants.
@@ -174,11 +181,11 @@ def test_a_batch_beyond_memory(free_model: Path, tmp_path: Path) -> None:
         patch.setattr(Runner, "open", short)
         how: dict[str, Any] = {"prompt": "a", "output_len": 2, "plot": plot}
         with pytest.raises(BudgetError, match=r"a batch of 6 .*t\.csv keeps the 2 ") as raised:
-            measure_throughput(free_model, out, batch_sizes=[1, 2, 6], **how)
+            measure_throughput(batched_model, out, batch_sizes=[1, 2, 6], **how)
         assert "Unable to allocate 1.00 PiB" in raised.value.message
         assert "below 6" in raised.value.hint
         with pytest.raises(BudgetError, match="nothing was measured before it"):
-            measure_throughput(free_model, out, batch_sizes=[6], **how)
+            measure_throughput(batched_model, out, batch_sizes=[6], **how)
     assert [row["batch"] for row in table_of(out)] == ["1", "2"]
     assert plot.exists()
 
@@ -241,7 +248,7 @@ def test_an_earlier_run_is_replaced(model: Path, tmp_path: Path) -> None:
         assert json.loads(out.with_suffix(".json").read_text())["prompt"] == prompt
 
 
-def test_a_picture_is_not_replaced(tmp_path: Path) -> None:
+def test_an_image_is_not_replaced(tmp_path: Path) -> None:
     """By a plot, even if what is asked about is one itself. Oracle: the files as they were."""
     pytest.importorskip("matplotlib")
     photo, chart = tmp_path / "photo.png", tmp_path / "chart.png"
@@ -249,9 +256,7 @@ def test_a_picture_is_not_replaced(tmp_path: Path) -> None:
     plot_throughput([measurement()], chart, "a chart")
     out = tmp_path / "t.csv"
     refused(tmp_path, out, UsageError, "photo.png is there and is no plot", plot=photo)
-    refused(
-        tmp_path, out, UsageError, "would take the place of the picture", plot=chart, image=chart
-    )
+    refused(tmp_path, out, UsageError, "would take the place of the image", plot=chart, image=chart)
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".json", ".png"])

@@ -20,17 +20,17 @@ from axcore import (
     BundleError,
     Choice,
     GraphError,
-    PictureError,
+    ImageError,
     Registry,
     UsageError,
     hookimpl,
 )
 from axcore.evaluate import dumped_features, measure_vision
-from axcore.evaluate.pictures import Question, pictures_to_judge
+from axcore.evaluate.images import Question, images_to_judge
 from axcore.runtime.backends import EngineBackend
 from axcore.testing import Recorder
 
-from .answering import PICTURES, STEM
+from .answering import IMAGES, STEM
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -80,17 +80,17 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> Registry:
 
 @pytest.fixture(scope="module")
 def features(model: Path) -> dict[str, Any]:
-    """Features of every embedded picture, by base name: float32 ``[1, tokens, width]``."""
+    """Features of every embedded image, by base name: float32 ``[1, tokens, width]``."""
     from axcore.runtime.deployment import Deployment
 
     deployment = Deployment.open(model, Registry())
     vision = EngineBackend("onnx", ".onnx").vision(deployment, {})
     found = {}
-    for picture in pictures_to_judge(PICTURES):
-        messages = Question().messages(picture.load())
+    for image in images_to_judge(IMAGES):
+        messages = Question().messages(image.load())
         prompt = deployment.hook("prepare_prompt", job=deployment.job, messages=messages)
-        (sample,) = prompt.pictures["vision"]
-        found[Path(picture.name).name] = vision.features(sample)["vision"]
+        (sample,) = prompt.images["vision"]
+        found[Path(image.name).name] = vision.features(sample)["vision"]
     return found
 
 
@@ -108,11 +108,11 @@ class _Noise(CalibrationDataReader):  # type: ignore[misc]
 def test_a_backend_against_another(
     model: Path, registry: Registry, features: dict[str, Any]
 ) -> None:
-    """Every picture and component, the worst first. Oracle: signal and shift, by hand."""
-    found = measure_vision(model, PICTURES, backend="shifted", against="onnx", registry=registry)
-    assert {Path(one.picture).name for one in found.results} == set(features)
+    """Every image and component, the worst first. Oracle: signal and shift, by hand."""
+    found = measure_vision(model, IMAGES, backend="shifted", against="onnx", registry=registry)
+    assert {Path(one.image).name for one in found.results} == set(features)
     for one in found.results:
-        signal = features[Path(one.picture).name].astype(np.float64)
+        signal = features[Path(one.image).name].astype(np.float64)
         expected = 10 * math.log10(float((signal**2).mean()) / SHIFT**2)
         assert one.component == "vision"
         assert one.max_abs == pytest.approx(SHIFT, rel=1e-3)
@@ -127,7 +127,7 @@ def test_the_checkpoint_in_torch_is_the_reference(model: Path) -> None:
 
     Oracle: PyTorch, with the weights that the bundle was made from.
     """
-    found = measure_vision(model, PICTURES)
+    found = measure_vision(model, IMAGES)
     assert found.skipped == {}
     assert all(one.cosine > 0.999999 and one.snr_db > 80 for one in found.results)
 
@@ -141,7 +141,7 @@ def test_each_side_has_its_own_options(
 ) -> None:
     """A backend compared with itself under other options differs. Oracle: the shifts."""
     found = measure_vision(
-        model, PICTURES / "cat.jpg", backend="shifted", against="shifted", options=ours,
+        model, IMAGES / "cat.jpg", backend="shifted", against="shifted", options=ours,
         reference_options=theirs, registry=registry,
     )  # fmt: skip
     assert found.results[0].max_abs == pytest.approx(apart, rel=1e-3)
@@ -150,7 +150,7 @@ def test_each_side_has_its_own_options(
 def test_the_reference_stays_in_float32(model: Path) -> None:
     """Whatever precision is judged by it. Oracle: bfloat16's 8 bits are worth less than 60 dB."""
     (found,) = measure_vision(
-        model, PICTURES / "cat.jpg", backend="torch", against="torch", options={"dtype": "bfloat16"}
+        model, IMAGES / "cat.jpg", backend="torch", against="torch", options={"dtype": "bfloat16"}
     ).results
     assert 10 < found.snr_db < 60
 
@@ -167,7 +167,7 @@ def test_an_option_that_a_side_lacks(model: Path, registry: Registry, tmp_path: 
     ):
         arguments: dict[str, Any] = {"against": "onnx", "registry": registry, **given}
         with pytest.raises(UsageError, match=message):
-            measure_vision(model, PICTURES, **arguments)
+            measure_vision(model, IMAGES, **arguments)
 
 
 def test_a_quantised_file(model: Path, registry: Registry, tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_a_quantised_file(model: Path, registry: Registry, tmp_path: Path) -> No
     )  # fmt: skip
     found = {
         path: measure_vision(
-            model, PICTURES / "cat.jpg", onnx=[path], against="onnx", registry=registry
+            model, IMAGES / "cat.jpg", onnx=[path], against="onnx", registry=registry
         ).results[0]
         for path in (exact, quantised)
     }
@@ -198,7 +198,7 @@ def test_a_file_of_another_graph(model: Path, registry: Registry) -> None:
     """Its ports are named beside those of the graphs. Oracle: the message."""
     (head,) = model.glob("*_post.onnx")
     with pytest.raises(GraphError, match="takes the place of no graph") as raised:
-        measure_vision(model, PICTURES, onnx=[head], against="onnx", registry=registry)
+        measure_vision(model, IMAGES, onnx=[head], against="onnx", registry=registry)
     assert "hidden_states" in raised.value.message
 
 
@@ -213,24 +213,24 @@ def test_a_file_that_is_no_model(model: Path, registry: Registry, tmp_path: Path
     ):
         expected: type[AxcoreError] = error
         with pytest.raises(expected, match=message) as raised:
-            measure_vision(model, PICTURES, onnx=[path], against="onnx", registry=registry)
+            measure_vision(model, IMAGES, onnx=[path], against="onnx", registry=registry)
         assert hint in raised.value.hint
 
 
 def test_features_from_elsewhere(
     model: Path, registry: Registry, features: dict[str, Any], tmp_path: Path
 ) -> None:
-    """Dumps are matched by base name; a missing one leaves its picture out.
+    """Dumps are matched by base name; a missing one leaves its image out.
 
-    Oracle: what was dumped: the reference, halved for one picture.
+    Oracle: what was dumped: the reference, halved for one image.
     """
     for name, array in features.items():
         path = dumped_features(tmp_path, "vision", name)
         path.parent.mkdir(exist_ok=True)
         np.save(path, array / 2 if name == "cat.jpg" else array)
     (tmp_path / "vision" / "rocket.jpg.npy").unlink()
-    found = measure_vision(model, PICTURES, features=tmp_path, against="onnx", registry=registry)
-    assert Path(found.results[0].picture).name == "cat.jpg"
+    found = measure_vision(model, IMAGES, features=tmp_path, against="onnx", registry=registry)
+    assert Path(found.results[0].image).name == "cat.jpg"
     assert found.results[0].cosine == pytest.approx(1)
     assert found.results[0].snr_db == pytest.approx(20 * math.log10(2))
     assert all(one.snr_db == math.inf for one in found.results[1:])
@@ -241,7 +241,7 @@ def test_features_from_elsewhere(
 def test_no_reference_is_run_without_features(
     model: Path, registry: Registry, tmp_path: Path
 ) -> None:
-    """A folder that is missing stops all, a missing dump its picture; what came later would be
+    """A folder that is missing stops all, a missing dump its image; what came later would be
     lost work. Oracle: what a reference is asked for, and the warnings.
     """
     asked, recorder = [], Recorder()
@@ -254,18 +254,18 @@ def test_no_reference_is_run_without_features(
         patch.setattr(_Off, "features", features)
         how: dict[str, Any] = {"against": "shifted", "registry": registry, "progress": recorder}
         with pytest.raises(UsageError, match="missing is no folder") as raised:
-            measure_vision(model, PICTURES, features=tmp_path / "missing", **how)
+            measure_vision(model, IMAGES, features=tmp_path / "missing", **how)
         assert recorder.warned == []
         assert "missing/vision/photo.jpg.npy" in raised.value.hint
         (tmp_path / "vision").mkdir()
         with pytest.raises(UsageError, match="cannot be read as features"):
-            measure_vision(model, PICTURES / "cat.jpg", features=tmp_path, **how)
+            measure_vision(model, IMAGES / "cat.jpg", features=tmp_path, **how)
     assert asked == []
     assert len(recorder.warned) == 1
 
 
 def test_a_side_that_does_not_open(model: Path, registry: Registry, tmp_path: Path) -> None:
-    """Is told of once, not for every picture: a file is missing, or memory for a petabyte.
+    """Is told of once, not for every image: a file is missing, or memory for a petabyte.
 
     Oracle: the errors, and that there is no warning.
     """
@@ -273,23 +273,23 @@ def test_a_side_that_does_not_open(model: Path, registry: Registry, tmp_path: Pa
     shutil.copytree(model, bundle)
     (bundle / f"{STEM}.onnx").unlink()
     with pytest.raises(BundleError, match=f"{STEM}.onnx is missing"):
-        measure_vision(bundle, PICTURES, against="onnx", registry=registry, progress=recorder)
+        measure_vision(bundle, IMAGES, against="onnx", registry=registry, progress=recorder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_Off, "open", lambda _: np.empty(1 << 50, np.uint8))
         with pytest.raises(BudgetError, match=r"does not fit into memory\n  Unable to allocate"):
-            measure_vision(model, PICTURES, against="shifted", registry=registry, progress=recorder)
+            measure_vision(model, IMAGES, against="shifted", registry=registry, progress=recorder)
     assert recorder.warned == []
 
 
 def test_nothing_to_compare(model: Path, registry: Registry, tmp_path: Path) -> None:
-    """No dump at all, two ways at once, no such backend, no picture. Oracle: the messages."""
+    """No dump at all, two ways at once, no such backend, no image. Oracle: the messages."""
     for arguments, error, message in (
         ({"features": tmp_path}, UsageError, "has no folder vision"),
         ({"features": tmp_path, "onnx": [tmp_path]}, UsageError, "both given"),
         ({"backend": "nothing"}, UsageError, "no backend `nothing`"),
-        ({"images": tmp_path}, PictureError, "holds no JPEG"),
+        ({"images": tmp_path}, ImageError, "holds no JPEG"),
     ):
-        given: dict[str, Any] = {"images": PICTURES, "against": "onnx", **arguments}
+        given: dict[str, Any] = {"images": IMAGES, "against": "onnx", **arguments}
         expected: type[AxcoreError] = error
         with pytest.raises(expected, match=message):
             measure_vision(model, registry=registry, **given)

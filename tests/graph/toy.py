@@ -47,7 +47,7 @@ def tensors(depth: int, seed: int = 0) -> dict[str, Tensor]:
 
 
 def reference(pixels: Tensor, t: Mapping[str, Tensor], depth: int) -> Tensor:
-    """Return the tokens ``[ROWS, OUT]`` of pictures ``[1, 3, SIDE_PX, SIDE_PX]``."""
+    """Return the tokens ``[ROWS, OUT]`` of images ``[1, 3, SIDE_PX, SIDE_PX]``."""
     conv = F.conv2d(pixels, t["tower.patch.weight"], t["tower.patch.bias"], PATCH_PX)
     first = conv[0].flatten(1).T
     x = first + positions()
@@ -70,7 +70,7 @@ def positions() -> Tensor:
 
 
 class Prologue(nn.Module):
-    """Pictures to the state: rows to be transformed, and the untouched rows beside them."""
+    """Images to the state: rows to be transformed, and the untouched rows beside them."""
 
     positions: Tensor
 

@@ -12,13 +12,11 @@ from hypothesis import strategies as st
 from axcore import BudgetError, LlmBuildArgs
 from axcore.language import check_prompt_budget
 from axcore.language.build_args import TEXT_TOKENS
-from axcore.types import Profile
+from axcore.model_card import Profile
 
 
-def profile(
-    prefill: int, cache: int, histories: tuple[int, ...] = (), pictures: int = 1
-) -> Profile:
-    return Profile(448, 448, prefill, cache, histories, pictures)
+def profile(prefill: int, cache: int, histories: tuple[int, ...] = (), images: int = 1) -> Profile:
+    return Profile(448, 448, prefill, cache, histories, images)
 
 
 def refusal(profile: Profile, rows: int) -> BudgetError:
@@ -40,24 +38,24 @@ def test_arguments_take_the_lengths_of_the_profile() -> None:
     ("lengths", "rows"),
     [
         (profile(320, 1023), 256),
-        (profile(512, 1023, pictures=4), 121),
+        (profile(512, 1023, images=4), 121),
         (profile(128, 2047, tuple(range(128, 1153, 128))), 256),
         (profile(64, 64), 40),
     ],
 )
-def test_published_lengths_hold_their_pictures(lengths: Profile, rows: int) -> None:
+def test_published_lengths_hold_their_images(lengths: Profile, rows: int) -> None:
     """Oracle: builds that exist; for the last, full to the token, the sum."""
     check_prompt_budget(lengths, rows)
 
 
-def test_a_prompt_without_room_for_a_picture_says_what_would_do() -> None:
+def test_a_prompt_without_room_for_an_image_says_what_would_do() -> None:
     """Oracle: the arithmetic by hand: 256 + 24 tokens against 128."""
     error = refusal(profile(128, 1023), 256)
     assert "needs 280 tokens, but holds 128" in error.message
     assert "1 of 256 tokens each (448x448 px), and 24 for text" in error.message
     assert "--prefill-len 320" in error.hint
     assert "--last-kv-cache-len up to 256" in error.hint
-    assert "at most 104 tokens a picture" in error.hint
+    assert "at most 104 tokens an image" in error.hint
     assert "--kv-cache-len" not in error.hint.replace("--last-kv-cache-len", "")
 
 
@@ -68,9 +66,9 @@ def test_one_token_too_many_is_too_many() -> None:
 
 def test_a_longer_prompt_may_need_a_larger_cache() -> None:
     """Oracle: the arithmetic by hand: 2 x 256 + 24 = 536 tokens, 576 in steps of 64."""
-    error = refusal(profile(128, 511, (128,), pictures=2), 256)
+    error = refusal(profile(128, 511, (128,), images=2), 256)
     assert "--last-kv-cache-len up to 512 with --kv-cache-len 640" in error.hint
-    error = refusal(profile(320, 511, pictures=2), 256)
+    error = refusal(profile(320, 511, images=2), 256)
     assert "--prefill-len 576 with --kv-cache-len 576" in error.hint
 
 
@@ -101,24 +99,24 @@ def test_lengths_that_contradict_each_other_are_refused(
     prefill=st.integers(1, 640),
     chunks=st.integers(0, 8),
     cache=st.integers(1, 4096),
-    pictures=st.integers(1, 8),
+    images=st.integers(1, 8),
     rows=st.integers(1, 1024),
 )
 def test_following_the_remedy_works(
-    prefill: int, chunks: int, cache: int, pictures: int, rows: int
+    prefill: int, chunks: int, cache: int, images: int, rows: int
 ) -> None:
     """Whatever is refused is accepted once the first remedy is followed, and what is accepted
     has room. Oracle: the check itself, and the sum.
     """
     histories = tuple(prefill * (index + 1) for index in range(chunks))
-    lengths = profile(prefill, cache, histories, pictures)
-    for _ in range(2):  # the cache first, then the pictures
+    lengths = profile(prefill, cache, histories, images)
+    for _ in range(2):  # the cache first, then the images
         try:
             check_prompt_budget(lengths, rows)
         except BudgetError as error:
             lengths = mended(lengths, error.hint.partition(", or ")[0])
     check_prompt_budget(lengths, rows)
-    assert pictures * rows + TEXT_TOKENS <= lengths.max_prompt <= lengths.kv_cache_len
+    assert images * rows + TEXT_TOKENS <= lengths.max_prompt <= lengths.kv_cache_len
 
 
 def mended(lengths: Profile, hint: str) -> Profile:

@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from axcore.checkpoint import Checkpoint
 from axcore.language.checkpoint import checkpoint_bytes, write_checkpoint
+from axcore.language_model import LlmCheckpoint
 from axcore.progress import Silent
-from axcore.types import LlmCheckpoint
 
 if TYPE_CHECKING:
     from pathlib import Path

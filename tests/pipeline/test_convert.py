@@ -19,7 +19,7 @@ from PIL import Image
 
 import axcore
 from axcore import BudgetError, UsageError
-from axcore.calibration import find_pictures
+from axcore.calibration import find_images
 from axcore.checkpoint import Checkpoint
 from axcore.files import sha256
 from axcore.testing import Recorder
@@ -27,8 +27,8 @@ from axcore_plugins_qwen25vl.preprocess import IMAGE_CALIBRATION, patches
 
 from ..bundles import (
     EMBEDDING,
+    IMAGES,
     MODEL,
-    PICTURES,
     STEM,
     TEXT_SHARD,
     change_json,
@@ -66,12 +66,12 @@ def manifest_of(folder: Path) -> dict[str, Any]:
 
 
 def feed_of(folder: Path) -> np.ndarray[Any, Any]:
-    """Return what the graph receives of the first calibration picture, as Pulsar2 makes it.
+    """Return what the graph receives of the first calibration image, as Pulsar2 makes it.
 
     The tool reads a PNG as BGR and hands it on in that order.
     """
-    with Image.open(folder / "calib_vision_data/data_0.png") as picture:
-        return IMAGE_CALIBRATION.graph_input(np.asarray(picture)[..., ::-1])
+    with Image.open(folder / "calib_vision_data/data_0.png") as image:
+        return IMAGE_CALIBRATION.graph_input(np.asarray(image)[..., ::-1])
 
 
 def run(folder: Path, feed: np.ndarray[Any, Any], *names: str) -> np.ndarray[Any, Any]:
@@ -143,19 +143,19 @@ def test_the_graph_answers_as_transformers_does(converted: Path, checkpoint: Pat
     assert np.abs(ours - theirs).max() <= 1e-5 * np.abs(theirs).max()
 
 
-def test_calibration_pictures_reach_the_graph_as_rgb_patches(converted: Path) -> None:
+def test_calibration_images_reach_the_graph_as_rgb_patches(converted: Path) -> None:
     """Every sample, read as BGR. Oracle: the family's preprocessing of the same photographs."""
-    pictures = find_pictures([PICTURES])
+    images = find_images([IMAGES])
     with tarfile.open(converted / "hidden_states.tar") as archive:
-        assert archive.getnames() == [f"data_{i}.png" for i in range(len(pictures))]
-        for picture, name in zip(pictures, archive.getnames(), strict=True):
+        assert archive.getnames() == [f"data_{i}.png" for i in range(len(images))]
+        for image, name in zip(images, archive.getnames(), strict=True):
             member = archive.extractfile(name)
             assert member is not None
             stored = member.read()
             assert stored == (converted / "calib_vision_data" / name).read_bytes()
             with Image.open(converted / "calib_vision_data" / name) as sample:
                 as_bgr = np.asarray(sample)[..., ::-1]
-            np.testing.assert_array_equal(as_bgr, patches([picture.load()], 448, 448))
+            np.testing.assert_array_equal(as_bgr, patches([image.load()], 448, 448))
 
 
 def test_the_build_configuration_points_at_what_is_there(converted: Path) -> None:
@@ -272,14 +272,14 @@ def test_a_size_that_windows_do_not_fill(checkpoint: Path, tmp_path: Path) -> No
 
 
 def test_video_takes_two_frames_a_step(checkpoint: Path, tmp_path: Path) -> None:
-    """The published profile as it stands: 308 px, P512. Oracle: its table, and six pictures."""
+    """The published profile as it stands: 308 px, P512. Oracle: its table, and six images."""
     bundle = convert(checkpoint, tmp_path / "out", task="video")
     (component,) = bundle.manifest["components"]
     assert component["inputs"][0]["shape"] == [1, 3, 484, 392]
     assert component["outputs"][0]["shape"] == [121, 64]
     assert component["verification"]["cosine"] >= 0.9999
     assert len(list((bundle.folder / "calib_vision_data").iterdir())) == 3
-    frames = [picture.load() for picture in find_pictures([PICTURES])[:2]]
+    frames = [image.load() for image in find_images([IMAGES])[:2]]
     with Image.open(bundle.folder / "calib_vision_data/data_0.png") as sample:
         np.testing.assert_array_equal(np.asarray(sample)[..., ::-1], patches(frames, 308, 308))
     config = json.loads((bundle.folder / f"{STEM}.pulsar2.json").read_text())
@@ -316,7 +316,7 @@ def test_id_alias_and_folder_mean_the_same(bundle: Path, checkpoint: Path, name:
         axcore.convert(
             str(checkpoint),
             bundle,
-            images=[PICTURES],
+            images=[IMAGES],
             options=axcore.Options(embedding_formats=("npy", "f32bin")),
             progress=progress,
         )
@@ -365,7 +365,7 @@ def test_a_float16_checkpoint_is_rounded_for_the_board(
 # What is refused before anything is done ---------------------------------------------------------
 
 
-def test_a_prompt_that_cannot_hold_a_picture_leaves_no_folder(
+def test_a_prompt_that_cannot_hold_an_image_leaves_no_folder(
     checkpoint: Path, tmp_path: Path
 ) -> None:
     """256 tokens in a chunk of 128. Oracle: the arithmetic; nothing is on disk."""

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from axcore import BudgetError, BundleError, PictureError, Registry, VerificationError
+from axcore import BudgetError, BundleError, ImageError, Registry, VerificationError
 
 from ..bundles import (
     EMBEDDING,
+    IMAGES,
     MODEL,
-    PICTURES,
     change_tensors,
     command_line,
     contents,
@@ -130,14 +130,14 @@ def test_a_graph_that_drifts_is_not_published(
     assert contents(bundle) == contents(converted)
 
 
-def test_bad_pictures_leave_the_earlier_bundle(
+def test_bad_images_leave_the_earlier_bundle(
     bundle: Path, converted: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
     """A broken JPEG among good ones. Oracle: its name, and the earlier bundle's bytes."""
     bad = tmp_path / "broken.jpg"
-    bad.write_bytes((PICTURES / "cat.jpg").read_bytes()[:2000])
-    with pytest.raises(PictureError, match=r"broken\.jpg"):
-        convert(checkpoint, bundle, images=[PICTURES, bad])
+    bad.write_bytes((IMAGES / "cat.jpg").read_bytes()[:2000])
+    with pytest.raises(ImageError, match=r"broken\.jpg"):
+        convert(checkpoint, bundle, images=[IMAGES, bad])
     assert contents(bundle) == contents(converted)
 
 

@@ -18,8 +18,8 @@ from axcore.testing import Recorder
 
 from ..bundles import (
     EMBEDDING,
+    IMAGES,
     MODEL,
-    PICTURES,
     STEM,
     change_tensors,
     command_line,
@@ -115,17 +115,17 @@ def test_a_length_of_the_language_model(bundle: Path, checkpoint: Path) -> None:
     assert "--prefill_len 384" in (bundle / "build.sh").read_text()
 
 
-def test_new_pictures(bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
+def test_new_images(bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
     """Mirrored photographs: calibration and verification. Fewer samples leave no old ones.
 
     Oracle: the steps, and the names.
     """
     for name in ("cat.jpg", "rocket.jpg"):
-        with Image.open(PICTURES / name) as picture:
-            picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(tmp_path / name, quality=95)
+        with Image.open(IMAGES / name) as image:
+            image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(tmp_path / name, quality=95)
     progress = Recorder()
-    pictures = [tmp_path / "cat.jpg", tmp_path / "rocket.jpg"]
-    convert(checkpoint, bundle, progress, images=pictures)
+    images = [tmp_path / "cat.jpg", tmp_path / "rocket.jpg"]
+    convert(checkpoint, bundle, progress, images=images)
     # The configuration says how many samples there are.
     assert steps_done(progress) == {"verify-vision", f"calibrate-{STEM}", "toolchain"}
     assert any("too few" in warning for warning in progress.warned)
@@ -134,7 +134,7 @@ def test_new_pictures(bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
 
 
 def test_a_size_is_another_graph(bundle: Path, checkpoint: Path) -> None:
-    """Everything that sees pictures is done again. Oracle: the steps."""
+    """Everything that sees images is done again. Oracle: the steps."""
     done = redone(checkpoint, bundle, height=112, width=112)
     assert {"export-vision", "verify-vision", f"calibrate-{STEM}"} <= done
     assert not {"embedding", "assets"} & done
@@ -220,8 +220,8 @@ def test_without_its_state_a_bundle_is_made_again(bundle: Path, checkpoint: Path
 
 
 def test_verify_alone_repeats_what_the_manifest_says(bundle: Path) -> None:
-    """On the same picture. Oracle: the metrics of the conversion."""
-    (result,) = axcore.verify(bundle, images=[PICTURES])
+    """On the same image. Oracle: the metrics of the conversion."""
+    (result,) = axcore.verify(bundle, images=[IMAGES])
     listed = json.loads((bundle / "axcore.json").read_text())["components"][0]["verification"]
     assert result.metrics() == listed
 

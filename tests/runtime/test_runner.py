@@ -33,7 +33,7 @@ from axcore.runtime.deployment import Deployment
 from axcore.runtime.language import LayerModels
 from axcore.runtime.vision import VisionSide
 
-from ..built import HEAD, LAYER, LIMIT, PICTURE, ROWS, answered, message
+from ..built import HEAD, IMAGE, LAYER, LIMIT, ROWS, answered, message
 from ..bundles import STEM
 from .conftest import CACHE, CHUNK, HISTORIES, VOCABULARY, WIDTH, Array, ToyLanguageModel
 
@@ -82,13 +82,13 @@ def whole(finished: Path) -> Runner:
 
 
 def prompt(
-    ids: Sequence[int], places: Sequence[int] = (), pictures: Sequence[Array] = (), **more: Any
+    ids: Sequence[int], places: Sequence[int] = (), images: Sequence[Array] = (), **more: Any
 ) -> Prompt:
     return Prompt(
         np.array(ids, np.int64),
         np.arange(len(ids))[None],
         {"vision": np.array(places, np.int64)},
-        {"vision": [{"x": picture} for picture in pictures]},
+        {"vision": [{"x": image} for image in images]},
         **more,
     )
 
@@ -207,29 +207,29 @@ def test_no_token_at_all_is_refused(runner: Runner, count: int) -> None:
     assert runner.language.filled == 0
 
 
-# Pictures ----------------------------------------------------------------------------------------
+# Images ----------------------------------------------------------------------------------------
 
 
-def test_rows_of_pictures_take_their_places(
+def test_rows_of_images_take_their_places(
     toy_deployment: Deployment, toy: ToyLanguageModel
 ) -> None:
     """In order, those beyond the last place being padding. Oracle: the embedding and the rows."""
     runner = toy_runner(toy_deployment)
-    pictures = [np.full((3, WIDTH), n, np.float32) for n in (1, 2)]
-    rows = runner.rows(prompt([9, 9, 9, 9, 9, 9], [1, 2, 3, 5], pictures))
+    images = [np.full((3, WIDTH), n, np.float32) for n in (1, 2)]
+    rows = runner.rows(prompt([9, 9, 9, 9, 9, 9], [1, 2, 3, 5], images))
     expected = toy.embedding[[9] * 6]
     expected[[1, 2, 3]], expected[5] = 1, 2
     np.testing.assert_array_equal(rows, expected)
     np.testing.assert_array_equal(runner.rows(prompt([9, 8])), toy.embedding[[9, 8]])
 
 
-def test_a_picture_is_seen_once(toy_deployment: Deployment) -> None:
+def test_an_image_is_seen_once(toy_deployment: Deployment) -> None:
     """Again in the next prompt or in the same, its rows are known, until they are forgotten."""
     features = Features()
     runner = toy_runner(toy_deployment, features)
     one, other = (np.full((1, WIDTH), n, np.float32) for n in (1, 2))
-    for pictures in ([one], [one, one], [one, other]):
-        runner.rows(prompt([9, 9, 9], [1, 2][: len(pictures)], pictures))
+    for images in ([one], [one, one], [one, other]):
+        runner.rows(prompt([9, 9, 9], [1, 2][: len(images)], images))
     assert features.runs == 2
     runner.forget()
     runner.rows(prompt([9, 9, 9], [1], [one]))
@@ -239,7 +239,7 @@ def test_a_picture_is_seen_once(toy_deployment: Deployment) -> None:
 def test_opening_the_vision_side_is_not_time_to_the_first_token(
     toy_deployment: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where a picture comes, and only then, it is opened. Oracle: a clock that tasks move on."""
+    """Where an image comes, and only then, it is opened. Oracle: a clock that tasks move on."""
     clock = 0.0
 
     class Slow(Features):
@@ -262,7 +262,7 @@ def test_opening_the_vision_side_is_not_time_to_the_first_token(
 def test_too_few_rows_are_the_familys_fault(toy_deployment: Deployment) -> None:
     """Both numbers are named."""
     asked = prompt([9, 9, 9], [0, 1], [np.zeros((1, WIDTH), np.float32)])
-    with pytest.raises(ContractError, match="places for 2 rows; its pictures give 1"):
+    with pytest.raises(ContractError, match="places for 2 rows; its images give 1"):
         answer_of(toy_runner(toy_deployment), asked)
 
 
@@ -271,13 +271,13 @@ def test_too_few_rows_are_the_familys_fault(toy_deployment: Deployment) -> None:
 
 def test_the_longest_prompt_passes_and_one_more_token_does_not(whole: Runner) -> None:
     """Oracle: the lengths of the conversion. A letter is a token of the fabricated tokenizer."""
-    frame = len(whole.prepare([message("", PICTURE)]).input_ids)
-    fits = whole.prepare([message("x" * (LIMIT - frame), PICTURE)])
+    frame = len(whole.prepare([message("", IMAGE)]).input_ids)
+    fits = whole.prepare([message("x" * (LIMIT - frame), IMAGE)])
     assert len(fits.input_ids) == LIMIT
     assert answer_of(whole, fits, None, 1).prompt_tokens == LIMIT
-    expected = f"has {LIMIT + 1} tokens, {ROWS} of them for pictures; this build reads {LIMIT}"
+    expected = f"has {LIMIT + 1} tokens, {ROWS} of them for images; this build reads {LIMIT}"
     with pytest.raises(BudgetError, match=expected):
-        whole.prepare([message("x" * (LIMIT - frame + 1), PICTURE)])
+        whole.prepare([message("x" * (LIMIT - frame + 1), IMAGE)])
 
 
 def test_a_prompt_needs_no_layer_model(own: Path, whole: Runner) -> None:
@@ -286,17 +286,17 @@ def test_a_prompt_needs_no_layer_model(own: Path, whole: Runner) -> None:
         path.unlink()
     registry = Registry()
     deployment = Deployment.open(own, registry)
-    asked = [message("What?", PICTURE)]
+    asked = [message("What?", IMAGE)]
     made = runner_module.prepare_prompt(deployment, registry, asked)
     np.testing.assert_array_equal(made.input_ids, whole.prepare(asked).input_ids)
     with pytest.raises(BudgetError, match=f"this build reads {LIMIT}"):
         runner_module.prepare_prompt(deployment, registry, [message("x" * LIMIT)])
 
 
-def test_a_picture_matters(whole: Runner) -> None:
+def test_an_image_matters(whole: Runner) -> None:
     """Answers differ by what is seen. Oracle: none needed; equal rows would be equal answers."""
     red, blue = (Image.new("RGB", (84, 56), colour) for colour in ("red", "blue"))
-    rows = [whole.rows(whole.prepare([message("?", picture)])) for picture in (red, blue)]
+    rows = [whole.rows(whole.prepare([message("?", image)])) for image in (red, blue)]
     assert (rows[0] != rows[1]).any(1).sum() == ROWS
 
 
@@ -304,7 +304,7 @@ def test_a_picture_matters(whole: Runner) -> None:
 def test_a_board_answers_alike(
     own: Path, whole: Runner, monkeypatch: pytest.MonkeyPatch, takes: str
 ) -> None:
-    """Through the module that a board has, with pictures as numbers or as bytes.
+    """Through the module that a board has, with images as numbers or as bytes.
 
     The simulation stands in for the board's module, ONNX models for compiled ones; the vision
     model in bytes normalises them itself, as compiled ones do. Oracle: the answer of this machine.
@@ -315,7 +315,7 @@ def test_a_board_answers_alike(
         take_bytes(own / f"{STEM}.axmodel", whole)
     monkeypatch.setitem(sys.modules, "axengine", axengine_sim)
     board = axcore.load(own, backend="axengine")
-    asked, sampling = [message("What?", PICTURE)], Sampling(3.0, seed=1)
+    asked, sampling = [message("What?", IMAGE)], Sampling(3.0, seed=1)
     rows = [runner.rows(runner.prepare(asked)) for runner in (board, whole)]
     np.testing.assert_allclose(*rows, rtol=0, atol=1e-5)
     expected = answered(whole, asked, sampling, 12)
@@ -336,11 +336,11 @@ def take_bytes(path: Path, runner: Runner) -> None:
         helper.make_node("Cast", ["bytes"], ["numbers"], to=TensorProto.FLOAT),
         helper.make_node("Sub", ["numbers", "mean"], ["centred"]),
         helper.make_node("Div", ["centred", "std"], ["normalised"]),
-        helper.make_node("Transpose", ["normalised"], ["picture"], perm=[0, 3, 1, 2]),
+        helper.make_node("Transpose", ["normalised"], ["image"], perm=[0, 3, 1, 2]),
     ]
     name = port.name
     for node in graph.node:
-        node.input[:] = ["picture" if source == name else source for source in node.input]
+        node.input[:] = ["image" if source == name else source for source in node.input]
     rest = list(graph.node)
     del graph.node[:]
     nodes[0].input[0] = name

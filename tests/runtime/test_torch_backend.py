@@ -72,14 +72,14 @@ class Case:
         system = {"role": "system", "content": ""}
         self.beginning = [] if model in SYSTEMLESS else [system]
 
-    def picture(self, seed: int) -> Image.Image:
+    def image(self, seed: int) -> Image.Image:
         noise = np.random.default_rng(seed).integers(0, 256, (5, 7, 3), dtype=np.uint8)
         return Image.fromarray(noise).resize(self.size, Image.Resampling.BILINEAR)
 
     def talk(self, text: str, *seeds: int) -> list[Any]:
-        """Return a question about pictures."""
-        pictures = [{"type": "image", "image": self.picture(seed)} for seed in seeds]
-        content = [*pictures, {"type": "text", "text": text}]
+        """Return a question about images."""
+        images = [{"type": "image", "image": self.image(seed)} for seed in seeds]
+        content = [*images, {"type": "text", "text": text}]
         return [*self.beginning, {"role": "user", "content": content}]
 
 
@@ -124,7 +124,7 @@ def logits(language: LanguageModel, rows: Array, steps: Array, positions: Array)
 
 
 def test_answers_equal_those_of_the_layer_models(case: Case) -> None:
-    """The same greedy tokens in float32: text alone, a picture, two, and the same again.
+    """The same greedy tokens in float32: text alone, an image, two, and the same again.
 
     Oracle: the layer models under ONNX Runtime, which were made of other code.
     """
@@ -217,7 +217,7 @@ def test_an_interrupted_token_leaves_the_cache_good(case: Case) -> None:
 
 def test_features_of_every_component_are_close(case: Case) -> None:
     """Component by component, in the order data flows. Oracle: the exported graphs."""
-    (samples,) = case.torch.prepare(case.talk("?", 7)).pictures.values()
+    (samples,) = case.torch.prepare(case.talk("?", 7)).images.values()
     ours, theirs = (r._vision._model for r in (case.torch, case.onnx))
     for sample in samples:
         made, expected = ours.features(sample), theirs.features(sample)

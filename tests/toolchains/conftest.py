@@ -60,7 +60,7 @@ def recorder() -> Recorder:
 
 @pytest.fixture
 def graph() -> GraphFile:
-    """A made-up graph that is calibrated like the published one with eight pictures."""
+    """A made-up graph that is calibrated like the published one with eight images."""
     return GraphFile(
         stem="Foo-VL-3B_vision",
         inputs=(Port("hidden_states", (1, 3, 1024, 392)),),

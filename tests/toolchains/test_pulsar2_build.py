@@ -284,7 +284,9 @@ import signal, sys
 from pathlib import Path
 from axcore.progress import Silent
 from axcore.toolchains.pulsar2 import Pulsar2
-from axcore.types import BuildRequest, Calibration, GraphFile, LlmBuildArgs, Port
+from axcore.toolchains.contract import BuildRequest, GraphFile
+from axcore.component import Calibration, Port
+from axcore.language_model import LlmBuildArgs
 from axcore.testing import Recorder
 signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs ignore it
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and so does nohup

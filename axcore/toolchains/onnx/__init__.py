@@ -8,15 +8,16 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from ...choices import settle
-from ...types import Availability, Choice
+from ...availability import Availability
+from ...choices import Choice, resolve
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
+    from ...language_model import Decoder
     from ...progress import Progress
-    from ...types import BuildRequest, Decoder
+    from ..contract import BuildRequest
 
 __all__ = ["Onnx"]
 
@@ -31,7 +32,7 @@ _OPTIONS: Mapping[str, Choice] = MappingProxyType(
         "hidden-state-type": Choice(
             ("bf16", "fp32"), "how states and caches are passed: as on boards, or without rounding"
         ),
-        "free-batch": Choice(
+        "dynamic-batch": Choice(
             ("no", "yes"), "whether several prompts may be run at once, which no board can do"
         ),
     }
@@ -92,7 +93,7 @@ class Onnx:
         from .precision import Precision
 
         del command
-        chosen = settle(f"toolchain `{self.name}`", self.options, options)
+        chosen = resolve(f"toolchain `{self.name}`", self.options, options)
         precision = Precision(chosen["hidden-state-type"], chosen["weight-type"])
-        free = chosen["free-batch"] == "yes"
-        return build_layers(bundle, request, decoder(), precision, progress, free_batch=free)
+        free = chosen["dynamic-batch"] == "yes"
+        return build_layers(bundle, request, decoder(), precision, progress, dynamic_batch=free)

@@ -30,9 +30,11 @@ from .groups import (
 from .precision import STATES, Precision, add_weight, cast
 
 if TYPE_CHECKING:
+    from ...component import Stage
     from ...graph.trace import KindGraph, Spec
+    from ...language_model import Decoder
     from ...progress import Progress
-    from ...types import BuildRequest, Decoder, Stage
+    from ..contract import BuildRequest
 
 OPSET = 18  # the exporter's own; nothing but ONNX Runtime reads these files
 STATE_FILE = "build/onnx.json"
@@ -57,11 +59,11 @@ def build_layers(
     precision: Precision,
     progress: Progress,
     *,
-    free_batch: bool = False,
+    dynamic_batch: bool = False,
 ) -> list[Path]:
     """Write the layer models and the head; files of an earlier build from the same are kept."""
     with decoder.checkpoint:
-        lengths = Lengths.of(request, decoder, free_batch=free_batch)
+        lengths = Lengths.of(request, decoder, dynamic_batch=dynamic_batch)
         return _Build(bundle, lengths, decoder, precision, progress).run()
 
 
@@ -198,15 +200,15 @@ class _Build:
             ((batch, count, lengths.width), torch.float32),
             ((batch, count, history + count), torch.float32),
         ]
-        first = (0,) if lengths.free_batch else ()
-        free = ((*first, 1), (*first, 1), (1,), (*first, 1), (*first, 1, 2))
-        graph = trace(stage, state, torch.float32, OPSET, free)
+        first = (0,) if lengths.dynamic_batch else ()
+        dynamic = ((*first, 1), (*first, 1), (1,), (*first, 1), (*first, 1, 2))
+        graph = trace(stage, state, torch.float32, OPSET, dynamic)
         return _Kind(graph, LAYER_INPUTS, LAYER_OUTPUTS, lengths.groups())
 
     def _head(self, stage: Stage) -> _Kind:
-        shape, free = (self._example()[0], 1, self._lengths.width), self._lengths.free_batch
+        shape, dynamic = (self._example()[0], 1, self._lengths.width), self._lengths.dynamic_batch
         graph = trace(
-            stage, [(shape, torch.float32)], torch.float32, OPSET, ((0,),) if free else ()
+            stage, [(shape, torch.float32)], torch.float32, OPSET, ((0,),) if dynamic else ()
         )
         logits = graph.model.graph.outputs[0].shape
         assert logits is not None
@@ -214,8 +216,8 @@ class _Build:
         return _Kind(graph, HEAD_INPUTS, HEAD_OUTPUTS, groups)
 
     def _example(self) -> tuple[int, int, int]:
-        """Return batch, tokens and history while tracing: free ones are any that differ."""
-        return (2 if self._lengths.free_batch else 1), 3, 5
+        """Return batch, tokens and history while tracing: dynamic ones are any that differ."""
+        return (2 if self._lengths.dynamic_batch else 1), 3, 5
 
     def _name_inputs(self, graph: ir.Graph, kind: _Kind) -> None:
         """Give inputs the contract's names, dtypes and order; the graph computes in float32."""
@@ -223,7 +225,7 @@ class _Build:
         graph.inputs.clear()
         for index, name in enumerate(kind.inputs):
             old = traced[f"state.{index}"]
-            port = ir.Value(name=name, shape=_free_shape(kind, "inputs", name))
+            port = ir.Value(name=name, shape=_dynamic_shape(kind, "inputs", name))
             port.type = ir.TensorType(self._port_dtype(name))
             graph.inputs.append(port)
             self._adapt(graph, port, old)
@@ -251,17 +253,17 @@ class _Build:
                 graph.append(node)
                 graph.outputs[index] = node.outputs[0]
             graph.outputs[index].name = name
-            graph.outputs[index].shape = _free_shape(kind, "outputs", name)
+            graph.outputs[index].shape = _dynamic_shape(kind, "outputs", name)
 
     def _port_dtype(self, name: str) -> ir.DataType:
         return ir.DataType.UINT32 if name == "indices" else STATES[self._precision.states]
 
 
-def _free_shape(kind: _Kind, side: str, name: str) -> ir.Shape:
+def _dynamic_shape(kind: _Kind, side: str, name: str) -> ir.Shape:
     """Return the shape that all groups agree in; an axis in which they differ gets a name."""
     shapes = {(g["empty"] if name in g.get("empty", ()) else g[side])[name] for g in kind.groups}
-    free = name in kind.groups[0]["free"]
+    dynamic = name in kind.groups[0]["dynamic"]
     return ir.Shape(
-        f"{name}.{axis}" if len(set(lengths)) > 1 or (free and axis == 0) else lengths[0]
+        f"{name}.{axis}" if len(set(lengths)) > 1 or (dynamic and axis == 0) else lengths[0]
         for axis, lengths in enumerate(zip(*shapes, strict=True))
     )

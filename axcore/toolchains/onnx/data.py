@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ...checkpoint import Checkpoint
-    from ...types import Stage
+    from ...component import Stage
     from .precision import Stored
 
 _ALIGNMENT = 64  # so that a mapped file can be read in place

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ...types import BuildRequest, Decoder, Shape
+    from ...component import Shape
+    from ...language_model import Decoder
+    from ..contract import BuildRequest
 
 LAYER_INPUTS = ("K_cache", "V_cache", "indices", "input", "mask")
 LAYER_OUTPUTS = ("K_cache_out", "V_cache_out", "output")
@@ -25,7 +27,7 @@ _CHUNK_STEP = 32  # tokens of padding cost little more than this is worth
 class Lengths:
     """What sizes the groups of every layer: P, C, the histories, and the widths D and H.
 
-    With `free_batch` every first axis but that of the positions may be of any length, which no
+    With `dynamic_batch` every first axis but that of the positions may be of any length, which no
     board can do.
     """
 
@@ -35,10 +37,10 @@ class Lengths:
     cache_width: int
     width: int
     position_rows: int
-    free_batch: bool
+    dynamic_batch: bool
 
     @classmethod
-    def of(cls, request: BuildRequest, decoder: Decoder, *, free_batch: bool) -> Lengths:
+    def of(cls, request: BuildRequest, decoder: Decoder, *, dynamic_batch: bool) -> Lengths:
         """Read them from a request and the model."""
         llm = request.llm
         return cls(
@@ -48,7 +50,7 @@ class Lengths:
             decoder.cache_width,
             decoder.width,
             decoder.position_rows,
-            free_batch,
+            dynamic_batch,
         )
 
     def groups(self) -> list[dict[str, Any]]:
@@ -81,8 +83,8 @@ class Lengths:
         return {
             "inputs": dict(zip(LAYER_INPUTS, inputs, strict=True)),
             "outputs": dict(zip(LAYER_OUTPUTS, (made, made, state), strict=True)),
-            "free": [name for name in LAYER_INPUTS + LAYER_OUTPUTS if name != "indices"]
-            if self.free_batch
+            "dynamic": [name for name in LAYER_INPUTS + LAYER_OUTPUTS if name != "indices"]
+            if self.dynamic_batch
             else [],
         }
 
@@ -92,7 +94,7 @@ class Lengths:
             {
                 "inputs": {"input": (1, 1, self.width)},
                 "outputs": {"output": (1, 1, vocabulary)},
-                "free": [*HEAD_INPUTS, *HEAD_OUTPUTS] if self.free_batch else [],
+                "dynamic": [*HEAD_INPUTS, *HEAD_OUTPUTS] if self.dynamic_batch else [],
             }
         ]
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ...checkpoint import Checkpoint
-    from ...types import Shape, Weight
+    from ...component import Shape, Weight
 
 STATES: Mapping[str, ir.DataType] = {"bf16": ir.DataType.BFLOAT16, "fp32": ir.DataType.FLOAT}
 _TORCH = {ir.DataType.BFLOAT16: torch.bfloat16, ir.DataType.FLOAT: torch.float32}

@@ -9,15 +9,17 @@ import shlex
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from ...availability import Availability
 from ...errors import ToolchainError
-from ...types import Availability
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
+    from ...choices import Choice
+    from ...language_model import Decoder
     from ...progress import Progress
-    from ...types import BuildRequest, Choice, Decoder
+    from ..contract import BuildRequest
 
 __all__ = ["Pulsar2"]
 

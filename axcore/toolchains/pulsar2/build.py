@@ -10,7 +10,7 @@ from ..steps import Step, graph_files, required
 from .commands import LLM_STEP, axmodel_file, config_file, graph_command, llm_flags
 
 if TYPE_CHECKING:
-    from ...types import BuildRequest, GraphFile
+    from ..contract import BuildRequest, GraphFile
     from .commands import Generation
 
 _AGAIN = "run `axcore convert` again"

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from ...types import BuildRequest, GraphFile, LlmBuildArgs
+    from ...language_model import LlmBuildArgs
+    from ..contract import BuildRequest, GraphFile
 
 Generation = Literal["llm_build2", "llm_build"]
 

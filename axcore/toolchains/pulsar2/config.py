@@ -12,7 +12,7 @@ from .schema import BuildConfig
 from .target import DEFAULT_CHIP
 
 if TYPE_CHECKING:
-    from ...types import BuildRequest, GraphFile
+    from ..contract import BuildRequest, GraphFile
 
 PUBLISHED_QUANT: Mapping[str, Any] = {
     "calibration_method": "MinMax",

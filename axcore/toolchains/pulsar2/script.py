@@ -15,7 +15,8 @@ from .commands import (
 )
 
 if TYPE_CHECKING:
-    from ...types import BuildRequest, GraphFile, LlmBuildArgs
+    from ...language_model import LlmBuildArgs
+    from ..contract import BuildRequest, GraphFile
 
 _HEAD = """\
 #!/usr/bin/env bash

@@ -15,7 +15,7 @@ from PIL import Image
 
 import axcore
 from axcore import Options, Registry, ToolchainError, UsageError
-from axcore.choices import settle
+from axcore.choices import resolve
 from axcore.runtime.deployment import Deployment
 from axcore.runtime.runner import Answer, Runner
 from axcore.runtime.torch_model import Place
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from .conftest import StandinRuntime
 
 
-def answered(runner: Runner, picture: Image.Image) -> list[int]:
-    parts = [{"type": "image", "image": picture}, {"type": "text", "text": "and?"}]
+def answered(runner: Runner, image: Image.Image) -> list[int]:
+    parts = [{"type": "image", "image": image}, {"type": "text", "text": "and?"}]
     prompt, answer = runner.prepare([{"role": "user", "content": parts}]), Answer()
     for _ in runner.answer(prompt, max_new_tokens=6, answer=answer):
         pass
@@ -68,10 +68,10 @@ def test_an_answer_is_that_of_the_embedded_toolchain(
         options={"weight-type": "fp32", "hidden-state-type": "fp32"},
         registry=registry,
     )
-    picture = Image.effect_noise((140, 112), 80).convert("RGB")
+    image = Image.effect_noise((140, 112), 80).convert("RGB")
     chosen = {"decoder-device": "cpu", "dtype": "float32"}
-    made = answered(Runner.open(out, registry, "ascend", chosen), picture)
-    assert made == answered(Runner.open(out, registry, "onnx"), picture)
+    made = answered(Runner.open(out, registry, "ascend", chosen), image)
+    assert made == answered(Runner.open(out, registry, "onnx"), image)
     assert [session.device_id for session in ais_bench] == [0] * len(request.graphs)
 
 
@@ -100,9 +100,9 @@ def deployment(registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def opened(deployment: Deployment, name: str, given: dict[str, str]) -> None:
-    """Run a picture through the vision graphs of a backend, with options as a user gives them."""
+    """Run an image through the vision graphs of a backend, with options as a user gives them."""
     backend = backend_of(name)
-    vision = backend.vision(deployment, settle(name, backend.options, given))
+    vision = backend.vision(deployment, resolve(name, backend.options, given))
     (graph,) = deployment.graphs
     (port,) = graph.inputs
     vision.features({port.name: np.zeros((*port.shape[2:], 3), np.uint8)})

@@ -144,7 +144,7 @@ def test_a_broken_file_is_named(
 @pytest.mark.parametrize(
     ("port", "words"),
     [
-        (Port("x", (1, "length"), "float32"), "free shape"),  # type: ignore[arg-type]
+        (Port("x", (1, "length"), "float32"), "dynamic shape"),  # type: ignore[arg-type]
         (Port("x", (1, 4), "bfloat16"), "bfloat16"),
     ],
 )

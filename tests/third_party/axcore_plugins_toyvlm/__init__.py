@@ -63,13 +63,13 @@ def model_cards() -> list[ModelCard]:
 
 @hookimpl
 def export_vision(job: Job) -> list[Component]:
-    """Describe the tower, the projector included, at the profile's picture size."""
+    """Describe the tower, the projector included, at the profile's image size."""
     from . import vision  # torch is only needed from here on
 
     height, width = job.profile.height, job.profile.width
     if height % PATCH_PX or width % PATCH_PX:
         raise UnsupportedProfile(
-            f"a picture of {height}x{width} px does not fit",
+            f"an image of {height}x{width} px does not fit",
             hint=f"both sides must be multiples of {PATCH_PX} px",
         )
     rows = height * width // PATCH_PX**2

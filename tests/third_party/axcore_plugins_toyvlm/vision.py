@@ -31,7 +31,7 @@ def stages(config: Mapping[str, Any], rows: int, text_width: int) -> Iterator[St
 
 
 class Patches(nn.Module):
-    """Pictures ``[1, 3, H, W]`` to rows ``[1, N, width]``."""
+    """Images ``[1, 3, H, W]`` to rows ``[1, N, width]``."""
 
     positions: Tensor
 

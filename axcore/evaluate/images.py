@@ -1,4 +1,4 @@
-"""The pictures of an evaluation: which ones, what is asked, and going on where one fails."""
+"""The images of an evaluation: which ones, what is asked, and going on where one fails."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..calibration import Picture, find_pictures
+from ..calibration import SourceImage, find_images
 from ..errors import AxcoreError
 from .memory import explained_memory
 
@@ -27,10 +27,10 @@ DESCRIBE = "Describe this image in detail."
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked of every picture.
+    """What is asked of every image.
 
     Attributes:
-        prompt: The user's words, behind the picture.
+        prompt: The user's words, behind the image.
         system: System message; None leaves the model's own.
     """
 
@@ -47,43 +47,43 @@ class Question:
         return [*before, {"role": "user", "content": content}]
 
 
-def pictures_to_judge(source: Path) -> list[Picture]:
-    """Return what looks like a picture, by content or by name.
+def images_to_judge(source: Path) -> list[SourceImage]:
+    """Return what looks like an image, by content or by name.
 
     So a damaged or empty file among good ones is told of rather than passed over.
 
     Raises:
-        PictureError: Nothing at all is a picture by its content.
+        ImageError: Nothing at all is an image by its content.
     """
-    found = {picture.name: picture for picture in find_pictures([source])}
+    found = {image.name: image for image in find_images([source])}
     if source.is_dir():
         for path in source.rglob("*"):
             if path.suffix.lower() in SUFFIXES and path.is_file():
-                found.setdefault(str(path), Picture(str(path), path.read_bytes))
+                found.setdefault(str(path), SourceImage(str(path), path.read_bytes))
     return [found[name] for name in sorted(found, key=_parts)]
 
 
-def drawn(pictures: Sequence[Picture], count: int | None, seed: int) -> list[Picture]:
-    """Draw `count` pictures, all where it is None or more than there are; keep their order.
+def drawn(images: Sequence[SourceImage], count: int | None, seed: int) -> list[SourceImage]:
+    """Draw `count` images, all where it is None or more than there are; keep their order.
 
-    Equal pictures and seeds give an equal draw.
+    Equal images and seeds give an equal draw.
     """
-    if count is None or count >= len(pictures):
-        return list(pictures)
-    chosen = random.Random(seed).sample(range(len(pictures)), count)  # noqa: S311 - no secret
-    return [pictures[index] for index in sorted(chosen)]
+    if count is None or count >= len(images):
+        return list(images)
+    chosen = random.Random(seed).sample(range(len(images)), count)  # noqa: S311 - no secret
+    return [images[index] for index in sorted(chosen)]
 
 
 def tried(
-    label: str, pictures: Sequence[Picture], work: Callable[[Picture], T], progress: Progress
-) -> Iterator[tuple[Picture, T | AxcoreError]]:
-    """Yield each picture with what `work` makes of it, or with the error by which it failed."""
-    with progress.task(label, len(pictures), "pictures") as task:
-        for picture in pictures:
-            made = _attempt(partial(work, picture), picture)
+    label: str, images: Sequence[SourceImage], work: Callable[[SourceImage], T], progress: Progress
+) -> Iterator[tuple[SourceImage, T | AxcoreError]]:
+    """Yield each image with what `work` makes of it, or with the error by which it failed."""
+    with progress.task(label, len(images), "images") as task:
+        for image in images:
+            made = _attempt(partial(work, image), image)
             if isinstance(made, AxcoreError):
                 progress.warn(f"left out: {one_line(made)}")
-            yield picture, made
+            yield image, made
             task.advance()
 
 
@@ -92,15 +92,15 @@ def one_line(error: AxcoreError) -> str:
     return "; ".join(line.strip() for line in error.message.splitlines())
 
 
-def _attempt(work: Callable[[], T], picture: Picture) -> T | AxcoreError:
-    fact = f"`{picture.name}` does not fit into memory"
+def _attempt(work: Callable[[], T], image: SourceImage) -> T | AxcoreError:
+    fact = f"`{image.name}` does not fit into memory"
     try:
-        with explained_memory(fact, "end what else needs memory, or leave the picture out"):
+        with explained_memory(fact, "end what else needs memory, or leave the image out"):
             return work()
     except AxcoreError as error:
         return error
     except RuntimeError as error:  # what engines raise
-        made = AxcoreError(f"`{picture.name}` could not be run\n  {error}")
+        made = AxcoreError(f"`{image.name}` could not be run\n  {error}")
         made.__cause__ = error
         return made
 

@@ -1,4 +1,4 @@
-"""Find pictures in folders and archives, read them as RGB, refuse what spoils a calibration."""
+"""Find images in folders and archives, read them as RGB, refuse what spoils a calibration."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import PictureError
+from ..errors import ImageError
 from .parallel import in_order
 
 if TYPE_CHECKING:
@@ -29,21 +29,21 @@ if TYPE_CHECKING:
 
     Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
-MAX_PICTURE_BYTES = 128 << 20  # encoded
-MAX_ARCHIVE_BYTES = 256 << 20  # of a compressed archive, unpacked: its pictures stay in memory
+MAX_IMAGE_BYTES = 128 << 20  # encoded
+MAX_ARCHIVE_BYTES = 256 << 20  # of a compressed archive, unpacked: its images stay in memory
 MAX_PIXELS = 100_000_000  # 300 MB as RGB
-LISTED = 20  # bad pictures named in one message
+LISTED = 20  # bad images named in one message
 
-SOLID_DEVIATION = 2.0  # of 255, in the most varied channel; the dullest of 40 pictures had 10
+SOLID_DEVIATION = 2.0  # of 255, in the most varied channel; the dullest of 40 images had 10
 # Between neighbouring pixels: white noise has at most 0.41 (weak, smoothed by JPEG), photographs
 # have 0.69 (grass) and more.
 NOISE_CORRELATION = 0.5
-SAMPLED_ROWS = 256  # pairs of adjacent rows that a picture is judged by
+SAMPLED_ROWS = 256  # pairs of adjacent rows that an image is judged by
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One JPEG, PNG or WebP picture, read when asked for.
+class SourceImage:
+    """One JPEG, PNG or WebP image, read when asked for.
 
     Attributes:
         name: Path of the file, or of the archive and the member in it.
@@ -54,7 +54,7 @@ class Picture:
     read: Callable[[], bytes]
 
     def load(self, *, upright: bool = True) -> Image:
-        """Decode the picture.
+        """Decode the image.
 
         Args:
             upright: Whether its EXIF orientation is applied.
@@ -63,83 +63,83 @@ class Picture:
             Mode RGB, transparency laid on white, 16-bit gray reduced to the high byte.
 
         Raises:
-            PictureError: It cannot be decoded, or is too large.
+            ImageError: It cannot be decoded, or is too large.
         """
         try:
             return _decode(self.read(), upright)
         except Exception as error:  # decoders raise many kinds on damaged bytes
-            raise PictureError(
-                f"`{self.name}` cannot be read as a picture\n  {error}",
+            raise ImageError(
+                f"`{self.name}` cannot be read as an image\n  {error}",
                 hint="replace the file, or leave it out",
             ) from error
 
 
-def read_picture(source: Image | str | Path) -> Image:
-    """Return a picture as the model is to see it, see `Picture.load`.
+def read_image(source: Image | str | Path) -> Image:
+    """Return an image as the model is to see it, see `SourceImage.load`.
 
     Args:
-        source: A JPEG, PNG or WebP file, or a picture, which is taken to be upright.
+        source: A JPEG, PNG or WebP file, or an image, which is taken to be upright.
 
     Raises:
-        PictureError: The file cannot be read.
+        ImageError: The file cannot be read.
     """
     from PIL.Image import Image as PillowImage
 
     if isinstance(source, PillowImage):
         return _to_rgb(source)
-    return Picture(str(source), partial(_read, Path(source))).load()
+    return SourceImage(str(source), partial(_read, Path(source))).load()
 
 
-def embedded_pictures() -> list[Path]:
+def embedded_images() -> list[Path]:
     """Return the photographs that come with the package (`LICENSES.md` beside them)."""
-    folder = Path(str(resources.files("axcore") / "data" / "pictures"))
+    folder = Path(str(resources.files("axcore") / "data" / "images"))
     return sorted(folder.glob("*.jpg"))
 
 
 # Find --------------------------------------------------------------------------------------------
 
 
-def find_pictures(sources: Sequence[Path]) -> list[Picture]:
-    """Return the pictures in folders (with everything below them), archives and files.
+def find_images(sources: Sequence[Path]) -> list[SourceImage]:
+    """Return the images in folders (with everything below them), archives and files.
 
-    Pictures are told by their content, not by their name; whatever else lies in a folder or an
+    Images are told by their content, not by their name; whatever else lies in a folder or an
     archive is passed over. Archives (TAR, compressed or not, and ZIP) are never unpacked to disk.
 
     Args:
-        sources: Folders, archives or pictures.
+        sources: Folders, archives or images.
 
     Returns:
         In natural order of their names: ``img2`` before ``img10``.
 
     Raises:
-        PictureError: A source is missing, holds no picture, or unpacks to more than
+        ImageError: A source is missing, holds no image, or unpacks to more than
             `MAX_ARCHIVE_BYTES`.
     """
-    found = [picture for source in sources for picture in _pictures_of(source)]
-    return sorted(found, key=lambda picture: _natural(picture.name))
+    found = [image for source in sources for image in _images_of(source)]
+    return sorted(found, key=lambda image: _natural(image.name))
 
 
-def _pictures_of(source: Path) -> list[Picture]:
+def _images_of(source: Path) -> list[SourceImage]:
     hint = "give JPEG, PNG or WebP files, a folder of them, or a TAR or ZIP archive"
     try:
         found = list(_walk(source))
     except (OSError, EOFError, RuntimeError, tarfile.TarError, *_ZIP_ERRORS) as error:
-        raise PictureError(f"`{source}` cannot be read\n  {error}", hint=hint) from error
+        raise ImageError(f"`{source}` cannot be read\n  {error}", hint=hint) from error
     if not found:
-        raise PictureError(f"`{source}` holds no JPEG, PNG or WebP picture", hint=hint)
+        raise ImageError(f"`{source}` holds no JPEG, PNG or WebP image", hint=hint)
     return found
 
 
 _ZIP_ERRORS = (zipfile.BadZipFile, zlib.error)
 
 
-def _walk(source: Path) -> Iterator[Picture]:
+def _walk(source: Path) -> Iterator[SourceImage]:
     if source.is_dir():
         for path in source.rglob("*"):
             if path.is_file() and _kind(_read(path, size=16)):
-                yield Picture(str(path), partial(_read, path))
+                yield SourceImage(str(path), partial(_read, path))
     elif _kind(_read(source, size=16)):
-        yield Picture(str(source), partial(_read, source))
+        yield SourceImage(str(source), partial(_read, source))
     elif _is_plain_tar(source):
         yield from _stored_in(source)
     elif tarfile.is_tarfile(source):
@@ -156,28 +156,28 @@ def _is_plain_tar(path: Path) -> bool:
     return True
 
 
-def _stored_in(archive: Path) -> Iterator[Picture]:
-    """Yield the pictures of an uncompressed TAR: each is a range of the file."""
+def _stored_in(archive: Path) -> Iterator[SourceImage]:
+    """Yield the images of an uncompressed TAR: each is a range of the file."""
     with tarfile.open(archive, "r:") as tar:
         for member in tar:
             if member.isreg() and not member.issparse():
                 read = partial(_read, archive, member.offset_data)
                 if _kind(read(min(member.size, 16))):
-                    yield Picture(f"{archive}/{member.name}", partial(read, member.size))
+                    yield SourceImage(f"{archive}/{member.name}", partial(read, member.size))
 
 
-def _kept(archive: Path, members: Iterable[tuple[str, bytes]]) -> Iterator[Picture]:
-    """Yield the pictures of a compressed archive, which has no cheap way back to a member."""
+def _kept(archive: Path, members: Iterable[tuple[str, bytes]]) -> Iterator[SourceImage]:
+    """Yield the images of a compressed archive, which has no cheap way back to a member."""
     unpacked = 0
     for name, data in members:
         unpacked += len(data)
         if unpacked > MAX_ARCHIVE_BYTES:
-            raise PictureError(
+            raise ImageError(
                 f"`{archive}` unpacks to more than {MAX_ARCHIVE_BYTES >> 20} MiB",
                 hint="unpack it and give the folder, or give an uncompressed TAR",
             )
         if _kind(data):
-            yield Picture(f"{archive}/{name}", partial(bytes, data))
+            yield SourceImage(f"{archive}/{name}", partial(bytes, data))
 
 
 def _tar_members(archive: Path) -> Iterator[tuple[str, bytes]]:
@@ -194,10 +194,10 @@ def _zip_members(archive: Path) -> Iterator[tuple[str, bytes]]:
                 yield info.filename, file.read(MAX_ARCHIVE_BYTES + 1)
 
 
-def _read(path: Path, offset: int = 0, size: int = MAX_PICTURE_BYTES + 1) -> bytes:
+def _read(path: Path, offset: int = 0, size: int = MAX_IMAGE_BYTES + 1) -> bytes:
     with path.open("rb") as file:
         file.seek(offset)
-        return file.read(min(size, MAX_PICTURE_BYTES + 1))
+        return file.read(min(size, MAX_IMAGE_BYTES + 1))
 
 
 def _natural(name: str) -> list[tuple[list[str | int], str]]:
@@ -222,8 +222,8 @@ def _kind(data: bytes) -> str:
 def _decode(data: bytes, upright: bool) -> Image:
     from PIL import ImageOps
 
-    if len(data) > MAX_PICTURE_BYTES:
-        raise ValueError(f"the file has more than {MAX_PICTURE_BYTES >> 20} MiB")
+    if len(data) > MAX_IMAGE_BYTES:
+        raise ValueError(f"the file has more than {MAX_IMAGE_BYTES >> 20} MiB")
     with _open(data) as image:
         if math.prod(image.size) > MAX_PIXELS:
             width, height = image.size
@@ -232,7 +232,7 @@ def _decode(data: bytes, upright: bool) -> Image:
 
 
 def _open(data: bytes) -> ImageFile:
-    # Not Image.open: it warns of huge pictures where they have to be refused.
+    # Not Image.open: it warns of huge images where they have to be refused.
     from PIL.JpegImagePlugin import JpegImageFile
     from PIL.PngImagePlugin import PngImageFile
     from PIL.WebPImagePlugin import WebPImageFile
@@ -260,35 +260,35 @@ def _to_rgb(image: Image) -> Image:
 # Check -------------------------------------------------------------------------------------------
 
 
-def check_pictures(pictures: Sequence[Picture], minimum: int, progress: Progress) -> None:
-    """Refuse pictures that would spoil a calibration, all in one message.
+def check_images(images: Sequence[SourceImage], minimum: int, progress: Progress) -> None:
+    """Refuse images that would spoil a calibration, all in one message.
 
-    A picture is refused when it cannot be read, has the same pixels as one before it, is of one
-    colour, or is noise (its neighbouring pixels do not correlate). Every picture is decoded once,
+    An image is refused when it cannot be read, has the same pixels as one before it, is of one
+    colour, or is noise (its neighbouring pixels do not correlate). Every image is decoded once,
     in parallel, and none is held.
 
     Args:
-        pictures: What `find_pictures` found.
+        images: What `find_images` found.
         minimum: With fewer, `progress` is warned.
         progress: Where to report.
 
     Raises:
-        PictureError: There is no picture, or some are refused (the message names them).
+        ImageError: There is no image, or some are refused (the message names them).
     """
-    if not pictures:
-        raise PictureError("there is no picture to calibrate with", hint="give JPEG, PNG or WebP")
-    if bad := list(_refused(pictures, progress)):
+    if not images:
+        raise ImageError("there is no image to calibrate with", hint="give JPEG, PNG or WebP")
+    if bad := list(_refused(images, progress)):
         more = [f"and {len(bad) - LISTED} more"] if len(bad) > LISTED else []
-        raise PictureError(
-            f"{len(bad)} of {len(pictures)} pictures would spoil the calibration\n  "
+        raise ImageError(
+            f"{len(bad)} of {len(images)} images would spoil the calibration\n  "
             + "\n  ".join(bad[:LISTED] + more),
             hint="leave them out: varied photographs of what the device will see serve best",
         )
-    warn_of_few(len(pictures), minimum, "pictures", progress)
+    warn_of_few(len(images), minimum, "images", progress)
 
 
 def warn_of_few(count: int, minimum: int, what: str, progress: Progress) -> None:
-    """Say so when `count` pictures or samples are fewer than a calibration needs."""
+    """Say so when `count` images or samples are fewer than a calibration needs."""
     if count < minimum:
         progress.warn(
             f"{count} {what} to calibrate with are too few to trust the result: "
@@ -296,32 +296,32 @@ def warn_of_few(count: int, minimum: int, what: str, progress: Progress) -> None
         )
 
 
-def _refused(pictures: Sequence[Picture], progress: Progress) -> Iterator[str]:
+def _refused(images: Sequence[SourceImage], progress: Progress) -> Iterator[str]:
     first: dict[bytes, str] = {}
-    with progress.task("checking pictures", len(pictures), "pictures") as task:
-        looks = in_order(_look, pictures)
-        for picture, (digest, reason) in zip(pictures, looks, strict=True):
+    with progress.task("checking images", len(images), "images") as task:
+        looks = in_order(_look, images)
+        for image, (digest, reason) in zip(images, looks, strict=True):
             if reason:
                 yield reason
             elif digest in first:
-                yield f"`{picture.name}` has the same pixels as `{first[digest]}`"
+                yield f"`{image.name}` has the same pixels as `{first[digest]}`"
             else:
-                first[digest] = picture.name
+                first[digest] = image.name
             task.advance()
 
 
-def _look(picture: Picture) -> tuple[bytes, str]:
-    """Return a digest of the pixels, and why the picture is bad, if it is."""
+def _look(image: SourceImage) -> tuple[bytes, str]:
+    """Return a digest of the pixels, and why the image is bad, if it is."""
     import numpy as np
 
     try:
-        pixels = np.asarray(picture.load())
-    except PictureError as error:
+        pixels = np.asarray(image.load())
+    except ImageError as error:
         return b"", error.message.replace("\n ", ":")
     digest = hashlib.blake2b(repr(pixels.shape).encode())
     digest.update(pixels.data)
     fault = _fault(pixels)
-    return digest.digest(), f"`{picture.name}` {fault}" if fault else ""
+    return digest.digest(), f"`{image.name}` {fault}" if fault else ""
 
 
 def _fault(pixels: Pixels) -> str:

@@ -1,0 +1,220 @@
+"""The vision side as values: components, chains of stages, ports and where weights come from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL.Image import Image
+    from torch import Tensor, nn
+
+Shape = tuple[int, ...]
+Sample = Mapping[str, "np.ndarray[Any, Any]"]
+"""One calibration sample: input name to array."""
+
+GraphDType = Literal["float32", "float16", "bfloat16"]
+CalibrationFormat = Literal["Image", "Numpy", "NumpyObject"]
+ChannelOrder = Literal["AutoColorSpace", "RGB", "BGR"]
+
+
+@dataclass(frozen=True)
+class Weight:
+    """Where a parameter comes from: a checkpoint tensor and cheap steps applied while reading it.
+
+    >>> Weight("patch_embed.proj.weight").reshape(1280, 1176)
+    >>> Weight("attn.qkv.weight").slice(0, 1024, 2048)
+    >>> Weight.concat([Weight("q.weight"), Weight("k.weight")], axis=0)
+    >>> Weight("positions").project(0, ((0.5, 0.5, 0.0), (0.0, 0.5, 0.5)))
+    """
+
+    source: str | tuple[Weight, ...]
+    axis: int = 0
+    steps: tuple[tuple[str, tuple[Any, ...]], ...] = ()
+
+    @classmethod
+    def concat(cls, parts: Sequence[Weight], axis: int) -> Weight:
+        """Join `parts` along `axis`."""
+        return cls(tuple(parts), axis)
+
+    def reshape(self, *shape: int) -> Weight:
+        """View as `shape`; one entry may be -1."""
+        return self._then("reshape", shape)
+
+    def transpose(self, *order: int) -> Weight:
+        """Permute the axes."""
+        return self._then("transpose", order)
+
+    def slice(self, axis: int, start: int, stop: int) -> Weight:
+        """Take ``start:stop`` of `axis`."""
+        return self._then("slice", (axis, start, stop))
+
+    def project(self, axis: int, matrix: Sequence[Sequence[float]]) -> Weight:
+        """Multiply `axis` by `matrix`, ``[new length, old length]``, in float32.
+
+        Whatever is linear: picking and repeating entries (exact), interpolation, a scale.
+        """
+        return self._then("project", (axis, tuple(map(tuple, matrix))))
+
+    def keys(self) -> Iterator[str]:
+        """Yield the canonical checkpoint keys that are read."""
+        if isinstance(self.source, str):
+            yield self.source
+        else:
+            for part in self.source:
+                yield from part.keys()
+
+    def resolve(self, tensor_of: Callable[[str], Tensor]) -> Tensor:
+        """Return the parameter; `tensor_of` reads a key (a meta tensor gives the shape)."""
+        if isinstance(self.source, str):
+            value = tensor_of(self.source)
+        else:
+            import torch
+
+            value = torch.cat([part.resolve(tensor_of) for part in self.source], self.axis)
+        for step, numbers in self.steps:
+            if step == "reshape":
+                value = value.reshape(numbers)
+            elif step == "transpose":
+                value = value.permute(numbers)
+            elif step == "project":
+                value = _projected(value, *numbers)
+            else:
+                axis, start, stop = numbers
+                value = value.narrow(axis, start, stop - start)
+        return value
+
+    def _then(self, step: str, numbers: tuple[Any, ...]) -> Weight:
+        return replace(self, steps=(*self.steps, (step, numbers)))
+
+
+def _projected(value: Tensor, axis: int, matrix: Sequence[Sequence[float]]) -> Tensor:
+    import torch
+
+    factors = torch.tensor(matrix, dtype=torch.float32, device=value.device)
+    product: Tensor = torch.tensordot(factors, value.float(), dims=([1], [axis]))
+    return product.movedim(0, axis)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A link of a component's chain: a torch module without weights, and where they come from.
+
+    The module's ``forward`` takes the component's inputs (first stage) or what the stage before
+    returned, a tensor or a tuple of tensors, and returns likewise.
+
+    Attributes:
+        name: Unique in the component, e.g. ``blocks.7``; prefixes the names of its ONNX nodes.
+        module: Parameters on the meta device; buffers are real and become constants.
+        keys: Prefix put before each parameter's name to form its key, or a `Weight` (or key) for
+            every parameter.
+        kind: Stages of one kind differ in their weights alone, so one trace serves all.
+            Defaults to the name.
+    """
+
+    name: str
+    module: nn.Module
+    keys: str | Mapping[str, str | Weight] = ""
+    kind: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "kind", self.kind or self.name)
+
+    def weights(self) -> dict[str, Weight]:
+        """Return the origin of every parameter, by parameter name in the module's order."""
+        names = [name for name, _ in self.module.named_parameters()]
+        if isinstance(self.keys, str):
+            return {name: Weight(self.keys + name) for name in names}
+        found = {name: self.keys[name] for name in names}
+        return {name: Weight(key) if isinstance(key, str) else key for name, key in found.items()}
+
+
+@dataclass(frozen=True)
+class Port:
+    """A named input or output with static shape.
+
+    A float port of dtype "float32" takes the precision chosen for the conversion.
+    """
+
+    name: str
+    shape: Shape
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How a component's samples are stored, and what the target makes of them.
+
+    Attributes:
+        format: "Image" (PNG images, uint8), "Numpy" (one array a file) or "NumpyObject" (a
+            dict of arrays a file).
+        mean, std: Per channel, in units of 0..255, applied by the target to "Image" samples;
+            `std` divides.
+        tensor_format: The channel order in which the target hands an image to the graph.
+        src_dtype, src_layout: What the board feeds, in Pulsar2's spelling; None leaves the default.
+        src_normalised: The board feeds values that are normalised already, so the target applies
+            `mean` and `std` to samples alone.
+        size: Samples the target uses at most; -1 for all.
+        minimum: With fewer samples the result is not to be trusted.
+    """
+
+    format: CalibrationFormat = "Numpy"
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    tensor_format: ChannelOrder = "AutoColorSpace"
+    src_dtype: str | None = None
+    src_layout: str | None = None
+    src_normalised: bool = False
+    size: int = 32
+    minimum: int = 4
+
+    def graph_input(self, sample: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Return what the graph receives for one stored array.
+
+        "Image" samples, uint8 ``[H, W, 3]``, become float32 ``[1, 3, H, W]`` with mean and
+        standard deviation applied; every other format is fed as it is.
+        """
+        if self.format != "Image":
+            return sample
+        import numpy as np
+
+        mean = np.asarray(self.mean or (0.0,), np.float32)
+        std = np.asarray(self.std or (1.0,), np.float32)
+        normalised: np.ndarray[Any, Any] = (sample.astype(np.float32) - mean) / std
+        return np.ascontiguousarray(normalised.transpose(2, 0, 1)[None])
+
+
+@dataclass(frozen=True)
+class Component:
+    """One vision graph: a chain of stages between named ports.
+
+    Attributes:
+        name: Short name, e.g. ``vision``.
+        stem: Name of the exported files without suffix.
+        stages: In the order data flows.
+        inputs, outputs: In the order of the first stage's arguments and the last stage's results.
+        preprocess: Turns `images_per_sample` RGB images into samples, arrays in the form the
+            target reads (see `Calibration.graph_input`). None when the inputs are not images.
+        images_per_sample: How many images one call of `preprocess` takes.
+        calibration: How samples are stored.
+        build_options: Toolchain name to settings in that toolchain's own terms, laid over what
+            it writes by default.
+    """
+
+    name: str
+    stem: str
+    stages: tuple[Stage, ...]
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    preprocess: Callable[[Sequence[Image]], Iterable[Sample]] | None = None
+    images_per_sample: int = 1
+    calibration: Calibration = Calibration()
+    build_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> int:
+        """Rows of the first output: tokens, where it feeds the language model."""
+        return math.prod(self.outputs[0].shape[:-1])
