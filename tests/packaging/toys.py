@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from axcore import BuildRequest, Calibration, GraphFile, LlmBuildArgs, Options, Port, Registry
+from axcore.bundle import SCHEMA
 from axcore.plain import plain
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ def stamp(content: bytes) -> dict[str, Any]:
 def manifest(files: dict[str, bytes], **changes: Any) -> dict[str, Any]:
     card = registry().find(MODEL).card
     head: dict[str, Any] = {
-        "schema": 1,
+        "schema": SCHEMA,
         "model": {"id": MODEL, "task": "image", "profile": asdict(card.profiles["image"])},
         "checkpoint": {"folder": "/nowhere"},
         "options": asdict(Options()),
