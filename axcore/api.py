@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .choices import resolve
 from .errors import UsageError
 from .plugins import Registry
-from .progress import Progress, Silent
+from .progress import Progress, Silent, as_progress
 from .request import Options
 
 if TYPE_CHECKING:
@@ -216,8 +216,9 @@ def load(
     """
     from .runtime.runner import Runner
 
-    with (progress or Silent()).task("load", 1, "model"):
-        return Runner.open(Path(bundle), registry or Registry(), backend, options)
+    return Runner.open(
+        Path(bundle), registry or Registry(), backend, options, as_progress(progress)
+    )
 
 
 def package(

@@ -10,16 +10,20 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from .. import __version__, api
+from ..display import size
 from ..plugins import Entry, Registry
 from ..request import Options
-from .console import emit, progress, size, table
+from .console import emit, table
+from .invocation import Invocation, LogFile, Quiet, Root, Verbose
+from .options import given_choices, models, of_model, of_toolchain, toolchains
 
 if TYPE_CHECKING:
+    from ..bundle import Bundle
     from ..pipeline.plan import Plan
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
+    cls=Root,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,
@@ -30,8 +34,15 @@ app.add_typer(plugins_app, name="plugins", help="Look at the installed plugins."
 # What a command does not know may be an option of the model or of the toolchain, checked by it.
 FAMILY_OPTIONS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
+
 Json = Annotated[bool, typer.Option("--json", help="Print data as JSON on stdout.")]
-Model = Annotated[str, typer.Argument(help="Model id, alias, repository or checkpoint folder.")]
+Model = Annotated[
+    str,
+    typer.Argument(
+        help="Model id, alias, repository or checkpoint folder.",
+        autocompletion=models,
+    ),
+]
 BundleFolder = Annotated[Path, typer.Argument(help="Folder written by `axcore convert`.")]
 CheckpointName = Annotated[
     str | None,
@@ -54,17 +65,24 @@ Images = Annotated[
 @app.callback(invoke_without_command=True)
 def root(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    log_file: LogFile = None,
 ) -> None:
-    """Bring vision-language models from Hugging Face checkpoints onto edge NPUs."""
+    """Bring vision-language models from Hugging Face checkpoints onto edge NPUs.
+
+    --quiet, --verbose and --log-file may also be given behind a command.
+    """
+    del quiet, verbose, log_file  # noted in the invocation as they are read
     if version:
         typer.echo(f"axcore {__version__}")
         raise typer.Exit
 
 
 @app.command("list-models")
-def list_models(as_json: Json = False) -> None:
+def list_models(context: typer.Context, as_json: Json = False) -> None:
     """List the models of every installed family."""
-    entries = _registry().entries
+    entries = Invocation.of(context).registry().entries
     if as_json:
         return emit([_model(entry) for entry in entries])
     if not entries:
@@ -79,9 +97,9 @@ def list_models(as_json: Json = False) -> None:
 
 
 @app.command()
-def show(model: Model, as_json: Json = False) -> None:
+def show(context: typer.Context, model: Model, as_json: Json = False) -> None:
     """Show what is known of a model."""
-    entry = _registry().find(model)
+    entry = Invocation.of(context).registry().find(model)
     data = _model(entry)
     if as_json:
         return emit(data)
@@ -154,11 +172,15 @@ def convert(
     vision_only: Annotated[
         bool, typer.Option("--vision-only", help="Leave the language model's side out.")
     ] = False,
-    toolchain: Annotated[str, typer.Option(help="Whose configuration is written.")] = "pulsar2",
+    toolchain: Annotated[
+        str, typer.Option(help="Whose configuration is written.", autocompletion=toolchains)
+    ] = "pulsar2",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="The same as `axcore plan`.")] = False,
     as_json: Json = False,
 ) -> None:
     """Turn a checkpoint into a bundle: graphs, calibration, configuration, embedding."""
+    invocation = Invocation.of(context)
+    registry = invocation.registry()
     options = Options(
         task=task,
         height=height,
@@ -172,7 +194,7 @@ def convert(
         kv_cache_len=kv_cache_len,
         last_kv_cache_len=tuple(last_kv_cache_len) if last_kv_cache_len else None,
         embedding_formats=tuple(_listed(embedding_format)),
-        choices=_choices(context.args),
+        choices=given_choices(context, *of_model(registry, model)),
     )
     target = out or Path(f"{Path(model).name}-bundle")
     common: dict[str, Any] = {
@@ -186,25 +208,25 @@ def convert(
         "verify": verify,
         "vision_only": vision_only,
         "toolchain": toolchain,
-        "registry": _registry(),
+        "registry": registry,
     }
     if dry_run:
-        with progress() as reporter:
+        with invocation.progress() as reporter:
             planned = api.plan(model, out=target, progress=reporter, **common)
         return _print_plan(planned, as_json)
     started = time.perf_counter()
-    with progress() as reporter:
+    with invocation.progress(continues=True) as reporter:
         bundle = api.convert(model, target, progress=reporter, **common)
     if as_json:
         return emit({"bundle": str(bundle.folder), **bundle.manifest})
     total = sum(entry["size"] for entry in bundle.manifest["files"].values())
     for note in bundle.manifest["notes"]:
-        typer.echo(f"note: {note}", err=True)
+        invocation.note(note)
     typer.echo(
         f"{bundle.folder}: {len(bundle.manifest['files'])} files, {size(total)},"
         f" in {time.perf_counter() - started:.1f} s, peak memory {size(_peak_bytes())}"
     )
-    return typer.echo(f"next: axcore build {bundle.folder} --toolchain {toolchain}", err=True)
+    return invocation.reporter.say(f"next: {_next(bundle, registry)}")
 
 
 @app.command(context_settings=FAMILY_OPTIONS)
@@ -213,25 +235,30 @@ def build(
     bundle: BundleFolder,
     toolchain: Annotated[
         str | None,
-        typer.Option(help="Default: the one the bundle was converted for."),
+        typer.Option(
+            help="Default: the one the bundle was converted for.", autocompletion=toolchains
+        ),
     ] = None,
-    pulsar2: Annotated[
+    tool: Annotated[
         str | None,
         typer.Option(
-            "--pulsar2", "--tool", help='How the tool is called, e.g. "docker run … pulsar2".'
+            "--tool", "--pulsar2", help='How the tool is called, e.g. "docker run … pulsar2".'
         ),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Run a toolchain on a bundle. Toolchains have further options: see `axcore doctor`."""
-    with progress() as reporter:
+    invocation = Invocation.of(context)
+    registry = invocation.registry()
+    options = given_choices(context, *of_toolchain(registry, toolchain))
+    with invocation.progress(continues=True) as reporter:
         made = api.build(
             bundle,
             toolchain=toolchain,
-            command=pulsar2,
-            options=_choices(context.args),
+            command=tool,
+            options=options,
             progress=reporter,
-            registry=_registry(),
+            registry=registry,
         )
     if as_json:
         return emit({"files": made})
@@ -241,10 +268,15 @@ def build(
 
 
 @app.command()
-def verify(bundle: BundleFolder, images: Images = None, as_json: Json = False) -> None:
+def verify(
+    context: typer.Context, bundle: BundleFolder, images: Images = None, as_json: Json = False
+) -> None:
     """Compare a bundle's graphs with PyTorch, stage by stage."""
-    with progress() as reporter:
-        results = api.verify(bundle, images=images or [], progress=reporter, registry=_registry())
+    invocation = Invocation.of(context)
+    with invocation.progress() as reporter:
+        results = api.verify(
+            bundle, images=images or [], progress=reporter, registry=invocation.registry()
+        )
     if as_json:
         return emit(results)
     for result in results:
@@ -260,6 +292,7 @@ def verify(bundle: BundleFolder, images: Images = None, as_json: Json = False) -
 
 @app.command()
 def lint(
+    context: typer.Context,
     target: Annotated[Path, typer.Argument(help="ONNX file or bundle folder.")],
     chip: Annotated[
         str | None,
@@ -276,15 +309,15 @@ def lint(
             where = f" in stage {finding.stage}" if finding.stage else ""
             typer.echo(f"{finding.severity}: {finding.file}: {finding.node} ({finding.op}){where}")
             typer.echo(f"  {finding.constraint}: {finding.detail}\n  {finding.remedy}")
-        typer.echo(f"{len(findings)} findings", err=True)
+        Invocation.of(context).reporter.say(f"{len(findings)} findings")
     if findings:
         raise typer.Exit(1)
 
 
 @plugins_app.command("list")
-def plugins_list(as_json: Json = False) -> None:
+def plugins_list(context: typer.Context, as_json: Json = False) -> None:
     """List the plugins in use with their hooks, and those set aside with the reason."""
-    registry = _registry()
+    registry = Invocation.of(context).registry(warn=False)
     used: list[dict[str, Any]] = [
         {"name": p.name, "distribution": p.distribution, "version": p.version, "status": "ok",
          "hooks": registry.hooks_of(p.name)}
@@ -305,11 +338,11 @@ def plugins_list(as_json: Json = False) -> None:
 
 
 @app.command()
-def doctor(as_json: Json = False) -> None:
+def doctor(context: typer.Context, as_json: Json = False) -> None:
     """Look at everything a conversion depends on; exits 1 when something needs attention."""
     from .doctor import examine
 
-    checks = examine(_registry())
+    checks = examine(Invocation.of(context).registry(warn=False))
     if as_json:
         emit(checks)
     else:
@@ -319,16 +352,6 @@ def doctor(as_json: Json = False) -> None:
                 typer.echo(f"\nhint ({check.name}): {check.remedy}", err=True)
     if any(check.status == "failed" for check in checks):
         raise typer.Exit(1)
-
-
-def _registry() -> Registry:
-    """Return the installed plugins, telling of those set aside."""
-    registry = Registry()
-    _ = registry.entries, registry.toolchains
-    if "plugins" not in sys.argv and "doctor" not in sys.argv:
-        for problem in registry.problems:
-            typer.echo(f"warning: plugin {problem.plugin} is set aside: {problem.error}", err=True)
-    return registry
 
 
 def _model(entry: Entry) -> dict[str, Any]:
@@ -358,19 +381,20 @@ def _listed(values: list[str] | None) -> list[str]:
     return [name.strip() for value in values or [] for name in value.split(",") if name.strip()]
 
 
-def _choices(arguments: list[str]) -> dict[str, str]:
-    """Read options that only some models have: ``--name VALUE``, ``--name=VALUE``, ``--name``."""
-    found: dict[str, str] = {}
-    waiting = list(arguments)
-    while waiting:
-        name, equals, value = waiting.pop(0).partition("=")
-        if not name.startswith("--"):
-            raise typer.BadParameter(f"unexpected argument {name!r}")
-        if not equals:
-            alone = not waiting or waiting[0].startswith("--")
-            value = "yes" if alone else waiting.pop(0)
-        found[name.removeprefix("--")] = value
-    return found
+def _next(bundle: Bundle, registry: Registry) -> str:
+    """Return what follows a conversion: a build where its tool is, else what this machine can."""
+    name = bundle.manifest["toolchain"]
+    if registry.toolchains[name].availability().available:
+        return f"axcore build {bundle.folder} --toolchain {name}"
+    elsewhere = f"`axcore build {bundle.folder}`"
+    if script := next((file for file in bundle.manifest["files"] if file.endswith(".sh")), None):
+        elsewhere += f" or {bundle.folder / script}"
+    here = (
+        ""
+        if bundle.manifest["vision_only"]
+        else (f"; `axcore build {bundle.folder} --toolchain onnx` builds for this machine")
+    )
+    return f"{elsewhere} where {name} is installed{here}"
 
 
 def _peak_bytes() -> int:

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from .. import api
-from .app import CheckpointName, Json, Model, Revision, Source, Weights, _registry
-from .console import emit, progress, size, table
+from ..display import size
+from .app import CheckpointName, Json, Model, Revision, Source, Weights
+from .console import emit, table
+from .invocation import Invocation
 
 if TYPE_CHECKING:
     from ..quantization.gptq import Quantised
@@ -24,6 +26,7 @@ def root() -> None:
 
 @quantize_app.command()
 def gptq(
+    context: typer.Context,
     model: Model,
     out: Annotated[
         Path | None,
@@ -49,7 +52,8 @@ def gptq(
     as_json: Json = False,
 ) -> None:
     """Quantise the language model by GPTQ into a checkpoint folder that `convert` takes."""
-    with progress() as reporter:
+    invocation = Invocation.of(context)
+    with invocation.progress() as reporter:
         done = api.quantize(
             model,
             out,
@@ -63,7 +67,7 @@ def gptq(
             source=source,
             revision=revision,
             progress=reporter,
-            registry=_registry(),
+            registry=invocation.registry(),
         )
     emit(done) if as_json else _print(done)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,12 +17,14 @@ from ..language_model import Embedding
 from ..layer_files import build_command
 from ..model_card import Profile
 from ..plain import parse
+from ..progress import Silent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from ..language_model import LlmBuildArgs
     from ..plugins import Registry
+    from ..progress import Progress
     from ..toolchains.contract import GraphFile
 
 EMBEDDING_FILE = "model.embed_tokens.weight.bfloat16.bin"
@@ -42,6 +44,7 @@ class Deployment:
         embedding: Shape and scale of the token embedding.
         stop_ids: Tokens that end an answer, as the checkpoint configures them.
         hook: Calls a hook of the model's family: its name, then its arguments by name.
+        progress: Where backends report what they open.
     """
 
     bundle: Bundle
@@ -52,10 +55,16 @@ class Deployment:
     embedding: Embedding
     stop_ids: frozenset[int]
     hook: Callable[..., Any]
+    progress: Progress = field(default_factory=Silent)
 
     @classmethod
-    def open(cls, folder: Path, registry: Registry) -> Deployment:
+    def open(cls, folder: Path, registry: Registry, progress: Progress | None = None) -> Deployment:
         """Read a bundle's manifest and config; weights are not looked at.
+
+        Args:
+            folder: Where it is.
+            registry: The plugins.
+            progress: Where backends report; None for nowhere.
 
         Raises:
             BundleError: It is no bundle, holds the vision side alone, or its small files are not as
@@ -89,6 +98,7 @@ class Deployment:
             embedding,
             _stop_ids(checkpoint),
             partial(registry.call, entry.family),
+            progress or Silent(),
         )
 
     @property

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ..plugins import Registry
+    from ..progress import Progress
     from .contract import Backend
     from .language import LanguageModel
 
@@ -104,6 +105,7 @@ class Runner:
         registry: Registry,
         backend: str = "onnx",
         options: Mapping[str, str] | None = None,
+        progress: Progress | None = None,
     ) -> Runner:
         """Open a bundle, or the folder of a board.
 
@@ -112,11 +114,12 @@ class Runner:
             registry: The plugins.
             backend: Name of what runs it.
             options: Options of the backend.
+            progress: Told of what is opened.
 
         Raises:
             AxcoreError: One of its subclasses says what is missing or does not fit.
         """
-        deployment = Deployment.open(folder, registry)
+        deployment = Deployment.open(folder, registry, progress)
         found = available_backend(backend, registry)
         chosen = resolve(f"backend `{backend}`", found.options, options or {})
         # What is cheap to check comes before the weights.
