@@ -382,19 +382,25 @@ def _listed(values: list[str] | None) -> list[str]:
 
 
 def _next(bundle: Bundle, registry: Registry) -> str:
-    """Return what follows a conversion: a build where its tool is, else what this machine can."""
-    name = bundle.manifest["toolchain"]
+    """Return what follows a conversion: no command that would fail on this machine."""
+    folder, name = bundle.folder, bundle.manifest["toolchain"]
     if registry.toolchains[name].availability().available:
-        return f"axcore build {bundle.folder} --toolchain {name}"
-    elsewhere = f"`axcore build {bundle.folder}`"
-    if script := next((file for file in bundle.manifest["files"] if file.endswith(".sh")), None):
-        elsewhere += f" or {bundle.folder / script}"
-    here = (
-        ""
-        if bundle.manifest["vision_only"]
-        else (f"; `axcore build {bundle.folder} --toolchain onnx` builds for this machine")
-    )
-    return f"{elsewhere} where {name} is installed{here}"
+        return f"axcore build {folder} --toolchain {name}"
+    scripts = [folder / file for file in bundle.manifest["files"] if file.endswith(".sh")]
+    elsewhere = f"{name} is not installed here: run {scripts[0] if scripts else name} where it is"
+    if not _builds_layers(bundle, registry):
+        return elsewhere
+    return f"axcore build {folder} --toolchain onnx (to run it on this machine; {elsewhere})"
+
+
+def _builds_layers(bundle: Bundle, registry: Registry) -> bool:
+    """Whether the embedded toolchain has layer models for a bundle's language model."""
+    from ..language.layer_types import other_layers
+    from ..runtime.deployment import Deployment
+
+    if bundle.manifest["vision_only"]:
+        return False
+    return not other_layers(Deployment.open(bundle.folder, registry).job.text_config)
 
 
 def _peak_bytes() -> int:
