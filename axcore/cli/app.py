@@ -13,6 +13,7 @@ from .. import __version__, api
 from ..display import size
 from ..plugins import Entry, Registry
 from ..request import Options
+from ..system import require_linux
 from .console import emit, table
 from .invocation import Invocation, LogFile, Quiet, Root, Verbose
 from .options import given_choices, models, of_model, of_toolchain, toolchains
@@ -77,6 +78,7 @@ def root(
     if version:
         typer.echo(f"axcore {__version__}")
         raise typer.Exit
+    require_linux()
 
 
 @app.command("list-models")

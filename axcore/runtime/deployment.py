@@ -18,6 +18,7 @@ from ..layer_files import build_command
 from ..model_card import Profile
 from ..plain import parse
 from ..progress import Silent
+from ..system import require_linux
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -70,7 +71,9 @@ class Deployment:
             BundleError: It is no bundle, holds the vision side alone, or its small files are not as
                 they were written.
             PluginNotFound: No installed plugin knows the model.
+            AxcoreError: The system is not Linux.
         """
+        require_linux()
         bundle = Bundle.open(folder)
         manifest, request = bundle.manifest, bundle.build_request
         if manifest.get("embedding") is None:
