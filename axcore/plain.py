@@ -9,6 +9,7 @@ import json
 import types
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, fields, is_dataclass
+from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
@@ -35,6 +36,8 @@ def _parse(kind: Any, data: Any, where: str) -> Any:
     origin, arguments = get_origin(kind), get_args(kind)
     if kind is Any:
         return data
+    if kind is Path and isinstance(data, str):
+        return Path(data)
     if is_dataclass(kind):
         return _record(kind, _typed(Mapping, data, where), where)
     if origin in _UNIONS:

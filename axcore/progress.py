@@ -48,3 +48,9 @@ class Silent:
 class _Uncounted:
     def advance(self, amount: float = 1) -> None:
         """Count nothing."""
+
+
+@contextmanager
+def as_progress(progress: Progress | bool | None) -> Iterator[Progress]:
+    """Yield a `Progress`: the given one, bars for True, and none for None and False."""
+    yield Silent() if progress is None or isinstance(progress, bool) else progress

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import UsageError
-from .app import FAMILY_OPTIONS, BundleFolder, Json, _choices, _registry
+from .app import OWN_OPTIONS, BundleFolder, Json, _choices, _registry
 from .console import emit, progress, table
 from .run import BACKENDS, Backend, Penalty, System, Temperature, TopK, TopP, _sampling
 
@@ -40,7 +40,7 @@ def root() -> None:
     """
 
 
-@evaluate_app.command(context_settings=FAMILY_OPTIONS)
+@evaluate_app.command(context_settings=OWN_OPTIONS)
 def captions(
     context: typer.Context,
     bundle: BundleFolder,
@@ -156,7 +156,7 @@ def agreement(
     return _print_agreement(found)
 
 
-@evaluate_app.command(context_settings=FAMILY_OPTIONS)
+@evaluate_app.command(context_settings=OWN_OPTIONS)
 def vision(
     context: typer.Context,
     bundle: BundleFolder,
@@ -212,7 +212,7 @@ def vision(
         raise typer.Exit(1)
 
 
-@evaluate_app.command(context_settings=FAMILY_OPTIONS)
+@evaluate_app.command(context_settings=OWN_OPTIONS)
 def throughput(
     context: typer.Context,
     bundle: BundleFolder,

@@ -16,7 +16,7 @@ import typer
 from .. import api
 from ..calibration.images import find_images, read_image
 from ..errors import AxcoreError, BudgetError, UsageError
-from .app import FAMILY_OPTIONS, BundleFolder, Json, _choices, _registry, app
+from .app import OWN_OPTIONS, BundleFolder, Json, _choices, _registry, app
 from .console import emit, fail, progress
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ Backend = Annotated[str, typer.Option(help=f"What runs it: {BACKENDS}")]
 INTERRUPTED = 130  # what shells report of a program that Ctrl-C ended
 
 
-@app.command(context_settings=FAMILY_OPTIONS)
+@app.command(context_settings=OWN_OPTIONS)
 def run(
     context: typer.Context,
     bundle: BundleFolder,
@@ -91,7 +91,7 @@ def run(
         raise typer.Exit(INTERRUPTED)
 
 
-@app.command(context_settings=FAMILY_OPTIONS)
+@app.command(context_settings=OWN_OPTIONS)
 def chat(
     context: typer.Context,
     bundle: BundleFolder,

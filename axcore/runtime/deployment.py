@@ -82,7 +82,15 @@ class Deployment:
             ) from error
         return cls(
             bundle,
-            Job(entry.card, entry.family, checkpoint, task, profile, bundle.options),
+            Job(
+                entry.card,
+                entry.family,
+                checkpoint,
+                task,
+                profile,
+                bundle.options,
+                manifest["target"],
+            ),
             request.graphs,
             request.llm,
             request.decoder_layers,
