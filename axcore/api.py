@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from .bundle import Bundle
     from .graph.lint import Finding
     from .graph.verify import Verification
+    from .model_card import Entry
     from .packaging import Runtime
     from .pipeline.plan import Plan
-    from .plugins import Entry
     from .progress import Progress
     from .quantization.gptq import Device, Quantised
     from .runtime.runner import Runner

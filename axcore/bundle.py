@@ -74,6 +74,9 @@ class Bundle:
             raise BundleError(f"{path} lacks {', '.join(missing)}", hint=_HINT)
         return cls(folder, manifest)
 
+    def __repr__(self) -> str:
+        return f"<Bundle {self.manifest['model']['id']} in {self.folder}>"
+
     @property
     def files(self) -> dict[str, Path]:
         """Every file of the bundle, by name."""

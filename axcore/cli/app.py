@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .. import __version__, api
-from ..plugins import Entry, Registry
+from ..model_card import Entry
+from ..plugins import Registry
 from ..request import Request
 from .console import emit, progress, size, table
 from .request_options import spelt_out

@@ -19,7 +19,8 @@ from ..request import OPSETS, CheckpointRequest, Options, Request
 
 if TYPE_CHECKING:
     from ..bundle import Bundle
-    from ..plugins import Entry, Registry
+    from ..model_card import Entry
+    from ..plugins import Registry
     from ..progress import Progress
     from ..toolchains.contract import Target, Toolchain
 

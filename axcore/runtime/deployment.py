@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from ..language_model import LlmBuildArgs
-    from ..plugins import Registry
     from ..toolchains.contract import GraphFile
+    from .families import Families
 
 EMBEDDING_FILE = "model.embed_tokens.weight.bfloat16.bin"
 _LAYER = re.compile(r"(?P<kind>.+)_p(?P<chunk>\d+)_l(?P<layer>\d+)_together")
@@ -54,7 +54,7 @@ class Deployment:
     hook: Callable[..., Any]
 
     @classmethod
-    def open(cls, folder: Path, registry: Registry) -> Deployment:
+    def open(cls, folder: Path, registry: Families) -> Deployment:
         """Read a bundle's manifest and config; weights are not looked at.
 
         Raises:

@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from ..plugins import Registry
-    from .contract import Backend
+    from .contract import Backend, Plugins
     from .language import LanguageModel
 
 Array = np.ndarray[Any, Any]
@@ -87,7 +86,7 @@ class Runner:
     def __init__(
         self,
         deployment: Deployment,
-        registry: Registry,
+        registry: Plugins,
         vision: VisionSide,
         language: LanguageModel,
     ) -> None:
@@ -101,7 +100,7 @@ class Runner:
     def open(
         cls,
         folder: Path,
-        registry: Registry,
+        registry: Plugins,
         backend: str = "onnx",
         options: Mapping[str, str] | None = None,
     ) -> Runner:
@@ -235,7 +234,7 @@ class Runner:
 
 
 def prepare_prompt(
-    deployment: Deployment, registry: Registry, messages: Sequence[Mapping[str, Any]]
+    deployment: Deployment, registry: Plugins, messages: Sequence[Mapping[str, Any]]
 ) -> Prompt:
     """Return the prompt for `messages`, checked against the limits; nothing is loaded for it.
 
@@ -264,7 +263,7 @@ def prepare_prompt(
     return prompt
 
 
-def available_backend(name: str, registry: Registry) -> Backend:
+def available_backend(name: str, registry: Plugins) -> Backend:
     """Return the backend of that name, if it can run here.
 
     Raises:
