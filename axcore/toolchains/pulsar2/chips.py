@@ -33,7 +33,8 @@ OPTIONS: Mapping[str, Choice] = MappingProxyType(
     {
         "chip": Choice(tuple(NPU_MODES), "the chip that is built for"),
         "npu-mode": Choice(
-            (), "how much of the NPU a vision graph takes; default: all that the chip has"
+            (),
+            "NPU1 to NPU4: how much of the NPU a vision graph takes; default: all there is",
         ),
     }
 )
