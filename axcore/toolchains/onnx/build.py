@@ -14,7 +14,7 @@ import onnx_ir as ir
 import torch
 
 from ...graph.trace import trace
-from ...layer_files import GROUPS, Origin, data_file, is_sealed, read_origin
+from ...layer_files import GROUPS, Provenance, data_file, read_provenance, weights_match
 from ...versions import code_digest
 from ..state import Finished, State
 from .data import DataFile
@@ -103,11 +103,11 @@ class _Build:
         files = self._state.outputs_of(stem, self._key, self._bundle)
         if files is None:
             return False
-        graph, origin = files[0], self._origin(stem)
-        return read_origin(graph) == origin and is_sealed(graph, origin)
+        graph, provenance = files[0], self._provenance(stem)
+        return read_provenance(graph) == provenance and weights_match(graph, provenance)
 
-    def _origin(self, stem: str) -> Origin:
-        return Origin(stem, self._key, self._weights)
+    def _provenance(self, stem: str) -> Provenance:
+        return Provenance(stem, self._key, self._weights)
 
     def _identity(self) -> str:
         """Return what every file depends on; weights enter by size, header and time."""
@@ -131,7 +131,7 @@ class _Build:
                 stage,
                 self._decoder.checkpoint,
                 self._precision.weights,
-                self._origin(stem).seal,
+                self._provenance(stem).fingerprint,
             )
             for stem, stage in todo.items()
         }
@@ -180,7 +180,7 @@ class _Build:
         self._name_outputs(graph, kind)
         model.producer_name = "axcore"
         model.metadata_props[GROUPS] = json.dumps(kind.groups)
-        model.metadata_props.update(self._origin(stem).properties)
+        model.metadata_props.update(self._provenance(stem).properties)
         return model
 
     def _kind(self, stage: Stage) -> _Kind:
