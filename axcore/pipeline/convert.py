@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from ..calibration import (
     check_images,
     find_archive,
     find_images,
+    load_samples,
     store_samples,
     warn_of_few,
 )
@@ -29,7 +30,7 @@ from .prepared import LLM_FOLDER, Prepared, prepare
 
 if TYPE_CHECKING:
     from ..calibration import Archive, SourceImage
-    from ..component import Component
+    from ..component import Component, Sample
     from ..job import Job
     from ..plugins import Registry
     from ..progress import Progress
@@ -212,20 +213,31 @@ class _Conversion:
 
     def _calibrate(self) -> dict[str, int]:
         """Write samples for every graph file; return how many each has."""
-        counts = {}
+        steps: list[Step] = []
         for index, (_, graph) in enumerate(self.flow.chain):
+            before = None if self.flow.takes_images(index) else steps[-1]
             inputs = {
-                "exported": [step.key for step in self._upstream(index)],
                 "calibration": asdict(graph.calibration),
                 "ports": [asdict(port) for port in graph.inputs],
-                "size": [self.job.profile.height, self.job.profile.width],
-                "choices": dict(self.options.choices),
-                "images": _content(self.images),
+                **self._sample_inputs(index, before),
             }
-            make = partial(self._write_samples, index, graph)
-            step = self._run(f"calibrate-{graph.stem}", inputs, make)
-            counts[graph.stem] = int(step.metrics["samples"])
-        return counts
+            make = partial(self._write_samples, index, before)
+            steps.append(self._run(f"calibrate-{graph.stem}", inputs, make))
+        return {
+            graph.stem: int(step.metrics["samples"])
+            for (_, graph), step in zip(self.flow.chain, steps, strict=True)
+        }
+
+    def _sample_inputs(self, index: int, before: Step | None) -> Mapping[str, Any]:
+        """Return what a file's samples are made from: images, or the file before and its own."""
+        if before is not None:
+            owner = self.flow.chain[index - 1][0]
+            return {"samples": before.key, "exported": self.exported[owner.name].key}
+        return {
+            "size": [self.job.profile.height, self.job.profile.width],
+            "choices": dict(self.options.choices),
+            "images": _content(self.images),
+        }
 
     def _adopt_archive(self) -> dict[str, int]:
         """Copy the archive that was given, if one was; return how many samples its graph has."""
@@ -243,17 +255,24 @@ class _Conversion:
         warn_of_few(sum(counts.values()), minimum, "samples", self.progress)
         return counts
 
-    def _write_samples(self, index: int, graph: GraphFile, folder: Path) -> Mapping[str, Any]:
-        component = self.flow.chain[index][0]
-        name = component.name if self.flow.is_head(index) else graph.stem
-        samples = self.flow.samples(index, self.images, self.progress)
+    def _write_samples(self, index: int, before: Step | None, folder: Path) -> Mapping[str, Any]:
+        if before is None:
+            samples = self.flow.samples(index, self.images, self.progress)
+        else:
+            samples = self.flow.features(index, self._stored_samples(index - 1, before))
+        graph, name = self.flow.chain[index][1], self.flow.name(index)
         stored = store_samples(name, graph.inputs, graph.calibration, samples, folder)
         return {"samples": stored.samples}
 
-    def _upstream(self, index: int) -> list[Step]:
-        """Return the exports whose files the samples of file `index` have gone through."""
-        owners = dict.fromkeys(component.name for component, _ in self.flow.chain[:index])
-        return [self.exported[name] for name in owners]
+    def _stored_samples(self, index: int, step: Step) -> Iterator[Sample]:
+        """Yield the samples that `step` has written for a file, to calibrate the one behind it."""
+        (_, graph), (_, behind) = self.flow.chain[index : index + 2]
+        count, locate = step.metrics["samples"], partial(self.workspace.path, step)
+        name = self.flow.name(index)
+        with self.progress.task(f"calibration of {behind.stem}", count, "samples") as task:
+            for sample in load_samples(name, graph.inputs, graph.calibration, count, locate):
+                yield sample
+                task.advance()
 
     def _locate(self, component: Component, graph: GraphFile) -> Path:
         return self.workspace.path(self.exported[component.name], f"{graph.stem}.onnx")
@@ -337,7 +356,7 @@ def _code(job: Job, registry: Registry) -> dict[str, Any]:
 
 
 def _content(images: Sequence[SourceImage]) -> list[str]:
-    return [hashlib.sha256(image.read()).hexdigest() for image in images]
+    return [image.sha256 for image in images]
 
 
 def _is_asset(path: Path) -> bool:

@@ -13,7 +13,7 @@ import onnx_ir as ir
 import torch
 
 from ...graph.trace import trace
-from ...layer_files import GROUPS, Origin, data_file
+from ...layer_files import GROUPS, Provenance, data_file
 from ...versions import code_digest
 from .data import DataFile
 from .groups import (
@@ -92,7 +92,7 @@ class _LayerFiles:
                 stage,
                 decoder.checkpoint,
                 self._precision.weights,
-                self._origin(stem).seal,
+                self._provenance(stem).fingerprint,
             )
             for stem, stage in stages.items()
         }
@@ -109,8 +109,8 @@ class _LayerFiles:
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
 
-    def _origin(self, stem: str) -> Origin:
-        return Origin(stem, self.identity, self._weights)
+    def _provenance(self, stem: str) -> Provenance:
+        return Provenance(stem, self.identity, self._weights)
 
     def _digest(self) -> str:
         checkpoint = self._decoder.checkpoint
@@ -141,7 +141,7 @@ class _LayerFiles:
         self._name_outputs(graph, kind)
         model.producer_name = "axcore"
         model.metadata_props[GROUPS] = json.dumps(kind.groups)
-        model.metadata_props.update(self._origin(stem).properties)
+        model.metadata_props.update(self._provenance(stem).properties)
         return model
 
     def _kind(self, stage: Stage) -> _Kind:
