@@ -36,18 +36,22 @@ from .language_model import Decoder, Embedding, LlmBuildArgs, LlmCheckpoint, Pro
 from .model_card import ModelCard, Profile
 from .plugins import Registry
 from .progress import Progress, Silent
-from .request import Options
+from .request import Options, Request
 from .runtime.contract import Backend
 from .toolchains.contract import BuildRequest, GraphFile, Toolchain
 
 if TYPE_CHECKING:
+    from . import backend, evaluate, toolchain
     from .runtime.runner import Answer, Runner
     from .runtime.sampling import Sampling
 else:
     _LATER = {"Answer": "runner", "Runner": "runner", "Sampling": "sampling"}
+    _MODULES = ("backend", "evaluate", "toolchain")
 
     def __getattr__(name: str) -> Any:
-        """Import what needs numpy when it is first asked for."""
+        """Import what needs numpy or more when it is first asked for."""
+        if name in _MODULES:
+            return import_module(f"{__name__}.{name}")
         if name not in _LATER:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         return getattr(import_module(f"{__name__}.runtime.{_LATER[name]}"), name)
@@ -86,6 +90,7 @@ __all__ = [
     "Progress",
     "Prompt",
     "Registry",
+    "Request",
     "Rows",
     "Runner",
     "Sample",
@@ -101,9 +106,11 @@ __all__ = [
     "VerificationError",
     "Weight",
     "__version__",
+    "backend",
     "build",
     "convert",
     "encode_prompt",
+    "evaluate",
     "hookimpl",
     "lint",
     "list_models",
@@ -114,5 +121,6 @@ __all__ = [
     "plan",
     "quantize",
     "read_image",
+    "toolchain",
     "verify",
 ]

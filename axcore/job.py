@@ -23,6 +23,7 @@ class Job:
         task: Name of the profile in use.
         profile: The profile with the user's changes applied.
         options: What the user chose.
+        target: The device that is built for, in the toolchain's spelling, such as ``AX650``.
     """
 
     card: ModelCard
@@ -31,6 +32,7 @@ class Job:
     task: str
     profile: Profile
     options: Options
+    target: str = ""
 
     @property
     def config(self) -> Mapping[str, Any]:

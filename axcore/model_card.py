@@ -106,3 +106,14 @@ class ModelCard:
     def stem(self) -> str:
         """The repository's last part, e.g. ``Foo-VL-1B``."""
         return self.repo.rpartition("/")[2]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model that is installed: its card, and the family that it comes from."""
+
+    family: str
+    card: ModelCard
+
+    def __repr__(self) -> str:
+        return f"<Entry {self.family}/{self.card.id}>"

@@ -26,7 +26,7 @@ import pluggy
 
 from . import defaults, hookspecs
 from .errors import AxcoreError, ContractError, PluginNotFound, UnsupportedModel
-from .model_card import ModelCard
+from .model_card import Entry, ModelCard
 
 if TYPE_CHECKING:
     from .runtime.contract import Backend
@@ -56,14 +56,6 @@ class Problem:
 
     plugin: PluginInfo
     error: str
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A model card and the family it comes from."""
-
-    family: str
-    card: ModelCard
 
 
 class Registry:

@@ -429,7 +429,7 @@ def _build_options(job: Job, **quant: Any) -> dict[str, dict[str, Any]]:
     """Return the published settings that differ from those of other models."""
     return {
         "pulsar2": {
-            "target_hardware": job.options.chip,
+            "target_hardware": job.target,
             "quant": {
                 "precision_analysis_mode": "NPUBackend",
                 "transformer_opt_level": 1,

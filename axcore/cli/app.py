@@ -5,18 +5,20 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .. import __version__, api
 from ..display import size
-from ..plugins import Entry, Registry
-from ..request import Options
+from ..model_card import Entry
+from ..plugins import Registry
+from ..request import Request
 from ..system import require_linux
 from .console import emit, table
 from .invocation import Invocation, LogFile, Quiet, Root, Verbose
 from .options import given_choices, models, of_model, of_toolchain, toolchains
+from .request_options import spelt_out
 
 if TYPE_CHECKING:
     from ..bundle import Bundle
@@ -33,30 +35,20 @@ plugins_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(plugins_app, name="plugins", help="Look at the installed plugins.")
 
 # What a command does not know may be an option of the model or of the toolchain, checked by it.
-FAMILY_OPTIONS = {"allow_extra_args": True, "ignore_unknown_options": True}
-
+OWN_OPTIONS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 Json = Annotated[bool, typer.Option("--json", help="Print data as JSON on stdout.")]
 Model = Annotated[
     str,
-    typer.Argument(
-        help="Model id, alias, repository or checkpoint folder.",
-        autocompletion=models,
-    ),
+    typer.Argument(help="Model id, alias, repository or checkpoint folder.", autocompletion=models),
+]
+Toolchain = Annotated[
+    str | None, typer.Option(help="Default: that of the bundle.", autocompletion=toolchains)
 ]
 BundleFolder = Annotated[Path, typer.Argument(help="Folder written by `axcore convert`.")]
-CheckpointName = Annotated[
-    str | None,
-    typer.Option(help="Checkpoint folder or Hugging Face id; default: the model's own."),
+Out = Annotated[
+    Path | None, typer.Option("-o", "--out", help="Bundle folder; default: ./MODEL-bundle.")
 ]
-Weights = Annotated[
-    Literal["random-tiny", "random-full"] | None,
-    typer.Option(help="Fabricate a checkpoint: tiny, or of the real size."),
-]
-Source = Annotated[
-    Literal["huggingface", "modelscope"], typer.Option(help="Where to download from.")
-]
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit to download.")]
 Images = Annotated[
     list[Path] | None,
     typer.Option("--images", help="Calibration images: folder, archive or file; repeatable."),
@@ -121,104 +113,25 @@ def show(context: typer.Context, model: Model, as_json: Json = False) -> None:
     return None
 
 
-@app.command(context_settings=FAMILY_OPTIONS)
+@app.command(context_settings=OWN_OPTIONS)
+@spelt_out
 def convert(
     context: typer.Context,
-    model: Model,
-    out: Annotated[
-        Path | None,
-        typer.Option("-o", "--out", help="Bundle folder; default: ./MODEL-bundle."),
-    ] = None,
-    checkpoint: CheckpointName = None,
-    weights: Weights = None,
-    source: Source = "huggingface",
-    revision: Revision = None,
-    images: Images = None,
-    calibration_archive: Annotated[
-        str | None,
-        typer.Option(help="File or URL of an archive of calibration samples, used as it is."),
-    ] = None,
-    task: Annotated[
-        str | None,
-        typer.Option(help="Profile, e.g. image or video (see `axcore show`)."),
-    ] = None,
-    height: Annotated[int | None, typer.Option(help="Image height in px.")] = None,
-    width: Annotated[int | None, typer.Option(help="Image width in px.")] = None,
-    dtype: Annotated[
-        Literal["float32", "float16", "bfloat16"], typer.Option(help="Precision of vision graphs.")
-    ] = "float32",
-    opset: Annotated[int, typer.Option(help="ONNX operator set, 16 to 20.")] = 17,
-    split: Annotated[
-        str | None,
-        typer.Option(help="Files per vision graph: a number, or auto for below 2 GB each."),
-    ] = None,
-    chip: Annotated[str, typer.Option(help="Target chip.")] = "AX650",
-    npu_mode: Annotated[str, typer.Option(help="NPU1, NPU2 or NPU3.")] = "NPU3",
-    prefill_len: Annotated[
-        int | None,
-        typer.Option(help="Tokens of one prefill chunk."),
-    ] = None,
-    kv_cache_len: Annotated[
-        int | None,
-        typer.Option(help="Slots of the key/value cache."),
-    ] = None,
-    last_kv_cache_len: Annotated[
-        list[int] | None,
-        typer.Option(help="History length of a further prefill group; repeatable."),
-    ] = None,
-    embedding_format: Annotated[
-        list[str] | None,
-        typer.Option(help="Further embedding files, separated by commas: npy, f32bin, pth."),
-    ] = None,
-    verify: Annotated[bool, typer.Option(help="Compare the graphs with PyTorch.")] = True,
-    vision_only: Annotated[
-        bool, typer.Option("--vision-only", help="Leave the language model's side out.")
-    ] = False,
-    toolchain: Annotated[
-        str, typer.Option(help="Whose configuration is written.", autocompletion=toolchains)
-    ] = "pulsar2",
+    request: Request,
+    out: Out = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="The same as `axcore plan`.")] = False,
     as_json: Json = False,
 ) -> None:
     """Turn a checkpoint into a bundle: graphs, calibration, configuration, embedding."""
+    if dry_run:
+        return plan_conversion(context, request, out, as_json)
     invocation = Invocation.of(context)
     registry = invocation.registry()
-    options = Options(
-        task=task,
-        height=height,
-        width=width,
-        dtype=dtype,
-        opset=opset,
-        split=_split(split),
-        chip=chip,
-        npu_mode=npu_mode,
-        prefill_len=prefill_len,
-        kv_cache_len=kv_cache_len,
-        last_kv_cache_len=tuple(last_kv_cache_len) if last_kv_cache_len else None,
-        embedding_formats=tuple(_listed(embedding_format)),
-        choices=given_choices(context, *of_model(registry, model)),
-    )
-    target = out or Path(f"{Path(model).name}-bundle")
-    common: dict[str, Any] = {
-        "checkpoint": checkpoint,
-        "weights": weights,
-        "source": source,
-        "revision": revision,
-        "images": images or [],
-        "calibration_archive": calibration_archive,
-        "options": options,
-        "verify": verify,
-        "vision_only": vision_only,
-        "toolchain": toolchain,
-        "registry": registry,
-    }
-    if dry_run:
-        with invocation.progress() as reporter:
-            planned = api.plan(model, out=target, progress=reporter, **common)
-        return _print_plan(planned, as_json)
+    request = _with_choices(context, request, registry)
+    target = out or _bundle_folder(request)
     started = time.perf_counter()
     with invocation.progress(continues=True) as reporter:
-        bundle = api.convert(model, target, progress=reporter, **common)
+        bundle = api.convert(request, target, progress=reporter, registry=registry)
     if as_json:
         return emit({"bundle": str(bundle.folder), **bundle.manifest})
     total = sum(entry["size"] for entry in bundle.manifest["files"].values())
@@ -231,16 +144,43 @@ def convert(
     return invocation.reporter.say(f"next: {_next(bundle, registry)}")
 
 
-@app.command(context_settings=FAMILY_OPTIONS)
+@app.command(context_settings=OWN_OPTIONS)
+@spelt_out
+def plan(context: typer.Context, request: Request, out: Out = None, as_json: Json = False) -> None:
+    """Show what `convert` would write, need and run, without reading weights."""
+    plan_conversion(context, request, out, as_json)
+
+
+def plan_conversion(
+    context: typer.Context, request: Request, out: Path | None, as_json: bool
+) -> None:
+    """Plan, and print the plan."""
+    invocation = Invocation.of(context)
+    registry = invocation.registry()
+    request = _with_choices(context, request, registry)
+    with invocation.progress() as reporter:
+        planned = api.plan(
+            request, out=out or _bundle_folder(request), progress=reporter, registry=registry
+        )
+    return emit(planned) if as_json else _print_plan(planned)
+
+
+def _with_choices(context: typer.Context, request: Request, registry: Registry) -> Request:
+    """Add what was given of the options that only the model or its toolchain has."""
+    owner, of_its_own = of_model(registry, request.model)
+    further = of_toolchain(registry, request.toolchain)[1]
+    return Request.of(request, choices=given_choices(context, owner, [*of_its_own, *further]))
+
+
+def _bundle_folder(request: Request) -> Path:
+    return Path(f"{Path(request.model).name}-bundle")
+
+
+@app.command(context_settings=OWN_OPTIONS)
 def build(
     context: typer.Context,
     bundle: BundleFolder,
-    toolchain: Annotated[
-        str | None,
-        typer.Option(
-            help="Default: the one the bundle was converted for.", autocompletion=toolchains
-        ),
-    ] = None,
+    toolchain: Toolchain = None,
     tool: Annotated[
         str | None,
         typer.Option(
@@ -292,18 +232,18 @@ def verify(
     return None
 
 
-@app.command()
+@app.command(context_settings=OWN_OPTIONS)
 def lint(
     context: typer.Context,
     target: Annotated[Path, typer.Argument(help="ONNX file or bundle folder.")],
-    chip: Annotated[
-        str | None,
-        typer.Option(help="Target chip; default: the bundle's, or AX650."),
-    ] = None,
+    toolchain: Toolchain = None,
     as_json: Json = False,
 ) -> None:
-    """Check graphs against the operator table of a chip; exits 1 when there are findings."""
-    findings = api.lint(target, chip=chip)
+    """Check graphs against an operator table, e.g. --chip AX650; exits 1 with findings."""
+    invocation = Invocation.of(context)
+    registry = invocation.registry()
+    options = given_choices(context, *of_toolchain(registry, toolchain))
+    findings = api.lint(target, toolchain=toolchain, options=options, registry=registry)
     if as_json:
         emit(findings)
     else:
@@ -311,7 +251,7 @@ def lint(
             where = f" in stage {finding.stage}" if finding.stage else ""
             typer.echo(f"{finding.severity}: {finding.file}: {finding.node} ({finding.op}){where}")
             typer.echo(f"  {finding.constraint}: {finding.detail}\n  {finding.remedy}")
-        Invocation.of(context).reporter.say(f"{len(findings)} findings")
+        invocation.reporter.say(f"{len(findings)} findings")
     if findings:
         raise typer.Exit(1)
 
@@ -371,18 +311,6 @@ def _model(entry: Entry) -> dict[str, Any]:
     }
 
 
-def _split(text: str | None) -> int | Literal["auto"] | None:
-    if text is None or text == "auto":
-        return text  # type: ignore[return-value]
-    if not text.isdecimal() or int(text) < 1:
-        raise typer.BadParameter(f"{text!r} is neither a number of files nor auto")
-    return int(text)
-
-
-def _listed(values: list[str] | None) -> list[str]:
-    return [name.strip() for value in values or [] for name in value.split(",") if name.strip()]
-
-
 def _next(bundle: Bundle, registry: Registry) -> str:
     """Return what follows a conversion: no command that would fail on this machine."""
     folder, name = bundle.folder, bundle.manifest["toolchain"]
@@ -412,9 +340,7 @@ def _peak_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _print_plan(plan: Plan, as_json: bool) -> None:
-    if as_json:
-        return emit(plan)
+def _print_plan(plan: Plan) -> None:
     typer.echo(f"{plan.model} ({plan.family}, task {plan.task}) from {plan.checkpoint}")
     for part in plan.components:
         ports = " → ".join(
@@ -442,23 +368,3 @@ def _print_plan(plan: Plan, as_json: bool) -> None:
         if text.startswith("#!"):
             typer.echo(f"\n{name}\n")
             typer.echo("\n".join(f"  {line}" for line in text.splitlines()))
-    return None
-
-
-def _plan_command() -> None:
-    """Register `plan`: the options of `convert`, less those that only a conversion has."""
-    import inspect
-
-    signature = inspect.signature(convert, eval_str=True)
-    own = [p for name, p in signature.parameters.items() if name != "dry_run"]
-
-    def plan(**arguments: Any) -> None:
-        convert(**arguments, dry_run=True)
-
-    plan.__signature__ = signature.replace(parameters=own)  # type: ignore[attr-defined]
-    plan.__annotations__ = {p.name: p.annotation for p in own}
-    plan.__doc__ = "Show what `convert` would write, need and run, without reading weights."
-    app.command("plan", context_settings=FAMILY_OPTIONS)(plan)
-
-
-_plan_command()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import UsageError
-from .app import FAMILY_OPTIONS, BundleFolder, Json
+from .app import OWN_OPTIONS, BundleFolder, Json
 from .console import emit, table
 from .invocation import Invocation
 from .options import backends, given_choices, of_backend
@@ -51,7 +51,7 @@ def root() -> None:
     """
 
 
-@evaluate_app.command(context_settings=FAMILY_OPTIONS)
+@evaluate_app.command(context_settings=OWN_OPTIONS)
 def captions(
     context: typer.Context,
     bundle: BundleFolder,
@@ -171,7 +171,7 @@ def agreement(
     return _print_agreement(found)
 
 
-@evaluate_app.command(context_settings=FAMILY_OPTIONS)
+@evaluate_app.command(context_settings=OWN_OPTIONS)
 def vision(
     context: typer.Context,
     bundle: BundleFolder,
@@ -235,7 +235,7 @@ def vision(
         raise typer.Exit(1)
 
 
-@evaluate_app.command(context_settings=FAMILY_OPTIONS)
+@evaluate_app.command(context_settings=OWN_OPTIONS)
 def throughput(
     context: typer.Context,
     bundle: BundleFolder,

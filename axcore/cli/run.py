@@ -16,7 +16,7 @@ import typer
 from .. import api
 from ..calibration.images import find_images, read_image
 from ..errors import AxcoreError, BudgetError, UsageError
-from .app import FAMILY_OPTIONS, BundleFolder, Json, app
+from .app import OWN_OPTIONS, BundleFolder, Json, app
 from .console import emit
 from .invocation import INTERRUPTED, Invocation
 from .options import backends, given_choices, of_backend
@@ -52,7 +52,7 @@ BACKENDS = "onnx (this machine), axengine (a board), torch (the reference), or a
 Backend = Annotated[str, typer.Option(help=f"What runs it: {BACKENDS}", autocompletion=backends)]
 
 
-@app.command(context_settings=FAMILY_OPTIONS)
+@app.command(context_settings=OWN_OPTIONS)
 def run(
     context: typer.Context,
     bundle: BundleFolder,
@@ -94,7 +94,7 @@ def run(
         raise typer.Exit(INTERRUPTED)
 
 
-@app.command(context_settings=FAMILY_OPTIONS)
+@app.command(context_settings=OWN_OPTIONS)
 def chat(
     context: typer.Context,
     bundle: BundleFolder,

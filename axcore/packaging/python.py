@@ -130,7 +130,7 @@ def _readme(source: Source) -> str:
         engine=_ENGINES[suffix],
         installed=" ".join(NEEDED if suffix == COMPILED else (*NEEDED, _ENGINES[PORTABLE])),
         suffix=suffix,
-        where=source.deployment.job.options.chip if suffix == COMPILED else "any CPU (slow)",
+        where=source.deployment.job.target if suffix == COMPILED else "any CPU (slow)",
         prompt=max(llm.last_kv_cache_len, default=0) + llm.prefill_len,
         context=llm.kv_cache_len + 1,
     )

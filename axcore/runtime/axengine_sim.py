@@ -21,7 +21,7 @@ import numpy as np
 import onnxruntime as ort
 from ml_dtypes import bfloat16
 
-from ..layer_files import GROUPS, Origin
+from ..layer_files import GROUPS, Provenance
 from ..system import cores, trim_memory
 
 __all__ = [
@@ -112,7 +112,7 @@ class InferenceSession:
 
     Attributes:
         dynamic_batch: Whether the first axis is dynamic.
-        origin: What a layer model says of itself; None of other files.
+        provenance: What a layer model was made from; None for files without such metadata.
 
     Args:
         path_or_bytes: The file. Where there is no ``x.axmodel``, ``x.onnx`` beside it is taken.
@@ -145,7 +145,7 @@ class InferenceSession:
             raise RuntimeError(f"Failed to read the shape groups of {path}: {error!r}") from error
         self.dynamic_batch = all(group.dynamic for group in self._groups)
         described = self._session.get_modelmeta()
-        self.origin = Origin.of(described.graph_name, described.custom_metadata_map)
+        self.provenance = Provenance.of(described.graph_name, described.custom_metadata_map)
 
     def get_session_options(self) -> object:
         """Return what was given as ``sess_options``."""

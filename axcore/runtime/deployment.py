@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from ..language_model import LlmBuildArgs
-    from ..plugins import Registry
     from ..progress import Progress
     from ..toolchains.contract import GraphFile
+    from .families import Families
 
 EMBEDDING_FILE = "model.embed_tokens.weight.bfloat16.bin"
 _LAYER = re.compile(r"(?P<kind>.+)_p(?P<chunk>\d+)_l(?P<layer>\d+)_together")
@@ -59,7 +59,7 @@ class Deployment:
     progress: Progress = field(default_factory=Silent)
 
     @classmethod
-    def open(cls, folder: Path, registry: Registry, progress: Progress | None = None) -> Deployment:
+    def open(cls, folder: Path, registry: Families, progress: Progress | None = None) -> Deployment:
         """Read a bundle's manifest and config; weights are not looked at.
 
         Args:
@@ -94,7 +94,15 @@ class Deployment:
             ) from error
         return cls(
             bundle,
-            Job(entry.card, entry.family, checkpoint, task, profile, bundle.options),
+            Job(
+                entry.card,
+                entry.family,
+                checkpoint,
+                task,
+                profile,
+                bundle.options,
+                manifest["target"],
+            ),
             request.graphs,
             request.llm,
             request.decoder_layers,

@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 
 from ..errors import BundleError
-from ..layer_files import build_command, check_origins
+from ..layer_files import build_command, check_provenance
 from .engine import open_session, shape_groups
 
 if TYPE_CHECKING:
@@ -124,8 +124,8 @@ class LayerModels:
         state = self._steps[0].inputs["input"]
         _check_head(self._head, head, state, deployment)
         sessions = zip([*layers, head], [*self._layers, self._head], strict=True)
-        origins = {path: getattr(session, "origin", None) for path, session in sessions}
-        check_origins(origins, deployment.weights)
+        provenances = {path: getattr(session, "provenance", None) for path, session in sessions}
+        check_provenance(provenances, deployment.weights)
         self._state_dtype = state.dtype
         self._caches = self._empty_caches(1)
         self._mask: Array | None = None

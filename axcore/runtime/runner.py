@@ -22,9 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from ..plugins import Registry
     from ..progress import Progress
-    from .contract import Backend
+    from .contract import Backend, Plugins
     from .language import LanguageModel
 
 Array = np.ndarray[Any, Any]
@@ -88,7 +87,7 @@ class Runner:
     def __init__(
         self,
         deployment: Deployment,
-        registry: Registry,
+        registry: Plugins,
         vision: VisionSide,
         language: LanguageModel,
     ) -> None:
@@ -102,7 +101,7 @@ class Runner:
     def open(
         cls,
         folder: Path,
-        registry: Registry,
+        registry: Plugins,
         backend: str = "onnx",
         options: Mapping[str, str] | None = None,
         progress: Progress | None = None,
@@ -238,7 +237,7 @@ class Runner:
 
 
 def prepare_prompt(
-    deployment: Deployment, registry: Registry, messages: Sequence[Mapping[str, Any]]
+    deployment: Deployment, registry: Plugins, messages: Sequence[Mapping[str, Any]]
 ) -> Prompt:
     """Return the prompt for `messages`, checked against the limits; nothing is loaded for it.
 
@@ -267,7 +266,7 @@ def prepare_prompt(
     return prompt
 
 
-def available_backend(name: str, registry: Registry) -> Backend:
+def available_backend(name: str, registry: Plugins) -> Backend:
     """Return the backend of that name, if it can run here.
 
     Raises:

@@ -1,4 +1,5 @@
-"""For plugin authors: the conformance kit, and a `Progress` that remembers.
+"""For plugin authors: the conformance kit, builds without a conversion, and a `Progress` that
+remembers.
 
 The kit checks the laws every family keeps, on a tiny checkpoint, without a network. A family's own
 test is one call::
@@ -13,5 +14,6 @@ test is one call::
 
 from .kit import check_family
 from .recorder import Recorder
+from .toolchains import build_folder
 
-__all__ = ["Recorder", "check_family"]
+__all__ = ["Recorder", "build_folder", "check_family"]

@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from transformers import InternVLConfig, InternVLForConditionalGeneration
 
 from axcore import Options, Registry, Silent
-from axcore.pipeline.job import Request, open_job
+from axcore.pipeline.job import open_job
+from axcore.request import Request
 from axcore_plugins_internvl.cards import cards, tokens
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ class Family:
         save_file(remote_tensors(native), self.folders["remote"] / "model.safetensors")
 
     def job(self, layout: str, registry: Registry, **options: Any) -> Job:
-        request = Request(str(self.folders[layout]), options=Options(**options))
+        request = Request.of(str(self.folders[layout]), options=Options(**options))
         return open_job(request, registry, Silent())
 
 

@@ -17,8 +17,9 @@ from axcore import Options, plan
 from axcore.checkpoint import Checkpoint
 from axcore.language.checkpoint import write_checkpoint
 from axcore.language.embedding import write_embedding
-from axcore.pipeline.job import Request, open_job
+from axcore.pipeline.job import open_job
 from axcore.progress import Silent
+from axcore.request import Request
 from axcore_plugins_minicpmv import embed_extract, llm_build_args, v2, v4
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def folder(make_checkpoint: MakeCheckpoint, tmp_path_factory: pytest.TempPathFac
 
 
 def job_of(folder: Path, registry: Registry, **choices: str) -> Job:
-    request = Request(str(folder), options=Options(choices=choices))
+    request = Request.of(str(folder), options=Options(choices=choices))
     return open_job(request, registry, Silent())
 
 

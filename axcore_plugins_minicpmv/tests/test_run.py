@@ -18,7 +18,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import axcore
 from axcore import Options, Prompt, Registry, Silent, UnsupportedModel
 from axcore.checkpoint import fabricate
-from axcore.pipeline.job import Request, open_job
+from axcore.pipeline.job import open_job
+from axcore.request import Request
 from axcore.runtime.runner import Answer, Runner
 from axcore_plugins_minicpmv import export_vision, v2, v4, v46
 
@@ -94,7 +95,7 @@ def built(checkpoint: Path, out: Path, registry: Registry, **choices: str) -> Ca
     )  # fmt: skip
     axcore.convert(str(checkpoint), out, options=options, verify=False, registry=registry)
     axcore.build(out, toolchain="onnx", options=EXACT, registry=registry)
-    job = open_job(Request(str(checkpoint), options=options), registry, Silent())
+    job = open_job(Request.of(str(checkpoint), options=options), registry, Silent())
     ends = job.config["eos_token_id"]
     return Case(
         job,

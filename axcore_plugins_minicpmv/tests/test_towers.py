@@ -15,8 +15,9 @@ from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from axcore import Options
 from axcore.graph.attention import explicit
-from axcore.pipeline.job import Request, open_job
+from axcore.pipeline.job import open_job
 from axcore.progress import Silent
+from axcore.request import Request
 from axcore_plugins_minicpmv import export_vision, preprocess, v2, v4
 
 from .conftest import random_weights, tiny_config
@@ -44,7 +45,7 @@ class Jobs:
 
     def job(self, card: ModelCard, height: int, width: int, **choices: str) -> Job:
         options = Options(height=height, width=width, choices=choices)
-        request = Request(str(self.folders[card.id]), options=options)
+        request = Request.of(str(self.folders[card.id]), options=options)
         return open_job(request, self.registry, Silent())
 
 

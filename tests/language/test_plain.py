@@ -15,8 +15,9 @@ from axcore import Job, ModelCard, Options, Profile, Registry, Silent, Unsupport
 from axcore.checkpoint import Checkpoint, fabricate
 from axcore.checkpoint.quantised import float_keys
 from axcore.language.plain import folded_scale, plain_names
-from axcore.pipeline.job import Request, open_job
+from axcore.pipeline.job import open_job
 from axcore.quantization.language import language_of
+from axcore.request import Request
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -79,7 +80,7 @@ def test_a_model_with_scales_is_not_quantised(tmp_path: Path) -> None:
     """A plain class would be quantised without them. Oracle: two layers and the head."""
     registry = Registry()
     checkpoint = fabricate(registry.find("minicpm-v-2").card, "tiny", tmp_path / "checkpoint")
-    opened = open_job(Request(str(checkpoint)), registry, Silent())
+    opened = open_job(Request.of(str(checkpoint)), registry, Silent())
     with pytest.raises(UnsupportedModel, match="scales what 5 of its tensors compute") as caught:
         language_of(opened, registry)
     assert caught.value.hint

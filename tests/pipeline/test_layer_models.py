@@ -264,19 +264,19 @@ def strangers(built: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFa
 
 def another_layer(bundle: Path, built: Path, strangers: Path) -> str:
     shutil.copy(built / LAYER.format(1), bundle / LAYER.format(0))
-    return "l0_together.onnx is really .*l1_together"
+    return "l0_together.onnx contains the layer model .*l1_together"
 
 
 def weights_of_another_layer(bundle: Path, built: Path, strangers: Path) -> str:
     shutil.copy(built / f"{LAYER.format(1)}.data", bundle / f"{LAYER.format(0)}.data")
-    return "l0_together.onnx.data of another layer or build"
+    return "l0_together.onnx.data is from another layer or build"
 
 
 def one_of_another_build(bundle: Path, built: Path, strangers: Path) -> str:
     axcore.build(bundle, toolchain="onnx", options={"weight-type": "s8"})
     for suffix in ("", ".data"):
         shutil.copy(built / f"{LAYER.format(0)}{suffix}", bundle)
-    return "l0_together.onnx is not of the same build"
+    return "l0_together.onnx is from another build"
 
 
 def all_of_other_weights(bundle: Path, built: Path, strangers: Path) -> str:
@@ -288,7 +288,7 @@ def all_of_other_weights(bundle: Path, built: Path, strangers: Path) -> str:
 @pytest.mark.parametrize(
     "put", [another_layer, weights_of_another_layer, one_of_another_build, all_of_other_weights]
 )
-def test_a_stranger_is_refused_and_the_remedy_helps(
+def test_a_file_from_elsewhere_is_refused_and_the_remedy_helps(
     built: Path, strangers: Path, tmp_path: Path, put: Callable[[Path, Path, Path], str]
 ) -> None:
     """Of equal shape, so that nothing else would tell. Oracle: the files put in their place."""

@@ -26,7 +26,8 @@ from axcore import (
     UsageError,
 )
 from axcore.checkpoint import fabricate
-from axcore.pipeline.job import Request, open_job
+from axcore.pipeline.job import open_job
+from axcore.request import Request
 from axcore.runtime import torch_backend
 from axcore.runtime.deployment import Deployment
 from axcore.runtime.runner import Answer, Runner
@@ -352,7 +353,7 @@ def test_a_hybrid_decoder_is_that_of_transformers(
     with torch.no_grad():
         rows = model.get_input_embeddings()(ids).numpy()
         expected = [model(input_ids=ids[:, :end]).logits[0, -1].numpy() for end in (11, 12, 13)]
-    job = open_job(Request(str(checkpoint)), registry, Silent())
+    job = open_job(Request.of(str(checkpoint)), registry, Silent())
     embedding = Embedding("model.language_model.embed_tokens.weight", (512, 32))
     lengths = replace(deployment, embedding=embedding)
     language = TorchLanguage(lengths, job, place_of("cpu", "float32"))
