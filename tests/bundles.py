@@ -12,9 +12,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import cache
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jsonschema
 import pytest
 
 import axcore
@@ -38,6 +40,10 @@ FORMATS = ("npy", "f32bin")
 OPTIONS = {field.name for field in fields(Options)}
 SHARD_BYTES = 250_000  # makes four shards, the last of which holds text weights alone
 TEXT_SHARD = "model-00004-of-00004.safetensors"
+
+SCHEMA = json.loads(
+    resources.files("axcore").joinpath("data/json.schema.json").read_text(encoding="utf-8")
+)
 
 Axcore = Callable[..., "Outcome"]
 """Runs the command line in this process: arguments to exit code and what was printed."""
@@ -115,9 +121,21 @@ def axcore_command(
             main()
         except SystemExit as exit_:
             code = int(exit_.code or 0)
-        return Outcome(code, *capsys.readouterr())
+        outcome = Outcome(code, *capsys.readouterr())
+        if "--json" in arguments and outcome.out:
+            check_json(" ".join(map(str, arguments)), outcome.out)
+        return outcome
 
     return run
+
+
+def check_json(command: str, text: str) -> None:
+    """Hold what a command printed as JSON against the published schema."""
+    entries = SCHEMA["$defs"]
+    (name,) = (name for name in entries if f"{command} ".startswith(f"{name} "))
+    for document in text.splitlines() if name == "chat" else [text]:
+        schema = {**SCHEMA, "$ref": f"#/$defs/{name}"}
+        jsonschema.Draft202012Validator(schema).validate(json.loads(document))
 
 
 @cache  # once for all folders that import the fixtures

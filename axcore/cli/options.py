@@ -47,7 +47,7 @@ def given_choices(context: typer.Context, owner: str, declared: Collection[str])
 def of_model(registry: Registry, model: str) -> tuple[str, Collection[str]]:
     """Return a model's name and its options; those of all models where it has to be recognised."""
     if Path(model).expanduser().is_dir():
-        return "a model", {name for entry in registry.entries for name in entry.card.choices}
+        return "a model", sorted({n for e in registry.entries for n in e.card.choices})
     card = registry.find(model).card
     return f"`{card.id}`", card.choices
 
@@ -56,7 +56,7 @@ def of_toolchain(registry: Registry, name: str | None) -> tuple[str, Collection[
     """Return a toolchain's name and its options; those of all where the bundle names it."""
     if name in registry.toolchains:
         return f"toolchain `{name}`", registry.toolchains[name].options
-    return "a toolchain", {o for tool in registry.toolchains.values() for o in tool.options}
+    return "a toolchain", sorted({o for t in registry.toolchains.values() for o in t.options})
 
 
 def of_backend(registry: Registry, name: str) -> tuple[str, Collection[str]]:
