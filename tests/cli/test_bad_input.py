@@ -157,11 +157,11 @@ CHECKPOINTS: dict[str, tuple[Damage, list[str]]] = {
     "no config": (lambda folder: (folder / "config.json").unlink(), ["no `config.json`"]),
     "config that is no JSON": (
         lambda folder: (folder / "config.json").write_text("{]"),
-        ["`config.json` is no valid JSON", "config.json"],
+        ["`config.json` is not a JSON object", "config.json"],
     ),
     "config that is a list": (
         lambda folder: (folder / "config.json").write_text("[]"),
-        ["is no object but list"],
+        ["is not a JSON object: it holds list"],
     ),
     "config without the tower": (
         config(vision_config=None),
