@@ -36,7 +36,7 @@ DTYPES: Mapping[str, tuple[str, int]] = {
 }
 """The format's name to the one of numpy, ml_dtypes and torch, and bytes per element."""
 
-DAMAGED = "fetch the file again: it is damaged or was not written to its end"
+DAMAGED = "fetch the file again: it is damaged or incomplete"
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def read_shard(path: Path) -> Shard:
             # safetensors takes the last of several entries of one name; the format forbids them.
             json.loads(raw, object_pairs_hook=unique_object)
     except (SafetensorError, ValueError) as error:
-        _refuse(path, f"is no valid safetensors file: {error}\n  size: {status.st_size} bytes")
+        _refuse(path, f"is not a valid safetensors file: {error}\n  size: {status.st_size} bytes")
     except OSError as error:
         raise CheckpointError(
             f"`{path.name}` cannot be read: {error.strerror or error}\n  file: {path}",

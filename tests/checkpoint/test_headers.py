@@ -48,7 +48,7 @@ def set_field(name: str, field: str, value: Any) -> Callable[[Header], object]:
     return lambda entries: entries[name].__setitem__(field, value)
 
 
-INVALID = "is no valid safetensors file"
+INVALID = "is not a valid safetensors file"
 TWICE = json.dumps(header()).replace("{", '{"a": ' + json.dumps(header()["b"]) + ", ", 1)
 DAMAGES = {
     "empty": (b"", INVALID),
