@@ -285,13 +285,10 @@ def _vocabulary_size(config: Mapping[str, Any]) -> int:
 
 
 def _alphabet() -> list[str]:
-    """Return the letter that stands for each byte in the vocabulary of a byte-level BPE.
+    """Return the letter that stands for each byte in the vocabulary of a byte-level BPE."""
+    from tokenizers.pre_tokenizers import ByteLevel
 
-    What can be printed stands for itself, the rest follow one another from U+0100 on.
-    """
-    printed = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = len(set(range(256)) - set(printed))
-    return [*map(chr, printed), *(chr(0x100 + index) for index in range(others))]
+    return sorted(ByteLevel.alphabet())
 
 
 def _word(index: int) -> str:

@@ -278,7 +278,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """Read ``config.json`` as plain JSON.
 
     Raises:
-        CheckpointError: The file is missing, no JSON, or no object.
+        CheckpointError: The file is missing, or not a JSON object.
     """
     path = folder / "config.json"
     if not path.is_file():
@@ -286,18 +286,25 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"no `config.json`\n  in: {folder}",
             hint="name the folder that holds `config.json` and the `*.safetensors` files",
         )
+    return read_json(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        CheckpointError: The file cannot be read, or holds something else.
+    """
     try:
-        config = json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes())
+        if not isinstance(content, dict):
+            raise ValueError(f"it holds {type(content).__name__}")
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(
-            f"`config.json` is no valid JSON: {error}\n  file: {path}", hint="fetch the file again"
-        ) from error
-    if not isinstance(config, dict):
-        raise CheckpointError(
-            f"`config.json` is no object but {type(config).__name__}\n  file: {path}",
+            f"`{path.name}` is not a JSON object: {error}\n  file: {path}",
             hint="fetch the file again",
-        )
-    return config
+        ) from error
+    return content
 
 
 def _shard_keys(folder: Path) -> Mapping[str, frozenset[str] | None]:

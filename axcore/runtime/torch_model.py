@@ -15,7 +15,14 @@ from torch import Tensor, nn
 
 from ..checkpoint import Checkpoint
 from ..errors import CheckpointError, ToolchainError, UnsupportedModel, UsageError
-from ..language.plain import BODY, EMBEDDING, HEAD, folded_scale, plain_config, plain_names
+from ..language.standalone import (
+    BODY,
+    EMBEDDING,
+    HEAD,
+    folded_scale,
+    standalone_config,
+    standalone_names,
+)
 from .vision import feature_sources
 
 if TYPE_CHECKING:
@@ -248,7 +255,7 @@ def _decoder(job: Job, embedding: str, place: Place) -> tuple[Any, Any]:
         whole = _empty_model(job)
     body, head = whole.get_decoder(), whole.get_output_embeddings()
     body.embed_tokens = None  # rows come from outside
-    names = plain_names(job, embedding)
+    names = standalone_names(job, embedding)
     wanted = {BODY + name: name for name in body.state_dict()}
     _check_names(job, names.keys() - {HEAD, BODY + EMBEDDING}, wanted.keys())
 
@@ -279,7 +286,7 @@ def _empty_model(job: Job) -> Any:
     own = _class(str(job.config["architectures"][0]))
     if own is not None:
         return own(own.config_class(**job.config))
-    config = plain_config(job)
+    config = standalone_config(job)
     plain = _class(config["architectures"][0])
     if plain is None:
         raise UnsupportedModel(

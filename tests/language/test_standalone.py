@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from axcore import Job, ModelCard, Options, Profile, Registry, Silent, UnsupportedModel
 from axcore.checkpoint import Checkpoint, fabricate
 from axcore.checkpoint.quantised import float_keys
-from axcore.language.plain import folded_scale, plain_names
+from axcore.language.standalone import folded_scale, standalone_names
 from axcore.pipeline.job import open_job
 from axcore.quantization.language import language_of
 from axcore.request import Request
@@ -40,7 +40,7 @@ def test_a_quantised_projection_is_one_tensor(tmp_path: Path) -> None:
     packed = [f"{stem}.{part}" for part in ("g_idx", "qweight", "qzeros", "scales")]
     toy = job(tmp_path, "llm.model.embed_tokens.weight", "llm.model.norm.weight", *packed)
     assert f"{stem}.weight" in float_keys(toy.checkpoint)
-    assert plain_names(toy, "llm.model.embed_tokens.weight") == {
+    assert standalone_names(toy, "llm.model.embed_tokens.weight") == {
         "model.embed_tokens.weight": "llm.model.embed_tokens.weight",
         "model.layers.0.mlp.up_proj.weight": f"{stem}.weight",
         "model.norm.weight": "llm.model.norm.weight",
@@ -50,7 +50,7 @@ def test_a_quantised_projection_is_one_tensor(tmp_path: Path) -> None:
 def test_a_head_may_be_the_embedding(tmp_path: Path) -> None:
     """It then has the name of an embedding, and there is no head. Oracle: a plain tied model."""
     toy = job(tmp_path, "llm.lm_head.weight", "llm.model.norm.weight")
-    assert plain_names(toy, "llm.lm_head.weight") == {
+    assert standalone_names(toy, "llm.lm_head.weight") == {
         "model.embed_tokens.weight": "llm.lm_head.weight",
         "model.norm.weight": "llm.model.norm.weight",
     }
@@ -59,7 +59,7 @@ def test_a_head_may_be_the_embedding(tmp_path: Path) -> None:
 def test_spare_tensors_are_left_out(tmp_path: Path) -> None:
     """As of heads that predict further tokens, where the card says that they are not used."""
     toy = job(tmp_path, "llm.model.norm.weight", "mtp.norm.weight", spare=("mtp.",))
-    names = plain_names(toy, "llm.model.embed_tokens.weight")
+    names = standalone_names(toy, "llm.model.embed_tokens.weight")
     assert names == {"model.norm.weight": "llm.model.norm.weight"}
 
 
