@@ -31,9 +31,10 @@ from .errors import (
 )
 from .hookspecs import hookimpl
 from .job import Job
+from .language.tensors import affine_tensors, llama_tensors
 from .language.tokenizer import Rows, encode_prompt, load_tokenizer, message_parts
 from .language_model import Decoder, Embedding, LlmBuildArgs, LlmCheckpoint, Prompt
-from .model_card import ModelCard, Profile
+from .model_card import Layout, ModelCard, Profile, Published
 from .plugins import Registry
 from .progress import Progress, Silent
 from .request import Options
@@ -76,6 +77,7 @@ __all__ = [
     "GraphFile",
     "ImageError",
     "Job",
+    "Layout",
     "LlmBuildArgs",
     "LlmCheckpoint",
     "ModelCard",
@@ -85,6 +87,7 @@ __all__ = [
     "Profile",
     "Progress",
     "Prompt",
+    "Published",
     "Registry",
     "Rows",
     "Runner",
@@ -101,12 +104,14 @@ __all__ = [
     "VerificationError",
     "Weight",
     "__version__",
+    "affine_tensors",
     "build",
     "convert",
     "encode_prompt",
     "hookimpl",
     "lint",
     "list_models",
+    "llama_tensors",
     "load",
     "load_tokenizer",
     "message_parts",

@@ -5,6 +5,7 @@ Source: MiniCPM-V-4 and MiniCPM-V-2, ``Resampler``.
 
 from __future__ import annotations
 
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,10 +13,17 @@ from torch import Tensor, nn
 
 from axcore import Calibration, Component, Port, Stage, Weight
 
+from . import preprocess
 from .siglip import attend
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from PIL.Image import Image
+
+    from axcore import Job, Sample
+
+    BuildOptions = Mapping[str, Mapping[str, Any]]
 
 HEAD_DIM = 128
 EPS = 1e-6  # upstream's constant, not in config.json
@@ -88,37 +96,52 @@ def sincos(rows: int, columns: int, width: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], -1).reshape(rows * columns, width)
 
 
-def component(
-    width: int,
-    queries: int,
-    grid: tuple[int, int],
-    patches: Port,
+def components(
+    job: Job,
+    stages: Iterable[Stage],
+    inputs: tuple[Port, ...],
+    samples: Callable[[Sequence[Image]], Iterable[Sample]],
+    hidden: int,
     *,
     placed_queries: bool,
     calibration: Calibration,
-    build_options: Mapping[str, Mapping[str, Any]] | None = None,
-) -> Component:
-    """Return the resampler behind a tower; see `Resampler`.
+    build_options: tuple[BuildOptions, BuildOptions] = ({}, {}),
+) -> list[Component]:
+    """Return a tower and the resampler behind it.
 
     Args:
-        width: Of the language model.
-        queries: Tokens made.
-        grid: Rows and columns of patches.
-        patches: The tower's output, ``[1, N, vision]``.
-        placed_queries: Whether positions of the queries are stored.
-        calibration: How samples, the features of the tower, are stored.
-        build_options: See `axcore.Component`.
+        job: Gives the image size, and through its config the number of tokens and their width.
+        stages: Of the tower.
+        inputs: Of the tower.
+        samples: See `axcore.Component.preprocess`.
+        hidden: Width of the tower.
+        placed_queries: Whether the checkpoint stores positions of the queries.
+        calibration: How the samples of both are stored.
+        build_options: See `axcore.Component`; for the tower and for the resampler.
     """
-    module = Resampler(width, patches.shape[-1], queries, grid, placed_queries=placed_queries)
-    return Component(
+    grid, queries = preprocess.grid(job), job.config["query_num"]
+    patches = Port("vision_embedding", (1, prod(grid), hidden))
+    tower = Component(
+        "siglip",
+        "siglip",
+        tuple(stages),
+        inputs=inputs,
+        outputs=(patches,),
+        preprocess=samples,
+        calibration=calibration,
+        build_options=build_options[0],
+    )
+    module = Resampler(job.text_width, hidden, queries, grid, placed_queries=placed_queries)
+    behind = Component(
         "resampler",
         "resampler",
         (Stage("resampler", module, keys(module)),),
         inputs=(patches,),
-        outputs=(Port("vision_embedding_out", (1, queries, width)),),
+        outputs=(Port("vision_embedding_out", (1, queries, job.text_width)),),
         calibration=calibration,
-        build_options=build_options or {},
+        build_options=build_options[1],
     )
+    return [tower, behind]
 
 
 def keys(module: Resampler) -> dict[str, str | Weight]:

@@ -10,14 +10,14 @@ Source: transformers, ``SiglipVisionTransformer``; timm, ``VisionTransformer``.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from axcore import Weight
 
@@ -42,6 +42,18 @@ class Tower:
     gelu: Literal["tanh", "none"]
     patch: int = 14
     eps: float = 1e-6
+
+
+def tower(vision: Mapping[str, Any]) -> Tower:
+    """Return the dimensions that a ``vision_config`` gives."""
+    return Tower(
+        vision["hidden_size"],
+        vision["intermediate_size"],
+        vision["num_attention_heads"],
+        gelu="tanh",
+        patch=vision["patch_size"],
+        eps=vision["layer_norm_eps"],
+    )
 
 
 class Embedding(nn.Module):

@@ -42,14 +42,7 @@ def stages(
             16 patches rather than 4.
     """
     vision = config["vision_config"]
-    tower = Tower(
-        vision["hidden_size"],
-        vision["intermediate_size"],
-        vision["num_attention_heads"],
-        gelu="tanh",
-        patch=vision["patch_size"],
-        eps=vision["layer_norm_eps"],
-    )
+    tower = siglip.tower(vision)
     order = cell_order(rows, columns, merges=1 + early_merge)
     side = vision["image_size"] // tower.patch
     chain = [Stage("embeddings", Embedding(tower, order), _embedding_keys(rows, columns, side))]

@@ -87,16 +87,16 @@ def open_job(request: Request, registry: Registry, progress: Progress) -> Job:
     task, profile = resolve_profile(entry.card, request.options)
     if folder is None:
         folder = _obtain(request, entry.card, progress)
-    checkpoint = Checkpoint.open(
-        folder, entry.card.prefixes, only=_vision_key(entry.card) if request.vision_only else None
-    )
+    layout = entry.card.layout
+    only = _vision_key(entry.card) if request.vision_only else None
+    checkpoint = Checkpoint.open(folder, layout.prefixes, only=only)
     _check_model(entry.card, checkpoint)
-    if entry.card.tensors is not None:
+    if layout.tensors is not None:
         expected = _expected(entry.card, checkpoint)
-        if request.vision_only:
-            expected = {k: shape for k, shape in expected.items() if _vision_key(entry.card)(k)}
-        stored = as_stored(checkpoint, expected, entry.card.text_prefixes)
-        check_layout(checkpoint, stored, entry.card.spare)
+        if only:
+            expected = {key: shape for key, shape in expected.items() if only(key)}
+        stored = as_stored(checkpoint, expected, layout.text_prefixes)
+        check_layout(checkpoint, stored, layout.spare)
     return Job(entry.card, entry.family, checkpoint, task, profile, request.options)
 
 
@@ -194,11 +194,11 @@ def fabricated_folder(card: ModelCard, size: str) -> Path:
 
 
 def _vision_key(card: ModelCard) -> Callable[[str], bool]:
-    return lambda key: not key.startswith(card.text_prefixes)
+    return lambda key: not key.startswith(card.layout.text_prefixes)
 
 
 def _disk_key(card: ModelCard) -> Callable[[str], bool]:
-    return lambda key: _vision_key(card)(canonical_key(key, card.prefixes))
+    return lambda key: _vision_key(card)(canonical_key(key, card.layout.prefixes))
 
 
 def _check_model(card: ModelCard, checkpoint: Checkpoint) -> None:
@@ -229,9 +229,9 @@ def _architectures(config: Mapping[str, Any], folder: Path) -> list[str]:
 
 
 def _expected(card: ModelCard, checkpoint: Checkpoint) -> Mapping[str, Shape]:
-    assert card.tensors is not None
+    assert card.layout.tensors is not None
     try:
-        return card.tensors(checkpoint.config)
+        return card.layout.tensors(checkpoint.config)
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(
             f"{checkpoint.folder / 'config.json'} does not describe a `{card.id}`"

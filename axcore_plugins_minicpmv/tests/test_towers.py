@@ -19,7 +19,7 @@ from axcore.pipeline.job import Request, open_job
 from axcore.progress import Silent
 from axcore_plugins_minicpmv import export_vision, preprocess, v2, v4
 
-from .conftest import random_weights, tiny_config
+from .conftest import random_weights
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -86,7 +86,7 @@ def reference(
 @functools.cache
 def stored(name: str) -> Mapping[str, Tensor]:
     """Return a tower's tensors as the checkpoint's bfloat16 holds them."""
-    weights = random_weights(CARDS[name], tiny_config(CARDS[name]))
+    weights = random_weights(CARDS[name], CARDS[name].published.tiny_config)
     return {
         key.removeprefix("vpm."): value.bfloat16().float()
         for key, value in weights.items()

@@ -10,9 +10,11 @@ from axcore import (
     Calibration,
     Component,
     Job,
+    Layout,
     ModelCard,
     Port,
     Profile,
+    Published,
     Shape,
     UnsupportedProfile,
     hookimpl,
@@ -52,11 +54,11 @@ def model_cards() -> list[ModelCard]:
             architectures=("ToyVLMForConditionalGeneration",),
             profiles={"image": Profile(96, 96, prefill_len=128, kv_cache_len=511)},
             licence="MIT",
-            config=CONFIG,
-            tiny=TINY,
-            prefixes={"vision.": ("vision.", "model.vision_tower."), "model.": ("model.",)},
-            text_prefixes=("model.", "lm_head."),
-            tensors=lambda config: dict(_tensors(config)),
+            layout=Layout(
+                lambda config: dict(_tensors(config)),
+                {"vision.": ("vision.", "model.vision_tower."), "model.": ("model.",)},
+            ),
+            published=Published(CONFIG, tiny=TINY),
         )
     ]
 
