@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from axcore import Calibration, Component, Port, Stage, Weight
 
-from . import preprocess
-from .siglip import attend
+from . import preprocess, siglip
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -74,7 +73,7 @@ class Resampler(nn.Module):
         if self.pos_embed is not None:
             queries = queries + self.pos_embed
         keys = self.k_proj(values + self.positions)
-        seen = attend(self.q_proj(queries), keys, self.v_proj(values), self.heads)
+        seen = siglip.attend(self.q_proj(queries), keys, self.v_proj(values), self.heads)
         # Stored as it is used: `proj` is not transposed.
         tokens: Tensor = self.ln_post(self.out_proj(seen)) @ self.proj
         return tokens
@@ -146,16 +145,12 @@ def components(
 
 def keys(module: Resampler) -> dict[str, str | Weight]:
     """Return where the parameters come from: the checkpoint packs those of the three inputs."""
-    found: dict[str, str | Weight] = {
-        name: f"resampler.{name}" for name, _ in module.named_parameters()
+    names = [name for name, _ in module.named_parameters()]
+    return {
+        **{name: f"resampler.{name}" for name in names},
+        **{name: f"resampler.attn.{name}" for name in names if name.startswith("out_proj.")},
+        **siglip.unpacked("resampler.attn.in_proj_", len(module.proj)),
     }
-    width = len(module.proj)
-    for kind in ("weight", "bias"):
-        packed = Weight(f"resampler.attn.in_proj_{kind}")
-        for index, part in enumerate("qkv"):
-            found[f"{part}_proj.{kind}"] = packed.slice(0, index * width, (index + 1) * width)
-        found[f"out_proj.{kind}"] = f"resampler.attn.out_proj.{kind}"
-    return found
 
 
 def _parameter(*shape: int) -> nn.Parameter:

@@ -119,25 +119,23 @@ _LLAMA_FIELDS = (
 )
 
 
-def cards() -> list[ModelCard]:
+def card() -> ModelCard:
     """Return the card of the published model."""
-    return [
-        ModelCard(
-            id="minicpm-v-2",
-            repo="openbmb/MiniCPM-V-2",
-            architectures=("MiniCPMV",),
-            profiles=versions.PROFILES,
-            aliases=("minicpm-v-2.0", "minicpmv2"),
-            licence=versions.LICENCE,
-            parameters=3_434_965_792,
-            choices={"fit": preprocess.FIT, "fold-scales": _FOLD},
-            recognises=_recognises,
-            layout=Layout(tensors, text_prefixes=(LANGUAGE,), text_model=versions.TEXT_MODEL),
-            published=Published.read(
-                versions.DATA / "minicpm-v-2", tiny=_TINY, tokens=lambda _: TOKENS
-            ),
-        )
-    ]
+    return ModelCard(
+        id="minicpm-v-2",
+        repo="openbmb/MiniCPM-V-2",
+        architectures=("MiniCPMV",),
+        profiles=versions.PROFILES,
+        aliases=("minicpm-v-2.0", "minicpmv2"),
+        licence=versions.LICENCE,
+        parameters=3_434_965_792,
+        choices={"fit": preprocess.FIT, "fold-scales": _FOLD},
+        recognises=_recognises,
+        layout=Layout(tensors, text_prefixes=(LANGUAGE,), text_model=versions.TEXT_MODEL),
+        published=Published.read(
+            versions.DATA / "minicpm-v-2", tiny=_TINY, tokens=lambda _: TOKENS
+        ),
+    )
 
 
 def _recognises(config: Mapping[str, Any]) -> bool:
@@ -192,24 +190,19 @@ def _embedding(tower: Tower, side: int, rows: int, columns: int) -> Stage:
     """The position table is interpolated while the weights are read."""
     from . import siglip
 
-    down, across = siglip.interpolation(rows, side), siglip.interpolation(columns, side)
-    table = Weight("vpm.pos_embed")
-    keys: dict[str, str | Weight] = {
-        "patch_embedding.weight": "vpm.patch_embed.proj.weight",
-        "patch_embedding.bias": "vpm.patch_embed.proj.bias",
-        "position": siglip.gridded(table, side, down, across),
-    }
+    maps = siglip.interpolation(rows, side), siglip.interpolation(columns, side)
+    position = siglip.gridded(Weight("vpm.pos_embed"), side, *maps)
+    keys = siglip.embedding_keys("vpm.patch_embed.proj.", position)
     return Stage("patch_embed", siglip.Embedding(tower, rows * columns), keys)
 
 
 def _block_keys(block: str, hidden: int) -> dict[str, str | Weight]:
     """Return where a layer's parameters are in a block of timm, which packs queries to values."""
-    keys: dict[str, str | Weight] = {}
+    from . import siglip
+
+    packed = siglip.unpacked(f"{block}attn.qkv.", hidden)
+    keys = {f"self_attn.{name}": weight for name, weight in packed.items()}
     for kind in ("weight", "bias"):
-        packed = Weight(f"{block}attn.qkv.{kind}")
-        for index, part in enumerate("qkv"):
-            rows = packed.slice(0, index * hidden, (index + 1) * hidden)
-            keys[f"self_attn.{part}_proj.{kind}"] = rows
         keys[f"self_attn.out_proj.{kind}"] = f"{block}attn.proj.{kind}"
         keys |= {f"layer_norm{number}.{kind}": f"{block}norm{number}.{kind}" for number in (1, 2)}
         keys |= {f"mlp.{name}.{kind}": f"{block}mlp.{name}.{kind}" for name in ("fc1", "fc2")}

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from PIL.Image import Image
+    from torch.nn import Module
 
     from axcore import Job, Sample, Shape
 
@@ -72,24 +73,22 @@ _LONGROPE_NOTE = (
 )
 
 
-def cards() -> list[ModelCard]:
+def card() -> ModelCard:
     """Return the card of the published model."""
     published = Published.read(versions.DATA / "minicpm-v-4", tokens=tokens)
-    return [
-        ModelCard(
-            id="minicpm-v-4",
-            repo="openbmb/MiniCPM-V-4",
-            architectures=("MiniCPMV",),
-            profiles=versions.PROFILES,
-            aliases=("minicpm-v-4.0", "minicpmv4"),
-            licence=versions.LICENCE,
-            parameters=4_059_533_040,
-            choices={"fit": preprocess.FIT, "layout": _LAYOUT},
-            recognises=lambda config: versions.version(config) == VERSION,
-            layout=Layout(tensors, text_prefixes=("llm.",), text_model=versions.TEXT_MODEL),
-            published=replace(published, tiny=_tiny(published.config)),
-        )
-    ]
+    return ModelCard(
+        id="minicpm-v-4",
+        repo="openbmb/MiniCPM-V-4",
+        architectures=("MiniCPMV",),
+        profiles=versions.PROFILES,
+        aliases=("minicpm-v-4.0", "minicpmv4"),
+        licence=versions.LICENCE,
+        parameters=4_059_533_040,
+        choices={"fit": preprocess.FIT, "layout": _LAYOUT},
+        recognises=lambda config: versions.version(config) == VERSION,
+        layout=Layout(tensors, text_prefixes=("llm.",), text_model=versions.TEXT_MODEL),
+        published=replace(published, tiny=_tiny(published.config)),
+    )
 
 
 def _tiny(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -192,7 +191,7 @@ def _stages(job: Job) -> Iterator[Stage]:
     from . import siglip
 
     tower = siglip.tower(job.config["vision_config"])
-    yield _placed_embedding(job, tower) if _is_strip(job) else _embedding(job, tower)
+    yield _embedding(job, tower)
     for index in range(_depth(job.config)):
         keys = f"{TOWER}encoder.layers.{index}."
         yield Stage(f"layers.{index}", siglip.Layer(tower), keys, "layer")
@@ -204,31 +203,20 @@ def _is_strip(job: Job) -> bool:
 
 
 def _embedding(job: Job, tower: Tower) -> Stage:
-    """Positions are picked from the table while the weights are read."""
+    """Return the stage that adds positions: picked for the grid, or looked up by the ids fed."""
     from . import siglip
 
     (rows, columns), side = preprocess.grid(job), _side(job.config["vision_config"])
-    down, across = (siglip.selection(preprocess.buckets(n, side), side) for n in (rows, columns))
-    table = Weight(TOWER + "embeddings.position_embedding.weight")
-    module = siglip.Embedding(tower, rows * columns)
-    return Stage("embeddings", module, _embedding_keys(siglip.gridded(table, side, down, across)))
-
-
-def _placed_embedding(job: Job, tower: Tower) -> Stage:
-    """Positions are looked up by the ids that the board feeds."""
-    from . import siglip
-
-    module = siglip.PlacedEmbedding(tower, _side(job.config["vision_config"]) ** 2)
-    table = Weight(TOWER + "embeddings.position_embedding.weight")
-    return Stage("embeddings", module, _embedding_keys(table))
-
-
-def _embedding_keys(position: Weight) -> dict[str, str | Weight]:
-    convolution = TOWER + "embeddings.patch_embedding."
-    names = ("weight", "bias")
-    return {f"patch_embedding.{name}": convolution + name for name in names} | {
-        "position": position
-    }
+    position = Weight(TOWER + "embeddings.position_embedding.weight")
+    module: Module
+    if _is_strip(job):
+        module = siglip.PlacedEmbedding(tower, side**2)
+    else:
+        module = siglip.Embedding(tower, rows * columns)
+        maps = (siglip.selection(preprocess.buckets(n, side), side) for n in (rows, columns))
+        position = siglip.gridded(position, side, *maps)
+    keys = siglip.embedding_keys(TOWER + "embeddings.patch_embedding.", position)
+    return Stage("embeddings", module, keys)
 
 
 def _ports(job: Job) -> tuple[Port, ...]:

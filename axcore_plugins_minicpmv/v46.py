@@ -105,37 +105,35 @@ _OFFSETS: Mapping[str, int] = {
 CALIBRATION = Calibration(format="Numpy", src_dtype="FP32", size=64)
 
 
-def cards() -> list[ModelCard]:
+def card() -> ModelCard:
     """Return the card of the published model."""
     published = Published.read(versions.DATA / "minicpm-v-4.6", tiny=_TINY, tokens=tokens)
-    return [
-        ModelCard(
-            id="minicpm-v-4.6",
-            repo="openbmb/MiniCPM-V-4.6",
-            architectures=("MiniCPMV4_6ForConditionalGeneration",),
-            profiles=_PROFILES,
-            aliases=("minicpm-v-4_6", "minicpmv4_6"),
-            licence="Apache-2.0",
-            parameters=1_300_428_016,
-            choices={"downsample": DOWNSAMPLE, "fit": preprocess.FIT},
-            layout=Layout(
-                tensors,
-                text_prefixes=("model.language_model.", "lm_head.", "mtp."),
-                # Only 16x uses the merger inside the tower; multi-token prediction is not used.
-                spare=("model.vision_tower.vit_merger.", "mtp."),
-            ),
-            published=published,
-            runtimes={
-                "axllm": {
-                    "tokenizer_type": "MiniCPMV46VL",
-                    "vlm_type": "MiniCPMV46VL",
-                    "full_attention_interval": published.config["text_config"][
-                        "full_attention_interval"
-                    ],
-                }
-            },
-        )
-    ]
+    return ModelCard(
+        id="minicpm-v-4.6",
+        repo="openbmb/MiniCPM-V-4.6",
+        architectures=("MiniCPMV4_6ForConditionalGeneration",),
+        profiles=_PROFILES,
+        aliases=("minicpm-v-4_6", "minicpmv4_6"),
+        licence="Apache-2.0",
+        parameters=1_300_428_016,
+        choices={"downsample": DOWNSAMPLE, "fit": preprocess.FIT},
+        layout=Layout(
+            tensors,
+            text_prefixes=("model.language_model.", "lm_head.", "mtp."),
+            # Only 16x uses the merger inside the tower; multi-token prediction is not used.
+            spare=("model.vision_tower.vit_merger.", "mtp."),
+        ),
+        published=published,
+        runtimes={
+            "axllm": {
+                "tokenizer_type": "MiniCPMV46VL",
+                "vlm_type": "MiniCPMV46VL",
+                "full_attention_interval": published.config["text_config"][
+                    "full_attention_interval"
+                ],
+            }
+        },
+    )
 
 
 def tokens(config: Mapping[str, Any]) -> dict[str, int]:

@@ -58,13 +58,10 @@ def stages(
 
 
 def _embedding_keys(rows: int, columns: int, side: int) -> dict[str, str | Weight]:
-    patches, table = TOWER + "embeddings.patch_embedding.", TOWER + "embeddings.position_embedding."
     down, across = (siglip.selection(buckets(count, side), side) for count in (rows, columns))
-    return {
-        "patch_embedding.weight": patches + "weight",
-        "patch_embedding.bias": patches + "bias",
-        "position": siglip.gridded(Weight(table + "weight"), side, down, across),
-    }
+    table = Weight(TOWER + "embeddings.position_embedding.weight")
+    placed = siglip.gridded(table, side, down, across)
+    return siglip.embedding_keys(TOWER + "embeddings.patch_embedding.", placed)
 
 
 def cell_order(rows: int, columns: int, merges: int) -> Tensor:

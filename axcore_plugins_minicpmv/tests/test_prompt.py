@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from axcore import ModelCard
 
-CARDS = {card.id: card for module in (v4, v2, v46) for card in module.cards()}
+CARDS = {card.id: card for card in (v4.card(), v2.card(), v46.card())}
 SIZES = {"minicpm-v-4": (84, 112), "minicpm-v-2": (84, 112), "minicpm-v-4.6": (112, 112)}
 FIRST_AND_LAST = {
     "minicpm-v-4": ("siglip", "resampler"),

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from .conftest import MakeCheckpoint
 
-(V4,), (V2,) = v4.cards(), v2.cards()
+V4, V2 = v4.card(), v2.card()
 CARDS = {card.id: card for card in (V4, V2)}
 # A square, and grids whose positions float32 decides: 25 x 4 and 4 x 55 patches.
 SIZES = [(448, 448), (70, 140), (350, 56), (56, 770)]

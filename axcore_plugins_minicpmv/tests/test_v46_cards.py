@@ -15,7 +15,7 @@ from axcore_plugins_minicpmv import v46
 if TYPE_CHECKING:
     from pathlib import Path
 
-(CARD,) = v46.cards()
+CARD = v46.card()
 TINY = CARD.published.tiny_config
 VISION, MERGER = "model.vision_tower.", "model.merger."
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 MODEL = "minicpm-v-4.6"
 CELL_PX = {"16x": 56, "4x": 28}
-(CARD,) = v46.cards()
+CARD = v46.card()
 PROCESSOR = MiniCPMV4_6ImageProcessorPil(**CARD.published.files["preprocessor_config.json"])
 
 

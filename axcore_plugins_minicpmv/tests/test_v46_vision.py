@@ -25,7 +25,7 @@ GRIDS_16X = [(32, 32), (4, 4), (4, 12), (20, 8), (52, 4)]
 GRIDS_4X = [*GRIDS_16X, (2, 2), (6, 10), (50, 2)]
 grids = st.tuples(st.integers(1, 6), st.integers(1, 6))
 
-(CARD,) = v46.cards()
+CARD = v46.card()
 TINY = CARD.published.tiny_config
 
 
