@@ -1,4 +1,4 @@
-"""Names and shapes of the tensors that published checkpoints share."""
+"""Names and shapes of tensors that many published checkpoints have in common."""
 
 from __future__ import annotations
 
@@ -35,17 +35,18 @@ def llama_tensors(
         model.norm.weight                                         [H]
         lm_head.weight                                            [V, H]
 
-    A config with ``attention_bias`` has biases on q, k, v and o, one with ``mlp_bias`` on the
-    MLP's projections, and one with ``tie_word_embeddings`` has no head. What descendants of Llama
-    have by definition, so that no config says it, is an argument.
+    With ``attention_bias`` in the config, q, k, v and o have biases; with ``mlp_bias``, the MLP's
+    projections; with ``tie_word_embeddings`` there is no head. Two properties of later
+    architectures follow from the architecture alone, without a field in the config; they are
+    arguments.
 
     Args:
         config: The language model's part of ``config.json``.
         prefix: Put before every name, e.g. ``language_model.``.
-        qkv_bias: Whether q, k and v always have biases, as in Qwen2.
-        qk_norm: Whether queries and keys are normalised head by head, as in Qwen3.
+        qkv_bias: The architecture has biases on q, k and v.
+        qk_norm: The architecture normalises queries and keys, head by head.
 
-    Source: transformers, ``LlamaForCausalLM``, ``Qwen2ForCausalLM``, ``Qwen3ForCausalLM``.
+    Source: transformers, ``LlamaForCausalLM`` and the classes derived from it.
     """
     hidden, vocabulary = config["hidden_size"], config["vocab_size"]
     shapes: dict[str, Shape] = {prefix + "model.embed_tokens.weight": (vocabulary, hidden)}
