@@ -81,7 +81,7 @@ def with_weights(deployment: Deployment) -> Job:
             f"the checkpoint that {deployment.folder} was made from is gone\n  folder: {folder}",
             hint="put it back, or convert again; the other backends do not need it",
         )
-    checkpoint = Checkpoint.open(folder, deployment.job.card.prefixes)
+    checkpoint = Checkpoint.open(folder, deployment.job.card.layout.prefixes)
     if deployment.weights not in ("", checkpoint.fingerprint()):
         raise CheckpointError(
             f"the checkpoint has changed since {deployment.folder} was made from it\n"

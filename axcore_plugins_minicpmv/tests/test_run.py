@@ -23,8 +23,6 @@ from axcore.request import Request
 from axcore.runtime.runner import Answer, Runner
 from axcore_plugins_minicpmv import export_vision, v2, v4, v46
 
-from .conftest import tiny_config
-
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
@@ -37,9 +35,9 @@ HEIGHT, WIDTH, CHUNK, CACHE = 56, 84, 32, 383
 HISTORIES = tuple(range(CHUNK, 321, CHUNK))
 EXACT = {"weight-type": "fp32", "hidden-state-type": "fp32"}
 PLACE = 0  # <unk>
-(V4,), (V2,), (V46,) = v4.cards(), v2.cards(), v46.cards()
+V4, V2, V46 = v4.card(), v2.card(), v46.card()
 # The factors for short and long contexts differ, as does that of the attention from 1.
-ROPE = {**tiny_config(V4)["rope_scaling"], "long_factor": [1.0] * 16, "factor": 4.0}
+ROPE = {**V4.published.tiny_config["rope_scaling"], "long_factor": [1.0] * 16, "factor": 4.0}
 
 
 @dataclass(frozen=True)

@@ -36,9 +36,7 @@ def registry() -> Registry:
 def model() -> Any:
     """The oracle: transformers' class, every parameter random and a bfloat16 number."""
     card = plugin.model_cards()[0]
-    config = {**card.config, **card.tiny}
-    for name in ("vision_config", "rope_scaling"):
-        config[name] = {**card.config[name], **card.tiny[name]}
+    config = card.published.tiny_config
     made = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**config))
     generator = torch.Generator().manual_seed(11)
     for name, parameter in made.named_parameters():

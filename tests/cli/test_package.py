@@ -279,7 +279,7 @@ def test_families_say_what_axllm_calls_their_models(
     model: str, types: tuple[str, str] | None
 ) -> None:
     """Oracle: the settings in packages that Axera publishes; two models have no type there."""
-    settings = Registry().find(model).card.axllm
+    settings = Registry().find(model).card.runtimes.get("axllm", {})
     found = (settings["tokenizer_type"], settings["vlm_type"]) if settings else None
     assert found == types
     if model == "minicpm-v-4.6":
