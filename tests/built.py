@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,25 +25,23 @@ IMAGE = sorted(IMAGES.glob("*.jpg"))[0]
 
 
 @pytest.fixture(scope="session")
-def finished(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(once: Callable[..., Path], checkpoint: Path) -> Path:
     """The bundle. Tests do not change it."""
-    return _finished(checkpoint, tmp_path_factory.getbasetemp())
+
+    def make(out: Path) -> None:
+        convert(
+            checkpoint, out, verify=False, height=HEIGHT, width=WIDTH,
+            prefill_len=CHUNK, kv_cache_len=CACHE, last_kv_cache_len=HISTORIES,
+        )  # fmt: skip
+        axcore.build(out, toolchain="onnx")
+
+    return once("finished", make)
 
 
 @pytest.fixture
 def own(finished: Path, tmp_path: Path) -> Path:
     """A copy of `finished` to change."""
     return Path(shutil.copytree(finished, tmp_path / "own"))
-
-
-@cache  # once for all folders that import the fixtures
-def _finished(checkpoint: Path, base: Path) -> Path:
-    bundle = convert(
-        checkpoint, base / "finished", verify=False, height=HEIGHT, width=WIDTH,
-        prefill_len=CHUNK, kv_cache_len=CACHE, last_kv_cache_len=HISTORIES,
-    )  # fmt: skip
-    axcore.build(bundle.folder, toolchain="onnx")
-    return bundle.folder
 
 
 def message(text: str, *images: Any) -> dict[str, Any]:
