@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ import onnx
 import pytest
 
 import axcore
-from axcore import Answer, Runner
 
 from .bundles import IMAGES, convert
 
@@ -47,14 +46,6 @@ def own(finished: Path, tmp_path: Path) -> Path:
 def message(text: str, *images: Any) -> dict[str, Any]:
     parts = [{"type": "image", "image": image} for image in images]
     return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
-
-
-def answered(runner: Runner, messages: Sequence[Any], *arguments: Any) -> Answer:
-    """Return the whole answer of the library; `arguments` are sampling and number of tokens."""
-    answer = Answer()
-    for _ in runner.answer(runner.prepare(messages), *arguments, answer=answer):
-        pass
-    return answer
 
 
 def change_groups(path: Path, change: Callable[[dict[str, Any]], object]) -> None:

@@ -20,6 +20,7 @@ from axcore import Options, Prompt, Registry, Silent, UnsupportedModel
 from axcore.checkpoint import fabricate
 from axcore.pipeline.job import Request, open_job
 from axcore.runtime.runner import Answer, Runner
+from axcore.testing import answered, logits
 from axcore_plugins_minicpmv import export_vision, v2, v4, v46
 
 from .conftest import tiny_config
@@ -184,15 +185,6 @@ def image(seed: int, width: int = 90, height: int = 60) -> Image.Image:
     return Image.fromarray(noise).resize((width, height), Image.Resampling.BILINEAR)
 
 
-def answered(
-    runner: Runner, messages: Sequence[Any], count: int | None = None
-) -> tuple[Prompt, Answer]:
-    prompt, answer = runner.prepare(messages), Answer()
-    for _ in runner.answer(prompt, max_new_tokens=count, answer=answer):
-        pass
-    return prompt, answer
-
-
 def assert_same(made: Answer, expected: list[int]) -> None:
     """Compare tokens; the oracle keeps the one that ended the answer."""
     if made.finish_reason == "stop":
@@ -211,7 +203,8 @@ def test_answers_equal_llama_behind_our_modules(case: Case, images: int, beyond:
     frame = len(case.runner.prepare(asked("", *shown)).input_ids)
     total = (frame // CHUNK + 1) * CHUNK + beyond
     assert images or total == CHUNK + beyond
-    prompt, answer = answered(case.runner, asked("b" * (total - frame), *shown), 12)
+    prompt = case.runner.prepare(asked("b" * (total - frame), *shown))
+    answer = answered(case.runner, prompt, max_new_tokens=12)
     assert len(prompt.input_ids) == total
     assert_same(answer, generated(case, prompt, shown, 12))
 
@@ -222,7 +215,8 @@ def test_a_large_image_is_read_in_slices(case: Case) -> None:
     Oracle: `generated`; the pieces' order is that of their markers.
     """
     shown = [image(1, 600, 400), image(2)]
-    prompt, answer = answered(case.runner, asked("what?", *shown), 12)
+    prompt = case.runner.prepare(asked("what?", *shown))
+    answer = answered(case.runner, prompt, max_new_tokens=12)
     assert len(prompt.vision_rows["resampler"]) == 64 * (3 + 1)
     assert_same(answer, generated(case, prompt, shown, 12))
 
@@ -235,7 +229,8 @@ def test_an_answer_goes_on_until_the_context_is_full(case: Case) -> None:
     """
     shown = [image(seed) for seed in range(3)]
     for length in range(20):  # until an answer does not end by itself
-        prompt, answer = answered(case.runner, asked("b" * length, *shown))
+        prompt = case.runner.prepare(asked("b" * length, *shown))
+        answer = answered(case.runner, prompt)
         if answer.finish_reason == "context":
             break
     assert answer.finish_reason == "context"
@@ -253,7 +248,8 @@ def test_logits_are_those_of_llama(case: Case, registry: Registry, tmp_path: Pat
     out = shutil.copytree(case.folder, tmp_path / "bundle")
     axcore.build(out, toolchain="onnx", options={"hidden-state-type": "bf16"}, registry=registry)
     shown = [image(7)]
-    prompt, answer = answered(case.runner, asked("word", *shown), 8)
+    prompt = case.runner.prepare(asked("word", *shown))
+    answer = answered(case.runner, prompt, max_new_tokens=8)
     exact, near = (
         logits(Runner.open(folder, registry), prompt, answer.token_ids)
         for folder in (case.folder, out)
@@ -264,18 +260,6 @@ def test_logits_are_those_of_llama(case: Case, registry: Registry, tmp_path: Pat
     expected = expected[len(prompt.input_ids) - 1 :]
     np.testing.assert_allclose(exact, expected, atol=1e-5)
     assert 0 < np.abs(near - exact).max() < 0.1 * exact.std()
-
-
-def logits(runner: Runner, prompt: Prompt, tokens: Sequence[int]) -> Any:
-    """Return float32 ``[1 + tokens, vocabulary]``: behind the prompt and behind each token.
-
-    The runner was just opened: it has read nothing.
-    """
-    model, length = runner.language, len(prompt.input_ids)
-    rows = [model.prefill(runner.rows(prompt)[None], prompt.position_ids)]
-    for position, token in enumerate(tokens, length):
-        rows.append(model.decode(runner.embeddings.rows(np.array([token])), position))
-    return np.concatenate(rows)
 
 
 def test_folded_scales_are_applied_once(
