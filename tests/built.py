@@ -17,6 +17,10 @@ from .bundles import IMAGES, convert
 
 HEIGHT, WIDTH, ROWS = 56, 84, 6  # an image is 6 tokens
 CHUNK, CACHE, HISTORIES = 64, 300, (64, 128)
+LENGTHS: dict[str, Any] = {
+    "height": HEIGHT, "width": WIDTH,
+    "prefill_len": CHUNK, "kv_cache_len": CACHE, "last_kv_cache_len": HISTORIES,
+}  # fmt: skip
 LIMIT = CHUNK + HISTORIES[-1]  # tokens of the longest prompt
 LAYER, HEAD = "qwen2_5_vl_p64_l{}_together.onnx", "qwen2_5_vl_post.onnx"
 TABLE = "model.embed_tokens.weight.bfloat16.bin"
@@ -28,10 +32,7 @@ def finished(once: Callable[..., Path], checkpoint: Path) -> Path:
     """The bundle. Tests do not change it."""
 
     def make(out: Path) -> None:
-        convert(
-            checkpoint, out, verify=False, height=HEIGHT, width=WIDTH,
-            prefill_len=CHUNK, kv_cache_len=CACHE, last_kv_cache_len=HISTORIES,
-        )  # fmt: skip
+        convert(checkpoint, out, verify=False, **LENGTHS)
         axcore.build(out, toolchain="onnx")
 
     return once("finished", make)
