@@ -23,7 +23,7 @@ from axcore.testing import answered, logits
 from .conftest import CARDS, Family, photograph
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from PIL.Image import Image
@@ -56,18 +56,19 @@ def case(
     request: pytest.FixtureRequest,
     families: dict[str, Family],
     registry: Registry,
-    tmp_path_factory: pytest.TempPathFactory,
+    once: Callable[..., Path],
 ) -> Case:
     name, layout, tiles = request.param
-    root, family = tmp_path_factory.mktemp("run"), families[name]
-    checkpoint = with_tokenizer(name, family.folders[layout], root / "checkpoint")
-    folder = built(checkpoint, root / "bundle", registry, tiles)
+    family, key = families[name], f"internvl-{'-'.join(request.param)}"
+    source = family.folders[layout]
+    checkpoint = once(f"{key}-checkpoint", lambda out: with_tokenizer(name, source, out))
+    folder = once(key, lambda out: built(checkpoint, out, registry, tiles))
     return Case(family.model, folder, Runner.open(folder, registry), int(tiles))
 
 
 def with_tokenizer(name: str, source: Path, out: Path) -> Path:
     """Copy a checkpoint and give it the tokenizer of a fabricated one."""
-    fabricated = fabricate(CARDS[name], "tiny", out.with_name("fabricated"))
+    fabricated = fabricate(CARDS[name], "tiny", out.with_name(f"{out.name}-fabricated"))
     shutil.copytree(source, out)
     shutil.copy(fabricated / "tokenizer.json", out)
     return out

@@ -26,7 +26,7 @@ from axcore_plugins_minicpmv import export_vision, v2, v4, v46
 from .conftest import tiny_config
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from axcore import Component, Job
@@ -67,18 +67,17 @@ def checkpoints(
 
 
 @pytest.fixture(scope="module")
-def v4_case(checkpoints: dict[str, Path], registry: Registry, root: Path) -> Case:
-    return built(checkpoints[V4.id], root / "v4", registry, fit="slice", layout="strip")
+def v4_case(checkpoints: dict[str, Path], registry: Registry, once: Callable[..., Path]) -> Case:
+    choices = {"fit": "slice", "layout": "strip"}
+    folder = once("minicpmv-v4", lambda out: build(checkpoints[V4.id], out, registry, choices))
+    return opened(checkpoints[V4.id], folder, registry, choices)
 
 
 @pytest.fixture(scope="module")
-def v2_case(checkpoints: dict[str, Path], registry: Registry, root: Path) -> Case:
-    return built(checkpoints[V2.id], root / "v2", registry, fit="slice")
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("run")
+def v2_case(checkpoints: dict[str, Path], registry: Registry, once: Callable[..., Path]) -> Case:
+    choices = {"fit": "slice"}
+    folder = once("minicpmv-v2", lambda out: build(checkpoints[V2.id], out, registry, choices))
+    return opened(checkpoints[V2.id], folder, registry, choices)
 
 
 @pytest.fixture(params=["v4_case", "v2_case"], ids=["v4", "v2"])
@@ -87,15 +86,23 @@ def case(request: pytest.FixtureRequest) -> Case:
     return made
 
 
-def built(checkpoint: Path, out: Path, registry: Registry, **choices: str) -> Case:
-    """Convert, and build layer models that compute and pass states in float32."""
-    options = Options(
+def options(choices: Mapping[str, str]) -> Options:
+    return Options(
         height=HEIGHT, width=WIDTH, prefill_len=CHUNK, kv_cache_len=CACHE,
         last_kv_cache_len=HISTORIES, choices=choices,
     )  # fmt: skip
-    axcore.convert(str(checkpoint), out, options=options, verify=False, registry=registry)
+
+
+def build(checkpoint: Path, out: Path, registry: Registry, choices: Mapping[str, str]) -> None:
+    """Convert, and build layer models that compute and pass states in float32."""
+    asked = options(choices)
+    axcore.convert(str(checkpoint), out, options=asked, verify=False, registry=registry)
     axcore.build(out, toolchain="onnx", options=EXACT, registry=registry)
-    job = open_job(Request(str(checkpoint), options=options), registry, Silent())
+
+
+def opened(checkpoint: Path, out: Path, registry: Registry, choices: Mapping[str, str]) -> Case:
+    """Open a bundle, and its oracle."""
+    job = open_job(Request(str(checkpoint), options=options(choices)), registry, Silent())
     ends = job.config["eos_token_id"]
     return Case(
         job,
@@ -263,17 +270,17 @@ def test_logits_are_those_of_llama(case: Case, registry: Registry, tmp_path: Pat
 
 
 def test_folded_scales_are_applied_once(
-    checkpoints: dict[str, Path], v2_case: Case, registry: Registry, root: Path
+    checkpoints: dict[str, Path], v2_case: Case, registry: Registry, tmp_path: Path
 ) -> None:
     """A bundle with folded scales computes the same, but for the rounding of its embedding.
 
     Oracle: the bundle whose scales are applied while it runs.
     """
     choices = {"fit": "slice", "fold-scales": "yes"}
-    folded = built(checkpoints[V2.id], root / "folded", registry, **choices)
+    build(checkpoints[V2.id], tmp_path / "folded", registry, choices)
     prompt = v2_case.runner.prepare(asked("word", image(7)))
-    opened = (Runner.open(one.folder, registry) for one in (v2_case, folded))
-    exact, near = (logits(runner, prompt, (300,)) for runner in opened)
+    runners = (Runner.open(folder, registry) for folder in (v2_case.folder, tmp_path / "folded"))
+    exact, near = (logits(runner, prompt, (300,)) for runner in runners)
     assert 0 < np.abs(near - exact).max() < 0.1 * exact.std()
 
 
@@ -285,8 +292,8 @@ def test_hybrid_layers_are_refused(
     Oracle: the first tensor of such a layer is named, and a toolchain that builds them.
     """
     checkpoint, out = make_checkpoint(V46, tmp_path / "checkpoint"), tmp_path / "bundle"
-    options = Options(height=56, width=56)
-    axcore.convert(str(checkpoint), out, options=options, verify=False, registry=registry)
+    asked = Options(height=56, width=56)
+    axcore.convert(str(checkpoint), out, options=asked, verify=False, registry=registry)
     with pytest.raises(UnsupportedModel, match="3 of 4 layers of the type linear") as caught:
         axcore.build(out, toolchain="onnx", registry=registry)
     assert "its own builder" in caught.value.hint

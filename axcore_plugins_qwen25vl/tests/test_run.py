@@ -21,11 +21,12 @@ from axcore.runtime.runner import Answer, Runner
 from axcore.testing import answered
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
 HEIGHT, WIDTH, CHUNK, CACHE = 84, 112, 16, 159  # 12 tokens an image
 HISTORIES = (16, 32, 48, 64, 80, 96, 112)
+EXACT = {"weight-type": "fp32", "hidden-state-type": "fp32"}
 
 
 @pytest.fixture(scope="module")
@@ -69,21 +70,18 @@ def checkpoint(model: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def bundle(checkpoint: Path, registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundle(checkpoint: Path, registry: Registry, once: Callable[..., Path]) -> Path:
     """A bundle whose layer models compute and pass states in float32."""
-    out = tmp_path_factory.mktemp("bundle") / "out"
     options = Options(
         height=HEIGHT, width=WIDTH, prefill_len=CHUNK, kv_cache_len=CACHE,
         last_kv_cache_len=HISTORIES,
     )  # fmt: skip
-    axcore.convert(str(checkpoint), out, options=options, verify=False, registry=registry)
-    axcore.build(
-        out,
-        toolchain="onnx",
-        options={"weight-type": "fp32", "hidden-state-type": "fp32"},
-        registry=registry,
-    )
-    return out
+
+    def make(out: Path) -> None:
+        axcore.convert(str(checkpoint), out, options=options, verify=False, registry=registry)
+        axcore.build(out, toolchain="onnx", options=EXACT, registry=registry)
+
+    return once("qwen25vl", make)
 
 
 @pytest.fixture(scope="module")
@@ -194,10 +192,7 @@ def test_a_video_has_positions_in_time(
     """Four frames are two steps of the video graph, and the oracle says the same of them."""
     options = Options(task="video", height=HEIGHT, width=WIDTH, prefill_len=96, kv_cache_len=CACHE)
     axcore.convert(str(checkpoint), tmp_path, options=options, verify=False, registry=registry)
-    axcore.build(
-        tmp_path, toolchain="onnx",  options={"weight-type": "fp32", "hidden-state-type": "fp32"},
-        registry=registry,
-    )  # fmt: skip
+    axcore.build(tmp_path, toolchain="onnx", options=EXACT, registry=registry)
     frames = [image(seed) for seed in range(4)]
     system = {"role": "system", "content": "s"}
     runner = Runner.open(tmp_path, registry)

@@ -34,6 +34,7 @@ from axcore.runtime.torch_model import TorchLanguage, place_of, with_weights
 from axcore.testing import answered
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from axcore.runtime.language import LanguageModel
@@ -54,16 +55,23 @@ CHUNK, CACHE, HISTORIES = 32, 191, (32, 64, 96, 128)
 class Case:
     """A model with loud weights: as layer models in float32, and under torch."""
 
-    def __init__(self, model: str, root: Path, registry: Registry) -> None:
-        self.folder, self.registry = root / "bundle", registry
-        self.checkpoint = fabricate(registry.find(model).card, "tiny", root / "checkpoint")
-        redraw(self.checkpoint / "model.safetensors")
+    def __init__(self, model: str, once: Callable[..., Path], registry: Registry) -> None:
+        self.registry = registry
         options = Options(
             **SIZES[model], prefill_len=CHUNK, kv_cache_len=CACHE, last_kv_cache_len=HISTORIES
         )
-        source = str(self.checkpoint)
-        axcore.convert(source, self.folder, options=options, verify=False, registry=registry)
-        axcore.build(self.folder, toolchain="onnx", options=EXACT, registry=registry)
+
+        def loud(out: Path) -> None:
+            fabricate(registry.find(model).card, "tiny", out)
+            redraw(out / "model.safetensors")
+
+        def built(out: Path) -> None:
+            source = str(self.checkpoint)
+            axcore.convert(source, out, options=options, verify=False, registry=registry)
+            axcore.build(out, toolchain="onnx", options=EXACT, registry=registry)
+
+        self.checkpoint = once(f"loud-checkpoint-{model}", loud)
+        self.folder = once(f"loud-{model}", built)
         self.onnx = Runner.open(self.folder, registry)
         self.torch = Runner.open(self.folder, registry, "torch")
         self.size = options.width or 0, options.height or 0
@@ -99,10 +107,8 @@ def registry() -> Registry:
 
 
 @pytest.fixture(scope="module", params=SIZES)
-def case(
-    request: pytest.FixtureRequest, registry: Registry, tmp_path_factory: pytest.TempPathFactory
-) -> Case:
-    return Case(request.param, tmp_path_factory.mktemp(request.param), registry)
+def case(request: pytest.FixtureRequest, registry: Registry, once: Callable[..., Path]) -> Case:
+    return Case(request.param, once, registry)
 
 
 def logits(language: LanguageModel, rows: Array, steps: Array, positions: Array) -> list[Array]:
