@@ -17,8 +17,9 @@ from typer.main import get_command
 import axcore
 from axcore import Registry
 from axcore.cli import app
+from axcore.testing import answered
 
-from ..built import HEAD, HEIGHT, IMAGE, LAYER, TABLE, WIDTH, answered, message
+from ..built import HEAD, HEIGHT, IMAGE, LAYER, TABLE, WIDTH, message
 from ..bundles import IMAGES, MODEL, STEM, Axcore, Outcome, contents, environment
 from .test_bad_input import assert_explained
 

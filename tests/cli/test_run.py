@@ -24,6 +24,7 @@ import axcore
 from axcore import Answer, Runner, Sampling
 from axcore.cli.console import explained_output
 from axcore.cli.run import _pasted, _sum_up
+from axcore.testing import answered
 
 from ..built import (
     CACHE,
@@ -36,7 +37,6 @@ from ..built import (
     LIMIT,
     ROWS,
     TABLE,
-    answered,
     change_groups,
     message,
 )
