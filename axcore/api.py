@@ -62,13 +62,12 @@ def plan(
     from .pipeline.prepared import prepare
 
     request = Request.of(model, **arguments)
-    registry, archived = registry or Registry(), request.calibration_archive
-    with as_progress(progress) as reporter:
-        job = open_job(request, registry, reporter)
-        archive = find_archive(archived, reporter) if archived else None
-        with job.checkpoint:
-            prepared = prepare(request, registry, job, archive)
-            made = make_plan(prepared, find_images(request.images) if request.images else [])
+    registry, reporter = registry or Registry(), as_progress(progress)
+    job, archived = open_job(request, registry, reporter), request.calibration_archive
+    archive = find_archive(archived, reporter) if archived else None
+    with job.checkpoint:
+        prepared = prepare(request, registry, job, archive)
+        made = make_plan(prepared, find_images(request.images) if request.images else [])
     if out is not None:
         check_room(made, Path(out))
     return made
@@ -102,8 +101,7 @@ def convert(
     from .pipeline.convert import convert as run
 
     request = Request.of(model, **arguments)
-    with as_progress(progress) as reporter:
-        return run(request, Path(out), registry or Registry(), reporter)
+    return run(request, Path(out), registry or Registry(), as_progress(progress))
 
 
 def verify(
@@ -129,10 +127,12 @@ def verify(
     from .pipeline.verify import verify_bundle
 
     sources = [images] if isinstance(images, (str, Path)) else images
-    with as_progress(progress) as reporter:
-        return verify_bundle(
-            Bundle.open(Path(bundle)), [*map(Path, sources)], registry or Registry(), reporter
-        )
+    return verify_bundle(
+        Bundle.open(Path(bundle)),
+        [*map(Path, sources)],
+        registry or Registry(),
+        as_progress(progress),
+    )
 
 
 def build(
@@ -164,15 +164,14 @@ def build(
     from .bundle import Bundle
     from .pipeline.build import build_bundle
 
-    with as_progress(progress) as reporter:
-        return build_bundle(
-            Bundle.open(Path(bundle)),
-            toolchain,
-            command,
-            options or {},
-            registry or Registry(),
-            reporter,
-        )
+    return build_bundle(
+        Bundle.open(Path(bundle)),
+        toolchain,
+        command,
+        options or {},
+        registry or Registry(),
+        as_progress(progress),
+    )
 
 
 def load(
@@ -198,8 +197,9 @@ def load(
     """
     from .runtime.runner import Runner
 
-    with as_progress(progress) as reporter, reporter.task("load", 1, "model"):
-        return Runner.open(Path(bundle), registry or Registry(), backend, options)
+    return Runner.open(
+        Path(bundle), registry or Registry(), backend, options, as_progress(progress)
+    )
 
 
 def package(
@@ -229,8 +229,9 @@ def package(
     from .bundle import Bundle
     from .packaging import package as run
 
-    with as_progress(progress) as reporter:
-        return Bundle.open(run(Path(bundle), Path(out), runtime, registry or Registry(), reporter))
+    return Bundle.open(
+        run(Path(bundle), Path(out), runtime, registry or Registry(), as_progress(progress))
+    )
 
 
 @takes(CheckpointRequest)
@@ -274,8 +275,7 @@ def quantize(
     request = Request(**vars(CheckpointRequest.of(model, **arguments)))
     given = [Path(path) if path else None for path in (text, python, out)]
     settings = Settings(bits, group_size, device, given[0], given[1])
-    with as_progress(progress) as reporter:
-        return run(request, settings, given[2], registry or Registry(), reporter)
+    return run(request, settings, given[2], registry or Registry(), as_progress(progress))
 
 
 def lint(

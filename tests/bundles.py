@@ -52,14 +52,14 @@ class Outcome:
 
 
 class Interrupted(Recorder):
-    """A `Progress` whose user presses Ctrl-C after so many units of work."""
+    """A `Progress` whose user presses Ctrl-C after so many units of work, of one task or of any."""
 
-    def __init__(self, after: int = 1) -> None:
+    def __init__(self, after: int = 1, label: str = "") -> None:
         super().__init__()
-        self.left = after
+        self.left, self.label = after, label
 
     def add(self, label: str, amount: float) -> None:
-        self.left -= 1
+        self.left -= label.startswith(self.label)
         if self.left == 0:
             raise KeyboardInterrupt
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError
 from ..files import write_at
+from ..system import require_linux
 from .headers import DAMAGED, Shard, TensorInfo, read_shard
 from .keys import Prefixes, canonical_key
 from .quantised import float_shape, float_tensor
@@ -78,7 +79,9 @@ class Checkpoint:
 
         Raises:
             CheckpointError: Anything is missing, damaged or contradicts itself.
+            AxcoreError: The system is not Linux.
         """
+        require_linux()
         config = read_config(folder)
         wanted = only or _everything
         shards = [

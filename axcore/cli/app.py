@@ -10,18 +10,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .. import __version__, api
-from ..model_card import Entry
-from ..plugins import Registry
+from ..display import size
 from ..request import Request
-from .console import emit, progress, size, table
+from ..system import require_linux
+from .console import emit, table
+from .invocation import Invocation, LogFile, Quiet, Root, Verbose
+from .options import given_choices, models, of_conversion, of_toolchain, toolchains
 from .request_options import spelt_out
 
 if TYPE_CHECKING:
+    from ..bundle import Bundle
+    from ..model_card import Entry
     from ..pipeline.plan import Plan
+    from ..plugins import Registry
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
+    cls=Root,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,
@@ -32,8 +37,15 @@ app.add_typer(plugins_app, name="plugins", help="Look at the installed plugins."
 # What a command does not know may be an option of the model or of the toolchain, checked by it.
 OWN_OPTIONS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
+
 Json = Annotated[bool, typer.Option("--json", help="Print data as JSON on stdout.")]
-Model = Annotated[str, typer.Argument(help="Model id, alias, repository or checkpoint folder.")]
+Model = Annotated[
+    str,
+    typer.Argument(
+        help="Model id, alias, repository or checkpoint folder.",
+        autocompletion=models,
+    ),
+]
 BundleFolder = Annotated[Path, typer.Argument(help="Folder written by `axcore convert`.")]
 Out = Annotated[
     Path | None, typer.Option("-o", "--out", help="Bundle folder; default: ./MODEL-bundle.")
@@ -47,17 +59,25 @@ Images = Annotated[
 @app.callback(invoke_without_command=True)
 def root(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    log_file: LogFile = None,
 ) -> None:
-    """Bring vision-language models from Hugging Face checkpoints onto edge NPUs."""
+    """Bring vision-language models from Hugging Face checkpoints onto edge NPUs.
+
+    --quiet, --verbose and --log-file may also be given behind a command.
+    """
+    del quiet, verbose, log_file  # noted in the invocation as they are read
     if version:
         typer.echo(f"axcore {__version__}")
         raise typer.Exit
+    require_linux()
 
 
 @app.command("list-models")
-def list_models(as_json: Json = False) -> None:
+def list_models(context: typer.Context, as_json: Json = False) -> None:
     """List the models of every installed family."""
-    entries = _registry().entries
+    entries = Invocation.of(context).registry().entries
     if as_json:
         return emit([_model(entry) for entry in entries])
     if not entries:
@@ -72,9 +92,9 @@ def list_models(as_json: Json = False) -> None:
 
 
 @app.command()
-def show(model: Model, as_json: Json = False) -> None:
+def show(context: typer.Context, model: Model, as_json: Json = False) -> None:
     """Show what is known of a model."""
-    entry = _registry().find(model)
+    entry = Invocation.of(context).registry().find(model)
     data = _model(entry)
     if as_json:
         return emit(data)
@@ -105,43 +125,45 @@ def convert(
 ) -> None:
     """Turn a checkpoint into a bundle: graphs, calibration, configuration, embedding."""
     if dry_run:
-        return plan_conversion(context, request, out, as_json)
-    request = Request.of(request, choices=_choices(context.args))
-    target = out or _bundle_folder(request)
+        return _plan(context, request, out, as_json)
+    invocation = Invocation.of(context)
+    registry = invocation.registry()
+    chosen = _with_choices(context, request, registry)
     started = time.perf_counter()
-    with progress() as reporter:
-        bundle = api.convert(request, target, progress=reporter, registry=_registry())
+    with invocation.progress(continues=True) as reporter:
+        target = out or _bundle_folder(request)
+        bundle = api.convert(chosen, target, progress=reporter, registry=registry)
     if as_json:
         return emit({"bundle": str(bundle.folder), **bundle.manifest})
     total = sum(entry["size"] for entry in bundle.manifest["files"].values())
     for note in bundle.manifest["notes"]:
-        typer.echo(f"note: {note}", err=True)
+        invocation.note(note)
     typer.echo(
         f"{bundle.folder}: {len(bundle.manifest['files'])} files, {size(total)},"
         f" in {time.perf_counter() - started:.1f} s, peak memory {size(_peak_bytes())}"
     )
-    return typer.echo(
-        f"next: axcore build {bundle.folder} --toolchain {request.toolchain}", err=True
-    )
+    return invocation.reporter.say(f"next: {_next(bundle, registry)}")
 
 
 @app.command(context_settings=OWN_OPTIONS)
 @spelt_out
 def plan(context: typer.Context, request: Request, out: Out = None, as_json: Json = False) -> None:
     """Show what `convert` would write, need and run, without reading weights."""
-    plan_conversion(context, request, out, as_json)
+    _plan(context, request, out, as_json)
 
 
-def plan_conversion(
-    context: typer.Context, request: Request, out: Path | None, as_json: bool
-) -> None:
-    """Plan, and print the plan."""
-    request = Request.of(request, choices=_choices(context.args))
-    with progress() as reporter:
-        planned = api.plan(
-            request, out=out or _bundle_folder(request), progress=reporter, registry=_registry()
-        )
+def _plan(context: typer.Context, request: Request, out: Path | None, as_json: bool) -> None:
+    invocation = Invocation.of(context)
+    registry = invocation.registry()
+    chosen, target = _with_choices(context, request, registry), out or _bundle_folder(request)
+    with invocation.progress() as reporter:
+        planned = api.plan(chosen, out=target, progress=reporter, registry=registry)
     return emit(planned) if as_json else _print_plan(planned)
+
+
+def _with_choices(context: typer.Context, request: Request, registry: Registry) -> Request:
+    choices = given_choices(context, *of_conversion(registry, request.model, request.toolchain))
+    return Request.of(request, choices=choices)
 
 
 def _bundle_folder(request: Request) -> Path:
@@ -154,25 +176,30 @@ def build(
     bundle: BundleFolder,
     toolchain: Annotated[
         str | None,
-        typer.Option(help="Default: the one the bundle was converted for."),
+        typer.Option(
+            help="Default: the one the bundle was converted for.", autocompletion=toolchains
+        ),
     ] = None,
-    pulsar2: Annotated[
+    tool: Annotated[
         str | None,
         typer.Option(
-            "--pulsar2", "--tool", help='How the tool is called, e.g. "docker run … pulsar2".'
+            "--tool", "--pulsar2", help='How the tool is called, e.g. "docker run … pulsar2".'
         ),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Run a toolchain on a bundle. Toolchains have further options: see `axcore doctor`."""
-    with progress() as reporter:
+    invocation = Invocation.of(context)
+    registry = invocation.registry()
+    options = given_choices(context, *of_toolchain(registry, toolchain))
+    with invocation.progress(continues=True) as reporter:
         made = api.build(
             bundle,
             toolchain=toolchain,
-            command=pulsar2,
-            options=_choices(context.args),
+            command=tool,
+            options=options,
             progress=reporter,
-            registry=_registry(),
+            registry=registry,
         )
     if as_json:
         return emit({"files": made})
@@ -182,10 +209,15 @@ def build(
 
 
 @app.command()
-def verify(bundle: BundleFolder, images: Images = None, as_json: Json = False) -> None:
+def verify(
+    context: typer.Context, bundle: BundleFolder, images: Images = None, as_json: Json = False
+) -> None:
     """Compare a bundle's graphs with PyTorch, stage by stage."""
-    with progress() as reporter:
-        results = api.verify(bundle, images=images or [], progress=reporter, registry=_registry())
+    invocation = Invocation.of(context)
+    with invocation.progress() as reporter:
+        results = api.verify(
+            bundle, images=images or [], progress=reporter, registry=invocation.registry()
+        )
     if as_json:
         return emit(results)
     for result in results:
@@ -204,14 +236,15 @@ def lint(
     context: typer.Context,
     target: Annotated[Path, typer.Argument(help="ONNX file or bundle folder.")],
     toolchain: Annotated[
-        str | None, typer.Option(help="Default: that of the bundle, or pulsar2.")
+        str | None,
+        typer.Option(help="Default: that of the bundle, or pulsar2.", autocompletion=toolchains),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Check graphs against an operator table, e.g. --chip AX650; exits 1 with findings."""
-    findings = api.lint(
-        target, toolchain=toolchain, options=_choices(context.args), registry=_registry()
-    )
+    registry = Invocation.of(context).registry()
+    options = given_choices(context, *of_toolchain(registry, toolchain))
+    findings = api.lint(target, toolchain=toolchain, options=options, registry=registry)
     if as_json:
         emit(findings)
     else:
@@ -219,15 +252,15 @@ def lint(
             where = f" in stage {finding.stage}" if finding.stage else ""
             typer.echo(f"{finding.severity}: {finding.file}: {finding.node} ({finding.op}){where}")
             typer.echo(f"  {finding.constraint}: {finding.detail}\n  {finding.remedy}")
-        typer.echo(f"{len(findings)} findings", err=True)
+        Invocation.of(context).reporter.say(f"{len(findings)} findings")
     if findings:
         raise typer.Exit(1)
 
 
 @plugins_app.command("list")
-def plugins_list(as_json: Json = False) -> None:
+def plugins_list(context: typer.Context, as_json: Json = False) -> None:
     """List the plugins in use with their hooks, and those set aside with the reason."""
-    registry = _registry()
+    registry = Invocation.of(context).registry(warn=False)
     used: list[dict[str, Any]] = [
         {"name": p.name, "distribution": p.distribution, "version": p.version, "status": "ok",
          "hooks": registry.hooks_of(p.name)}
@@ -248,11 +281,11 @@ def plugins_list(as_json: Json = False) -> None:
 
 
 @app.command()
-def doctor(as_json: Json = False) -> None:
+def doctor(context: typer.Context, as_json: Json = False) -> None:
     """Look at everything a conversion depends on; exits 1 when something needs attention."""
     from .doctor import examine
 
-    checks = examine(_registry())
+    checks = examine(Invocation.of(context).registry(warn=False))
     if as_json:
         emit(checks)
     else:
@@ -262,16 +295,6 @@ def doctor(as_json: Json = False) -> None:
                 typer.echo(f"\nhint ({check.name}): {check.remedy}", err=True)
     if any(check.status == "failed" for check in checks):
         raise typer.Exit(1)
-
-
-def _registry() -> Registry:
-    """Return the installed plugins, telling of those set aside."""
-    registry = Registry()
-    _ = registry.entries, registry.toolchains
-    if "plugins" not in sys.argv and "doctor" not in sys.argv:
-        for problem in registry.problems:
-            typer.echo(f"warning: plugin {problem.plugin} is set aside: {problem.error}", err=True)
-    return registry
 
 
 def _model(entry: Entry) -> dict[str, Any]:
@@ -289,19 +312,26 @@ def _model(entry: Entry) -> dict[str, Any]:
     }
 
 
-def _choices(arguments: list[str]) -> dict[str, str]:
-    """Read options that only some models have: ``--name VALUE``, ``--name=VALUE``, ``--name``."""
-    found: dict[str, str] = {}
-    waiting = list(arguments)
-    while waiting:
-        name, equals, value = waiting.pop(0).partition("=")
-        if not name.startswith("--"):
-            raise typer.BadParameter(f"unexpected argument {name!r}")
-        if not equals:
-            alone = not waiting or waiting[0].startswith("--")
-            value = "yes" if alone else waiting.pop(0)
-        found[name.removeprefix("--")] = value
-    return found
+def _next(bundle: Bundle, registry: Registry) -> str:
+    """Return what follows a conversion: no command that would fail on this machine."""
+    folder, name = bundle.folder, bundle.manifest["toolchain"]
+    if registry.toolchains[name].availability().available:
+        return f"axcore build {folder} --toolchain {name}"
+    scripts = [folder / file for file in bundle.manifest["files"] if file.endswith(".sh")]
+    elsewhere = f"{name} is not installed here: run {scripts[0] if scripts else name} where it is"
+    if not _builds_layers(bundle, registry):
+        return elsewhere
+    return f"axcore build {folder} --toolchain onnx (to run it on this machine; {elsewhere})"
+
+
+def _builds_layers(bundle: Bundle, registry: Registry) -> bool:
+    """Whether the embedded toolchain has layer models for a bundle's language model."""
+    from ..language.layer_types import other_layers
+    from ..runtime.deployment import Deployment
+
+    if bundle.manifest["vision_only"]:
+        return False
+    return not other_layers(Deployment.open(bundle.folder, registry).job.text_config)
 
 
 def _peak_bytes() -> int:

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from .. import api
+from ..display import size
 from ..request import CheckpointRequest
-from .app import Json, _registry
-from .console import emit, progress, size, table
+from .app import Json
+from .console import emit, table
+from .invocation import Invocation
 from .request_options import spelt_out
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ def root() -> None:
 @quantize_app.command()
 @spelt_out
 def gptq(
+    context: typer.Context,
     request: CheckpointRequest,
     out: Annotated[
         Path | None,
@@ -48,7 +51,8 @@ def gptq(
     as_json: Json = False,
 ) -> None:
     """Quantise the language model by GPTQ into a checkpoint folder that `convert` takes."""
-    with progress() as reporter:
+    invocation = Invocation.of(context)
+    with invocation.progress() as reporter:
         done = api.quantize(
             request,
             out,
@@ -58,7 +62,7 @@ def gptq(
             text=text,
             python=python,
             progress=reporter,
-            registry=_registry(),
+            registry=invocation.registry(),
         )
     emit(done) if as_json else _print(done)
 

@@ -19,7 +19,7 @@ from ..calibration import read_image
 from ..errors import BudgetError, UsageError
 from ..files import check_writable_file, explained_full_disk, write_atomic
 from ..plugins import Registry
-from ..progress import Silent
+from ..progress import as_progress
 from ..runtime.runner import Runner
 from .images import Question
 from .memory import PeakMemory, explained_memory
@@ -104,7 +104,7 @@ def measure_throughput(
     options: Mapping[str, str] | None = None,
     mindie_columns: bool = False,
     plot: Path | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     registry: Registry | None = None,
 ) -> list[Measurement]:
     """Measure every prompt length with every batch size, and write a table after each.
@@ -142,12 +142,11 @@ def measure_throughput(
         ToolchainError: A plot needs matplotlib.
         AxcoreError: Another subclass says what keeps the model from running.
     """
-    progress, registry, options = progress or Silent(), registry or Registry(), options or {}
+    progress, registry, options = as_progress(progress), registry or Registry(), options or {}
     _check_numbers(batch_sizes, input_lens, output_len)
     details = _check_outputs(out, plot, image)
     shown = read_image(image) if image else None
-    with progress.task("load", 1, "model"):
-        runner = Runner.open(bundle, registry, backend, options)
+    runner = Runner.open(bundle, registry, backend, options, progress)
     _check_batch(max(batch_sizes), runner, backend)
     questions = [_padded(runner, prompt, shown, length) for length in input_lens or (None,)]
     for question in questions:

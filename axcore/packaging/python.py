@@ -24,7 +24,7 @@ NEEDED = ("numpy", "ml_dtypes", "pillow", "tokenizers")
 """Distributions that a board must have, beside the engine."""
 
 _CARRIED = ("pluggy",)  # pure Python, so they run wherever they are copied to
-_NEVER = ("__pycache__", "tests", "*.egg-info", "pyproject.toml")
+_NEVER = ("__pycache__", "tests", "*.egg-info", "pyproject.toml", "MANIFEST.in")
 _NOT_THERE = ("cli", "data", "evaluate", "packaging", "quantization", "testing")
 _ENGINES = {
     COMPILED: "pyaxengine, which comes with the board's software",

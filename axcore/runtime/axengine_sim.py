@@ -9,7 +9,6 @@ Source: the behaviour of pyaxengine 0.1.3.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -23,6 +22,7 @@ import onnxruntime as ort
 from ml_dtypes import bfloat16
 
 from ..layer_files import GROUPS, Provenance
+from ..system import cores, trim_memory
 
 __all__ = [
     "InferenceSession",
@@ -246,14 +246,14 @@ def _load(path: Path) -> Any:
         raise RuntimeError(f"Failed to load model {path}: {error}") from error
     # Folding left as many free bytes on the heap as the file has, and glibc keeps them: for a
     # whole language model that is half again what the weights take.
-    ctypes.CDLL(None).malloc_trim(0)
+    trim_memory()
     return session
 
 
 @cache
 def _options() -> Any:
     options = ort.SessionOptions()
-    options.intra_op_num_threads = len(os.sched_getaffinity(0))
+    options.intra_op_num_threads = cores()
     # Sessions run one after the other: threads that wait in a loop would take the cores from the
     # next session, and from whatever else runs. One pool for all sessions is no way out, as every
     # other session of the process would then fail to open.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,11 +17,14 @@ from ..language_model import Embedding
 from ..layer_files import build_command
 from ..model_card import Profile
 from ..plain import parse
+from ..progress import Silent
+from ..system import require_linux
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from ..language_model import LlmBuildArgs
+    from ..progress import Progress
     from ..toolchains.contract import GraphFile
     from .families import Families
 
@@ -42,6 +45,7 @@ class Deployment:
         embedding: Shape and scale of the token embedding.
         stop_ids: Tokens that end an answer, as the checkpoint configures them.
         hook: Calls a hook of the model's family: its name, then its arguments by name.
+        progress: Where backends report what they open.
     """
 
     bundle: Bundle
@@ -52,16 +56,24 @@ class Deployment:
     embedding: Embedding
     stop_ids: frozenset[int]
     hook: Callable[..., Any]
+    progress: Progress = field(default_factory=Silent)
 
     @classmethod
-    def open(cls, folder: Path, registry: Families) -> Deployment:
+    def open(cls, folder: Path, registry: Families, progress: Progress | None = None) -> Deployment:
         """Read a bundle's manifest and config; weights are not looked at.
+
+        Args:
+            folder: Where it is.
+            registry: The plugins.
+            progress: Where backends report; None for nowhere.
 
         Raises:
             BundleError: It is no bundle, holds the vision side alone, or its small files are not as
                 they were written.
             PluginNotFound: No installed plugin knows the model.
+            AxcoreError: The system is not Linux.
         """
+        require_linux()
         bundle = Bundle.open(folder)
         manifest, request = bundle.manifest, bundle.build_request
         if manifest.get("embedding") is None:
@@ -97,6 +109,7 @@ class Deployment:
             embedding,
             _stop_ids(checkpoint),
             partial(registry.call, entry.family),
+            progress or Silent(),
         )
 
     @property

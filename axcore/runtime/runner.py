@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from ..progress import Progress
     from .contract import Backend, Plugins
     from .language import LanguageModel
 
@@ -103,6 +104,7 @@ class Runner:
         registry: Plugins,
         backend: str = "onnx",
         options: Mapping[str, str] | None = None,
+        progress: Progress | None = None,
     ) -> Runner:
         """Open a bundle, or the folder of a board.
 
@@ -111,11 +113,12 @@ class Runner:
             registry: The plugins.
             backend: Name of what runs it.
             options: Options of the backend.
+            progress: Told of what is opened.
 
         Raises:
             AxcoreError: One of its subclasses says what is missing or does not fit.
         """
-        deployment = Deployment.open(folder, registry)
+        deployment = Deployment.open(folder, registry, progress)
         found = available_backend(backend, registry)
         chosen = resolve(f"backend `{backend}`", found.options, options or {})
         # What is cheap to check comes before the weights.
