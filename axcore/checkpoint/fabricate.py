@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..errors import BudgetError, CheckpointError, ContractError
 from ..files import write_atomic
 from ..progress import Progress, Silent
+from .config import config_parts
 from .keys import disk_key
 from .writer import SHARD_BYTES, Entry, total_bytes, write_json, write_shards
 
@@ -269,8 +270,8 @@ def _merges(count: int) -> list[tuple[str, str]]:
 
 
 def _vocabulary_size(config: Mapping[str, Any]) -> int:
-    parts = (config.get("text_config"), config.get("llm_config"), config)
-    return next((int(part["vocab_size"]) for part in parts if part and "vocab_size" in part), 0)
+    sizes = (part["vocab_size"] for part in config_parts(config) if "vocab_size" in part)
+    return int(next(sizes, 0))
 
 
 def _alphabet() -> list[str]:
