@@ -31,9 +31,10 @@ from .errors import (
 )
 from .hookspecs import hookimpl
 from .job import Job
+from .language.tensors import affine_tensors, llama_tensors
 from .language.tokenizer import Rows, encode_prompt, load_tokenizer, message_parts
 from .language_model import Decoder, Embedding, LlmBuildArgs, LlmCheckpoint, Prompt
-from .model_card import ModelCard, Profile
+from .model_card import Layout, ModelCard, Profile, Published
 from .plugins import Registry
 from .progress import Progress, Silent
 from .request import Options, Request
@@ -80,6 +81,7 @@ __all__ = [
     "GraphFile",
     "ImageError",
     "Job",
+    "Layout",
     "LlmBuildArgs",
     "LlmCheckpoint",
     "ModelCard",
@@ -89,6 +91,7 @@ __all__ = [
     "Profile",
     "Progress",
     "Prompt",
+    "Published",
     "Registry",
     "Request",
     "Rows",
@@ -106,6 +109,7 @@ __all__ = [
     "VerificationError",
     "Weight",
     "__version__",
+    "affine_tensors",
     "backend",
     "build",
     "convert",
@@ -114,6 +118,7 @@ __all__ = [
     "hookimpl",
     "lint",
     "list_models",
+    "llama_tensors",
     "load",
     "load_tokenizer",
     "message_parts",

@@ -62,9 +62,8 @@ def plan(
     from .pipeline.prepared import prepare
 
     request = Request.of(model, **arguments)
-    registry, archived = registry or Registry(), request.calibration_archive
-    reporter = as_progress(progress)
-    job = open_job(request, registry, reporter)
+    registry, reporter = registry or Registry(), as_progress(progress)
+    job, archived = open_job(request, registry, reporter), request.calibration_archive
     archive = find_archive(archived, reporter) if archived else None
     with job.checkpoint:
         prepared = prepare(request, registry, job, archive)
@@ -102,8 +101,7 @@ def convert(
     from .pipeline.convert import convert as run
 
     request = Request.of(model, **arguments)
-    reporter = as_progress(progress)
-    return run(request, Path(out), registry or Registry(), reporter)
+    return run(request, Path(out), registry or Registry(), as_progress(progress))
 
 
 def verify(
@@ -129,9 +127,11 @@ def verify(
     from .pipeline.verify import verify_bundle
 
     sources = [images] if isinstance(images, (str, Path)) else images
-    reporter = as_progress(progress)
     return verify_bundle(
-        Bundle.open(Path(bundle)), [*map(Path, sources)], registry or Registry(), reporter
+        Bundle.open(Path(bundle)),
+        [*map(Path, sources)],
+        registry or Registry(),
+        as_progress(progress),
     )
 
 
@@ -164,14 +164,13 @@ def build(
     from .bundle import Bundle
     from .pipeline.build import build_bundle
 
-    reporter = as_progress(progress)
     return build_bundle(
         Bundle.open(Path(bundle)),
         toolchain,
         command,
         options or {},
         registry or Registry(),
-        reporter,
+        as_progress(progress),
     )
 
 
@@ -230,8 +229,9 @@ def package(
     from .bundle import Bundle
     from .packaging import package as run
 
-    reporter = as_progress(progress)
-    return Bundle.open(run(Path(bundle), Path(out), runtime, registry or Registry(), reporter))
+    return Bundle.open(
+        run(Path(bundle), Path(out), runtime, registry or Registry(), as_progress(progress))
+    )
 
 
 @takes(CheckpointRequest)
@@ -275,8 +275,7 @@ def quantize(
     request = Request(**vars(CheckpointRequest.of(model, **arguments)))
     given = [Path(path) if path else None for path in (text, python, out)]
     settings = Settings(bits, group_size, device, given[0], given[1])
-    reporter = as_progress(progress)
-    return run(request, settings, given[2], registry or Registry(), reporter)
+    return run(request, settings, given[2], registry or Registry(), as_progress(progress))
 
 
 def lint(

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from .checkpoint.config import text_config
+
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint
     from .model_card import ModelCard, Profile
@@ -46,10 +48,7 @@ class Job:
     @property
     def text_config(self) -> Mapping[str, Any]:
         """The language model's part of the config: nested in some layouts, flat in others."""
-        for name in ("text_config", "llm_config"):
-            if isinstance(nested := self.config.get(name), Mapping):
-                return nested
-        return self.config
+        return text_config(self.config)
 
     @property
     def text_width(self) -> int:

@@ -183,7 +183,9 @@ class Registry:
                 hint="install the family's plugin, or write one: a package with an entry point in"
                 f" the group `{GROUP}` (docs/plugins.md shows a whole one)",
             )
-        return _supported(max(fitting, key=lambda entry: _agreement(entry.card.config, config)))
+        return _supported(
+            max(fitting, key=lambda entry: _agreement(entry.card.published.config, config))
+        )
 
     def call(self, family: str, hook: str, **arguments: Any) -> Any:
         """Call `hook` as `family` implements it, with the default behind it.

@@ -11,8 +11,6 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,9 +39,7 @@ OPTIONS = {field.name for field in fields(Options)}
 SHARD_BYTES = 250_000  # makes four shards, the last of which holds text weights alone
 TEXT_SHARD = "model-00004-of-00004.safetensors"
 
-SCHEMA = json.loads(
-    resources.files("axcore").joinpath("data/json.schema.json").read_text(encoding="utf-8")
-)
+SCHEMA = json.loads((Path(axcore.__file__).parent / "data/json.schema.json").read_bytes())
 
 Axcore = Callable[..., "Outcome"]
 """Runs the command line in this process: arguments to exit code and what was printed."""
@@ -74,25 +70,17 @@ class Interrupted(Recorder):
 # Fixtures ----------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="session", autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Fabricated checkpoints of these tests go into a folder of their own."""
-    folder = tmp_path_factory.getbasetemp() / "cache"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AXCORE_CACHE", str(folder))
-        yield folder
-
-
 @pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkpoint(once: Callable[..., Path]) -> Path:
     """A tiny checkpoint in four shards. Tests do not change it."""
-    return _checkpoint(tmp_path_factory.getbasetemp())
+    card = Registry().find(MODEL).card
+    return once("checkpoint", lambda out: fabricate(card, "tiny", out, shard_bytes=SHARD_BYTES))
 
 
 @pytest.fixture(scope="session")
-def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def converted(once: Callable[..., Path], checkpoint: Path) -> Path:
     """The bundle of `checkpoint` and `IMAGES`. Tests do not change it."""
-    return _converted(tmp_path_factory.getbasetemp())
+    return once("converted", lambda out: convert(checkpoint, out))
 
 
 @pytest.fixture
@@ -131,22 +119,10 @@ def axcore_command(
 
 def check_json(command: str, text: str) -> None:
     """Hold what a command printed as JSON against the published schema."""
-    entries = SCHEMA["$defs"]
-    (name,) = (name for name in entries if f"{command} ".startswith(f"{name} "))
+    (name,) = (name for name in SCHEMA["$defs"] if f"{command} ".startswith(f"{name} "))
     for document in text.splitlines() if name == "chat" else [text]:
         schema = {**SCHEMA, "$ref": f"#/$defs/{name}"}
         jsonschema.Draft202012Validator(schema).validate(json.loads(document))
-
-
-@cache  # once for all folders that import the fixtures
-def _checkpoint(base: Path) -> Path:
-    card = Registry().find(MODEL).card
-    return fabricate(card, "tiny", base / "checkpoint", shard_bytes=SHARD_BYTES)
-
-
-@cache
-def _converted(base: Path) -> Path:
-    return convert(_checkpoint(base), base / "converted").folder
 
 
 # Converting --------------------------------------------------------------------------------------

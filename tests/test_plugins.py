@@ -18,13 +18,17 @@ if TYPE_CHECKING:
     Install = Callable[..., list[EntryPoint]]
 
 CARD = """
-from axcore import Component, ContractError, ModelCard, Profile, Stage, UnsupportedProfile, hookimpl
+from axcore import Component, ContractError, ModelCard, Profile, Published, Stage
+from axcore import UnsupportedProfile, hookimpl
 
 PROFILES = {"image": Profile(448, 448, 320, 1023)}
 
 
 def card(name, *aliases, architecture="ToyForGeneration", **config):
-    return ModelCard(name, f"maker/{name}", (architecture,), PROFILES, aliases, config=config)
+    published = Published(config)
+    return ModelCard(
+        name, f"maker/{name}", (architecture,), PROFILES, aliases, published=published
+    )
 """
 GOOD = f"""{CARD}
 @hookimpl

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..errors import BudgetError, CheckpointError, ContractError
 from ..files import write_atomic
 from ..progress import Progress, Silent
+from .config import config_parts
 from .keys import disk_key
 from .writer import SHARD_BYTES, Entry, total_bytes, write_json, write_shards
 
@@ -46,19 +47,18 @@ def fabricate(
 ) -> Path:
     """Write a checkpoint of the card's layout with seeded random bfloat16 weights.
 
-    ``config.json`` is the card's, with its tiny overrides laid over it for "tiny"; a key is
-    spelt by the first of its prefix's spellings in ``card.prefixes``. Matrices are normal with
-    standard deviation 0.02, one-dimensional weights (norms) lie near 1 and biases near 0. A
-    tensor depends on seed, canonical key and shape alone. Where the card has `tokens`,
-    ``tokenizer.json`` knows them, all bytes, pieces of English words, and made-up words for every
-    other id.
+    ``config.json`` is the published one, for "tiny" with the card's overrides; keys use the first
+    spelling of each of ``card.layout.prefixes``. Matrices are normal with standard deviation 0.02,
+    one-dimensional weights (norms) are near 1 and biases near 0. A tensor depends on seed,
+    canonical key and shape alone. If the card has `Published.tokens`, ``tokenizer.json`` contains
+    them, all bytes, pieces of English words, and made-up words for all other ids.
 
     The folder appears whole or not at all, is kept when it already holds the same, and replaced
     when it holds another fabricated checkpoint; where only the tokenizer differs, that alone is
     written. Peak memory is some 100 MB, whatever the size.
 
     Args:
-        card: The model; must have `tensors`.
+        card: The model; must have `layout.tensors`.
         size: Published dimensions, or those that convert in seconds.
         folder: Where to; its parent is created.
         seed: Any integer.
@@ -76,11 +76,12 @@ def fabricate(
     """
     from filelock import FileLock
 
-    config = _merge(card.config, card.tiny) if size == "tiny" else dict(card.config)
+    published = card.published
+    config = published.tiny_config if size == "tiny" else dict(published.config)
     entries = _entries(card, config, seed)
-    settings = {"config.json": config, **card.files}
+    settings = {"config.json": config, **published.files}
     marker = _marker(card, size, seed, entries, shard_bytes, settings)
-    marker["tokens"] = [MOST_MERGES, dict(card.tokens(config))] if card.tokens else None
+    marker["tokens"] = [MOST_MERGES, dict(published.tokens(config))] if published.tokens else None
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f".{folder.name}.lock")):
         held = _held(folder)
@@ -105,31 +106,20 @@ def fabricate(
 # What is written ---------------------------------------------------------------------------------
 
 
-def _merge(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay nested overrides over a config."""
-    merged = dict(base)
-    for name, value in overrides.items():
-        under = merged.get(name)
-        if isinstance(value, Mapping) and isinstance(under, Mapping):
-            value = _merge(under, value)
-        merged[name] = value
-    return merged
-
-
 def _entries(card: ModelCard, config: Mapping[str, Any], seed: int) -> list[Entry]:
-    if card.tensors is None:
+    if card.layout.tensors is None:
         raise ContractError(
             f"the card of `{card.id}` does not list its tensors, so none can be fabricated",
-            hint="use a real checkpoint, or give the card `tensors`",
+            hint="use a real checkpoint, or give the card `layout.tensors`",
         )
     return [
         Entry(
-            disk_key(key, card.prefixes),
+            disk_key(key, card.layout.prefixes),
             "bfloat16",
             tuple(shape),
             functools.partial(_values, key, tuple(shape), seed),
         )
-        for key, shape in card.tensors(config).items()
+        for key, shape in card.layout.tensors(config).items()
     ]
 
 
@@ -224,9 +214,9 @@ def _normal(seed: int, count: int, centre: float) -> memoryview:
 
 def _write_tokenizer(folder: Path, card: ModelCard, config: Mapping[str, Any]) -> None:
     """Write a byte-level BPE that knows some English: any text has ids, any id becomes text."""
-    if card.tokens is None:
+    if card.published.tokens is None:
         return
-    special = dict(card.tokens(config))
+    special = dict(card.published.tokens(config))
     vocabulary, merges = _vocabulary(card, config, special)
     flags = dict.fromkeys(("add_prefix_space", "trim_offsets"), False)
     byte_level = {"type": "ByteLevel", "use_regex": True, **flags}
@@ -280,18 +270,15 @@ def _merges(count: int) -> list[tuple[str, str]]:
 
 
 def _vocabulary_size(config: Mapping[str, Any]) -> int:
-    parts = (config.get("text_config"), config.get("llm_config"), config)
-    return next((int(part["vocab_size"]) for part in parts if part and "vocab_size" in part), 0)
+    sizes = (part["vocab_size"] for part in config_parts(config) if "vocab_size" in part)
+    return int(next(sizes, 0))
 
 
 def _alphabet() -> list[str]:
-    """Return the letter that stands for each byte in the vocabulary of a byte-level BPE.
+    """Return the letter that stands for each byte in the vocabulary of a byte-level BPE."""
+    from tokenizers.pre_tokenizers import ByteLevel
 
-    What can be printed stands for itself, the rest follow one another from U+0100 on.
-    """
-    printed = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = len(set(range(256)) - set(printed))
-    return [*map(chr, printed), *(chr(0x100 + index) for index in range(others))]
+    return sorted(ByteLevel.alphabet())
 
 
 def _word(index: int) -> str:

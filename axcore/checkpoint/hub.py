@@ -1,4 +1,4 @@
-"""Fetch what a conversion needs of a repository, and nothing else."""
+"""Download the files of a repository that a conversion needs, and no others."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from ..errors import AxcoreError, DownloadError
-from ..progress import Progress, Silent
+from ..progress import Progress, Silent, Task
 from .shards import INDEX, read_index, sole_shard
 
 Source = Literal["huggingface", "modelscope"]
-Report = Callable[[int], None]
+Report = Callable[[float], None]
+"""Takes the bytes of a file that are there by now."""
 
-# Neither code nor pickles: what is not data in an inspectable format stays where it is.
+# Only data in formats that can be inspected: no code and no pickles.
 SETTINGS_SUFFIXES = (".json", ".txt", ".jinja", ".model", ".tiktoken")
 LISTING_TIMEOUT_S = 30
 ELSEWHERE = (
@@ -30,25 +31,25 @@ def fetch(
     revision: str | None = None,
     progress: Progress | None = None,
 ) -> Path:
-    """Bring a repository's settings and the needed shards into the hub's local cache.
+    """Download a repository's settings and the shards that are needed into the hub's cache.
 
-    Files already there are kept, and a connection that breaks is taken up where it broke.
-    HF_ENDPOINT, HF_HUB_OFFLINE, HF_HOME and the stored token count as everywhere else; when the
-    hub cannot be reached, what the cache holds serves.
+    Files already in the cache are not downloaded again, and interrupted downloads are resumed.
+    HF_ENDPOINT, HF_HUB_OFFLINE, HF_HOME and the stored token are honoured. If the hub cannot be
+    reached, the files in the cache are used.
 
     Args:
         repo_id: ``owner/name``.
-        needed: Says of a key on disk whether its tensor is wanted; None wants all. Only shards
-            that hold a wanted tensor are fetched.
-        source: Where the repository is.
+        needed: Whether the tensor of a key on disk is needed; None needs all of them. Shards
+            without a needed tensor are not downloaded.
+        source: Where the repository is hosted.
         revision: Branch, tag or commit; None for the default branch.
-        progress: Gets the bytes fetched.
+        progress: Gets the bytes downloaded.
 
     Returns:
-        The folder to open as a checkpoint; it belongs to the cache and is not to be changed.
+        The folder to open as a checkpoint. It is part of the cache: do not change it.
 
     Raises:
-        DownloadError: Something could not be fetched (the hint says what may help).
+        DownloadError: A file could not be downloaded (the hint says what may help).
         CheckpointError: The repository has no usable weights.
     """
     progress = progress or Silent()
@@ -70,10 +71,10 @@ def fetch(
 
 class _Hub(Protocol):
     def sizes(self) -> Mapping[str, int]:
-        """Return every file's path in the repository and its bytes."""
+        """Return the path of every file in the repository and its size in bytes."""
 
     def get(self, name: str, report: Report) -> Path:
-        """Fetch one file, reporting bytes as they come, and return where it is."""
+        """Download one file, reporting its bytes as they arrive, and return its path."""
 
 
 def _open_hub(source: Source, repo_id: str, revision: str | None) -> _Hub:
@@ -108,20 +109,16 @@ class _HuggingFace:
     def get(self, name: str, report: Report) -> Path:
         from huggingface_hub import hf_hub_download
 
-        # Asked for by the revision's own name, so that the cache notes its commit for work offline.
+        # By the name of the revision, so that the cache records its commit for work offline.
         revision = self._revision if name == "config.json" else self._commit
         bar = _reporting(report)
         return Path(hf_hub_download(self._repo_id, name, revision=revision, tqdm_class=bar))
 
     def _cached_sizes(self, unreachable: Exception) -> Mapping[str, int]:
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import LocalEntryNotFoundError
+        from huggingface_hub import try_to_load_from_cache
 
-        try:
-            config = hf_hub_download(
-                self._repo_id, "config.json", revision=self._revision, local_files_only=True
-            )
-        except LocalEntryNotFoundError:
+        config = try_to_load_from_cache(self._repo_id, "config.json", revision=self._revision)
+        if not isinstance(config, str):
             raise DownloadError(
                 f"`{self._repo_id}` is not in the cache, and the hub cannot be reached\n"
                 f"  reason: {_brief(unreachable)}",
@@ -142,7 +139,7 @@ class _ModelScope:
             from modelscope.hub.api import HubApi
         except ImportError as error:
             raise DownloadError(
-                "fetching from ModelScope needs the package `modelscope`, which is not installed",
+                "downloads from ModelScope need the package `modelscope`, which is not installed",
                 hint="pip install 'axcore[modelscope]'",
             ) from error
         files = HubApi().get_model_files(self._repo_id, recursive=False, **self._revision)
@@ -167,7 +164,7 @@ def _needed_shards(
         raise DownloadError(
             f"`{repo_id}` offers {len(shards) - len(absent)} of the {len(shards)} shards needed\n"
             f"  absent: {', '.join(absent[:3])}",
-            hint=f"when offline, connect once to fetch them; else {ELSEWHERE}",
+            hint=f"when offline, connect once to download them; else {ELSEWHERE}",
         )
     return sorted(shards)
 
@@ -175,40 +172,46 @@ def _needed_shards(
 def _transfer(
     hub: _Hub, names: Iterable[str], sizes: Mapping[str, int], label: str, progress: Progress
 ) -> Path:
-    """Fetch files one by one and return the folder of the last."""
+    """Download files one by one and return the folder of the last.
+
+    Not huggingface_hub's `snapshot_download`: it downloads in threads, and Ctrl-C waits for the
+    files that are under way, which may be gigabytes.
+    """
     names = list(names)
     folder = Path()
     with progress.task(label, sum(sizes[name] for name in names), "B") as task:
         for name in names:
-            reported = 0
-
-            def report(count: int) -> None:
-                nonlocal reported
-                reported += count
-                task.advance(count)
-
+            report = _counting(task, sizes[name])
             folder = hub.get(name, report).parent
-            task.advance(sizes[name] - reported)  # all of it, where the cache had the file
+            report(sizes[name])  # all of it, where the cache had the file
     return folder
 
 
+def _counting(task: Task, size: int) -> Report:
+    """Return a report that advances `task` by each byte of a file once."""
+    most = 0
+
+    def report(done: float) -> None:
+        nonlocal most
+        before, most = most, max(most, min(int(done), size))
+        task.advance(most - before)
+
+    return report
+
+
 def _reporting(report: Report) -> type[Any]:
-    """Make a progress-bar class for huggingface_hub that shows nothing and reports bytes."""
+    """Return a progress-bar class for huggingface_hub that shows nothing and reports bytes."""
     from tqdm import tqdm  # type: ignore[import-untyped]
 
     class Bar(tqdm):  # type: ignore[misc]
         def __init__(self, *args: Any, **settings: Any) -> None:
             super().__init__(*args, **{**settings, "disable": True})
 
+        # Of chunked storage there are two bars, bytes received and bytes written: both report,
+        # and the one that is ahead counts.
         def update(self, n: float | None = 1) -> None:
-            report(int(n or 0))
-
-        # Without these two, chunked storage would count what it receives besides what it writes.
-        def update_transfer(self, n: float | None = 1) -> None:
-            """Leave bytes on the wire uncounted."""
-
-        def set_transfer_postfix_str(self, *text: str, refresh: bool = True) -> None:
-            """Show nothing."""
+            self.n += n or 0
+            report(self.n)
 
     return Bar
 
@@ -219,17 +222,17 @@ def _explained(repo_id: str) -> Iterator[None]:
         yield
     except AxcoreError:
         raise
-    except Exception as error:  # the hubs' libraries share no base class, and change theirs
+    except Exception as error:  # the libraries of the two hubs have no common base class
         fact, remedy = _explain(error)
-        raise DownloadError(f"`{repo_id}` cannot be fetched: {fact}", hint=remedy) from error
+        raise DownloadError(f"`{repo_id}` cannot be downloaded: {fact}", hint=remedy) from error
 
 
 def _explain(error: Exception) -> tuple[str, str]:
-    """Return fact and remedy."""
+    """Return what went wrong and what may help."""
     from huggingface_hub import errors
 
     if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
-        return _explain(error.__cause__)  # "not in the cache" hides why the hub was of no help
+        return _explain(error.__cause__)  # the cause says why the hub did not answer
     if isinstance(error, errors.GatedRepoError):
         return (
             "access must be granted first",
@@ -248,7 +251,7 @@ def _explain(error: Exception) -> tuple[str, str]:
 
 
 def _is_final(error: Exception) -> bool:
-    """Say whether the hub has answered that it will not serve this, so no cache may stand in."""
+    """Whether the hub has refused the request; then the cache must not be used instead."""
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     refused = isinstance(error, HfHubHTTPError) and error.response.status_code < 500

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import CheckpointError
 from ..files import write_at
 from ..system import require_linux
+from .config import read_config
 from .headers import DAMAGED, Shard, TensorInfo, read_shard
 from .keys import Prefixes, canonical_key
 from .quantised import float_shape, float_tensor
@@ -275,32 +276,6 @@ class Checkpoint:
             if file not in self._descriptors:
                 self._descriptors[file] = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
             return self._descriptors[file]
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """Read ``config.json`` as plain JSON.
-
-    Raises:
-        CheckpointError: The file is missing, no JSON, or no object.
-    """
-    path = folder / "config.json"
-    if not path.is_file():
-        raise CheckpointError(
-            f"no `config.json`\n  in: {folder}",
-            hint="name the folder that holds `config.json` and the `*.safetensors` files",
-        )
-    try:
-        config = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"`config.json` is no valid JSON: {error}\n  file: {path}", hint="fetch the file again"
-        ) from error
-    if not isinstance(config, dict):
-        raise CheckpointError(
-            f"`config.json` is no object but {type(config).__name__}\n  file: {path}",
-            hint="fetch the file again",
-        )
-    return config
 
 
 def _shard_keys(folder: Path) -> Mapping[str, frozenset[str] | None]:

@@ -11,18 +11,18 @@ import typer
 
 from .. import __version__, api
 from ..display import size
-from ..model_card import Entry
-from ..plugins import Registry
 from ..request import Request
 from ..system import require_linux
 from .console import emit, table
 from .invocation import Invocation, LogFile, Quiet, Root, Verbose
-from .options import given_choices, models, of_model, of_toolchain, toolchains
+from .options import given_choices, models, of_conversion, of_toolchain, toolchains
 from .request_options import spelt_out
 
 if TYPE_CHECKING:
     from ..bundle import Bundle
+    from ..model_card import Entry
     from ..pipeline.plan import Plan
+    from ..plugins import Registry
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -37,13 +37,14 @@ app.add_typer(plugins_app, name="plugins", help="Look at the installed plugins."
 # What a command does not know may be an option of the model or of the toolchain, checked by it.
 OWN_OPTIONS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
+
 Json = Annotated[bool, typer.Option("--json", help="Print data as JSON on stdout.")]
 Model = Annotated[
     str,
-    typer.Argument(help="Model id, alias, repository or checkpoint folder.", autocompletion=models),
-]
-Toolchain = Annotated[
-    str | None, typer.Option(help="Default: that of the bundle.", autocompletion=toolchains)
+    typer.Argument(
+        help="Model id, alias, repository or checkpoint folder.",
+        autocompletion=models,
+    ),
 ]
 BundleFolder = Annotated[Path, typer.Argument(help="Folder written by `axcore convert`.")]
 Out = Annotated[
@@ -124,14 +125,14 @@ def convert(
 ) -> None:
     """Turn a checkpoint into a bundle: graphs, calibration, configuration, embedding."""
     if dry_run:
-        return plan_conversion(context, request, out, as_json)
+        return _plan(context, request, out, as_json)
     invocation = Invocation.of(context)
     registry = invocation.registry()
-    request = _with_choices(context, request, registry)
-    target = out or _bundle_folder(request)
+    chosen = _with_choices(context, request, registry)
     started = time.perf_counter()
     with invocation.progress(continues=True) as reporter:
-        bundle = api.convert(request, target, progress=reporter, registry=registry)
+        target = out or _bundle_folder(request)
+        bundle = api.convert(chosen, target, progress=reporter, registry=registry)
     if as_json:
         return emit({"bundle": str(bundle.folder), **bundle.manifest})
     total = sum(entry["size"] for entry in bundle.manifest["files"].values())
@@ -148,28 +149,21 @@ def convert(
 @spelt_out
 def plan(context: typer.Context, request: Request, out: Out = None, as_json: Json = False) -> None:
     """Show what `convert` would write, need and run, without reading weights."""
-    plan_conversion(context, request, out, as_json)
+    _plan(context, request, out, as_json)
 
 
-def plan_conversion(
-    context: typer.Context, request: Request, out: Path | None, as_json: bool
-) -> None:
-    """Plan, and print the plan."""
+def _plan(context: typer.Context, request: Request, out: Path | None, as_json: bool) -> None:
     invocation = Invocation.of(context)
     registry = invocation.registry()
-    request = _with_choices(context, request, registry)
+    chosen, target = _with_choices(context, request, registry), out or _bundle_folder(request)
     with invocation.progress() as reporter:
-        planned = api.plan(
-            request, out=out or _bundle_folder(request), progress=reporter, registry=registry
-        )
+        planned = api.plan(chosen, out=target, progress=reporter, registry=registry)
     return emit(planned) if as_json else _print_plan(planned)
 
 
 def _with_choices(context: typer.Context, request: Request, registry: Registry) -> Request:
-    """Add what was given of the options that only the model or its toolchain has."""
-    owner, of_its_own = of_model(registry, request.model)
-    further = of_toolchain(registry, request.toolchain)[1]
-    return Request.of(request, choices=given_choices(context, owner, [*of_its_own, *further]))
+    choices = given_choices(context, *of_conversion(registry, request.model, request.toolchain))
+    return Request.of(request, choices=choices)
 
 
 def _bundle_folder(request: Request) -> Path:
@@ -180,7 +174,12 @@ def _bundle_folder(request: Request) -> Path:
 def build(
     context: typer.Context,
     bundle: BundleFolder,
-    toolchain: Toolchain = None,
+    toolchain: Annotated[
+        str | None,
+        typer.Option(
+            help="Default: the one the bundle was converted for.", autocompletion=toolchains
+        ),
+    ] = None,
     tool: Annotated[
         str | None,
         typer.Option(
@@ -236,12 +235,14 @@ def verify(
 def lint(
     context: typer.Context,
     target: Annotated[Path, typer.Argument(help="ONNX file or bundle folder.")],
-    toolchain: Toolchain = None,
+    toolchain: Annotated[
+        str | None,
+        typer.Option(help="Default: that of the bundle, or pulsar2.", autocompletion=toolchains),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Check graphs against an operator table, e.g. --chip AX650; exits 1 with findings."""
-    invocation = Invocation.of(context)
-    registry = invocation.registry()
+    registry = Invocation.of(context).registry()
     options = given_choices(context, *of_toolchain(registry, toolchain))
     findings = api.lint(target, toolchain=toolchain, options=options, registry=registry)
     if as_json:
@@ -251,7 +252,7 @@ def lint(
             where = f" in stage {finding.stage}" if finding.stage else ""
             typer.echo(f"{finding.severity}: {finding.file}: {finding.node} ({finding.op}){where}")
             typer.echo(f"  {finding.constraint}: {finding.detail}\n  {finding.remedy}")
-        invocation.reporter.say(f"{len(findings)} findings")
+        Invocation.of(context).reporter.say(f"{len(findings)} findings")
     if findings:
         raise typer.Exit(1)
 

@@ -44,19 +44,24 @@ def given_choices(context: typer.Context, owner: str, declared: Collection[str])
     return found
 
 
-def of_model(registry: Registry, model: str) -> tuple[str, Collection[str]]:
-    """Return a model's name and its options; those of all models where it has to be recognised."""
+def of_conversion(registry: Registry, model: str, toolchain: str) -> tuple[str, Collection[str]]:
+    """Return model and toolchain as messages call them, and the options of both.
+
+    Where the model has to be recognised, they are those of all models.
+    """
+    tool, options = of_toolchain(registry, toolchain)
     if Path(model).expanduser().is_dir():
-        return "a model", sorted({n for e in registry.entries for n in e.card.choices})
+        choices = {name for entry in registry.entries for name in entry.card.choices}
+        return f"a model with {tool}", sorted(choices | set(options))
     card = registry.find(model).card
-    return f"`{card.id}`", card.choices
+    return f"`{card.id}` with {tool}", {**dict.fromkeys(card.choices), **dict.fromkeys(options)}
 
 
 def of_toolchain(registry: Registry, name: str | None) -> tuple[str, Collection[str]]:
     """Return a toolchain's name and its options; those of all where the bundle names it."""
     if name in registry.toolchains:
         return f"toolchain `{name}`", registry.toolchains[name].options
-    return "a toolchain", sorted({o for t in registry.toolchains.values() for o in t.options})
+    return "a toolchain", {o for tool in registry.toolchains.values() for o in tool.options}
 
 
 def of_backend(registry: Registry, name: str) -> tuple[str, Collection[str]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import json
 import math
 import re
 import zlib
@@ -12,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..checkpoint import Checkpoint
+from ..checkpoint.config import read_config, read_json
 from ..checkpoint.headers import DAMAGED, read_shard
-from ..checkpoint.reader import read_config
 from ..errors import CheckpointError, UsageError
 
 if TYPE_CHECKING:
@@ -222,17 +221,7 @@ def _of_open_clip(path: Path, folder: Path, tensors: Mapping[str, Tensor]) -> Cl
 
 
 def _optional_json(path: Path) -> Config:
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_bytes())
-        if not isinstance(content, dict):
-            raise ValueError(f"{type(content).__name__} instead of an object")
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"`{path.name}` is no valid JSON: {error}\n  file: {path}", hint="fetch the file again"
-        ) from error
-    return content
+    return read_json(path) if path.is_file() else {}
 
 
 def _renamed(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:

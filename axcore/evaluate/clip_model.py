@@ -9,7 +9,7 @@ from ..errors import CheckpointError, UsageError
 from .clip_files import BPE, ClipFiles, read_clip, read_merges, weights_file
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     import numpy as np
     from PIL.Image import Image
@@ -165,8 +165,15 @@ def _model(files: ClipFiles) -> nn.Module:
     import torch
 
     model = _skeleton(files)
-    _check_fit(files, {name: tuple(value.shape) for name, value in model.state_dict().items()})
-    model.load_state_dict(dict(files.tensors), assign=True)
+    try:
+        model.load_state_dict(dict(files.tensors), assign=True)
+    except RuntimeError as error:
+        _, first, *_ = str(error).splitlines()  # after the headline, a line per kind of misfit
+        raise CheckpointError(
+            f"these are weights of another CLIP\n  read from: {files.path}\n  "
+            + first.strip()[:200],
+            hint=ANOTHER,
+        ) from error
     for name, buffer in list(model.named_buffers()):
         if buffer.is_meta:  # the position ids, which no file holds
             owner, _, attribute = name.rpartition(".")
@@ -191,24 +198,6 @@ def _skeleton(files: ClipFiles) -> nn.Module:
             hint=ANOTHER,
         ) from error
     return model
-
-
-def _check_fit(files: ClipFiles, wanted: Mapping[str, tuple[int, ...]]) -> None:
-    found = {name: tuple(value.shape) for name, value in files.tensors.items()}
-    odd = sorted(name for name in {*wanted, *found} if wanted.get(name) != found.get(name))
-    if odd:
-        name, *_ = odd
-        here, there = _brief(found.get(name)), _brief(wanted.get(name))
-        raise CheckpointError(
-            f"these are weights of another CLIP: {len(odd)} tensors do not fit\n"
-            f"  read from: {files.path}\n"
-            f"  first: `{name}`, found {here}, expected {there}",
-            hint=ANOTHER,
-        )
-
-
-def _brief(shape: tuple[int, ...] | None) -> str:
-    return "none" if shape is None else str([*shape])
 
 
 def _tokenizer(place: Path) -> Any:

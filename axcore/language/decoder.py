@@ -25,8 +25,8 @@ from ..errors import UnsupportedModel
 from ..language_model import Decoder
 from .embedding import HEAD_KEYS, find_embedding
 from .layer_types import other_layers
-from .plain import HEAD, folded_scale
 from .rotary import inverse_frequencies, sections
+from .standalone import HEAD, folded_scale
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -108,15 +108,15 @@ def open_job(request: Request, registry: Registry, progress: Progress) -> Job:
 
 def _open(folder: Path, card: ModelCard, *, vision_only: bool) -> Checkpoint:
     """Open a checkpoint whose config and tensors are those of the model."""
-    wanted = _vision_key(card) if vision_only else None
-    checkpoint = Checkpoint.open(folder, card.prefixes, only=wanted)
+    layout, wanted = card.layout, _vision_key(card) if vision_only else None
+    checkpoint = Checkpoint.open(folder, layout.prefixes, only=wanted)
     _check_model(card, checkpoint)
-    if card.tensors is not None:
+    if layout.tensors is not None:
         expected = _expected(card, checkpoint)
         if wanted:
             expected = {key: shape for key, shape in expected.items() if wanted(key)}
-        stored = as_stored(checkpoint, expected, card.text_prefixes)
-        check_layout(checkpoint, stored, card.spare)
+        stored = as_stored(checkpoint, expected, layout.text_prefixes)
+        check_layout(checkpoint, stored, layout.spare)
     return checkpoint
 
 
@@ -212,11 +212,11 @@ def fabricated_folder(card: ModelCard, size: str) -> Path:
 
 
 def _vision_key(card: ModelCard) -> Callable[[str], bool]:
-    return lambda key: not key.startswith(card.text_prefixes)
+    return lambda key: not key.startswith(card.layout.text_prefixes)
 
 
 def _disk_key(card: ModelCard) -> Callable[[str], bool]:
-    return lambda key: _vision_key(card)(canonical_key(key, card.prefixes))
+    return lambda key: _vision_key(card)(canonical_key(key, card.layout.prefixes))
 
 
 def _check_model(card: ModelCard, checkpoint: Checkpoint) -> None:
@@ -247,9 +247,9 @@ def _architectures(config: Mapping[str, Any], folder: Path) -> list[str]:
 
 
 def _expected(card: ModelCard, checkpoint: Checkpoint) -> Mapping[str, Shape]:
-    assert card.tensors is not None
+    assert card.layout.tensors is not None
     try:
-        return card.tensors(checkpoint.config)
+        return card.layout.tensors(checkpoint.config)
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(
             f"{checkpoint.folder / 'config.json'} does not describe a `{card.id}`"

@@ -130,7 +130,9 @@ def prepare(
         for component in components:
             check_component(component, job.checkpoint)
         _check_width(components[-1], job)
-    check_consumed(components, job.checkpoint, (*job.card.text_prefixes, *job.card.spare))
+    check_consumed(
+        components, job.checkpoint, (*job.card.layout.text_prefixes, *job.card.layout.spare)
+    )
     check_prompt_budget(job.profile, components[-1].rows)
     cuts = []
     for component in components:

@@ -233,7 +233,7 @@ class _Run:
 
 def _language_bytes(checkpoint: Checkpoint, card: ModelCard) -> int:
     infos = checkpoint.tensors.items()
-    return sum(info.nbytes for key, info in infos if key.startswith(card.text_prefixes))
+    return sum(info.nbytes for key, info in infos if key.startswith(card.layout.text_prefixes))
 
 
 def _check_target(target: Path) -> None:

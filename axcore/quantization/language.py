@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from ..errors import CheckpointError, UnsupportedModel, UsageError
-from ..language.plain import HEAD, folded_scale, plain_config, plain_names
+from ..language.standalone import HEAD, folded_scale, standalone_config, standalone_names
 from ..language_model import LlmCheckpoint
 
 if TYPE_CHECKING:
@@ -49,8 +49,8 @@ def language_of(job: Job, registry: Registry) -> Language:
             plain one lacks.
     """
     _check_float(job)
-    config = plain_config(job)
-    names = plain_names(job, registry.call(job.family, "embed_extract", job=job).key)
+    config = standalone_config(job)
+    names = standalone_names(job, registry.call(job.family, "embed_extract", job=job).key)
     _check_unscaled(job, names)
     config["tie_word_embeddings"] = HEAD not in names
     shapes = {name: job.checkpoint.info(key).shape for name, key in names.items()}

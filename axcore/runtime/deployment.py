@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..bundle import ASSET_SUFFIXES, PACKAGED, Bundle
-from ..checkpoint import Checkpoint, read_config
+from ..checkpoint import Checkpoint, config_parts, read_config
 from ..errors import BundleError
 from ..job import Job
 from ..language_model import Embedding
@@ -220,8 +220,7 @@ def _settings(path: Path) -> dict[str, Any]:
 def _stop_ids(checkpoint: Checkpoint) -> frozenset[int]:
     """Return every configured end of a sequence: of the generation file, and of each config."""
     path = checkpoint.folder / "generation_config.json"
-    parts = [checkpoint.config]
-    parts += [checkpoint.config.get(name) or {} for name in ("text_config", "llm_config")]
+    parts = config_parts(checkpoint.config)
     if path.is_file():
         parts.append(_settings(path))
     found: set[int] = set()

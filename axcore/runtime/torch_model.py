@@ -15,7 +15,14 @@ from torch import Tensor, nn
 
 from ..checkpoint import Checkpoint
 from ..errors import CheckpointError, ToolchainError, UnsupportedModel, UsageError
-from ..language.plain import BODY, EMBEDDING, HEAD, folded_scale, plain_config, plain_names
+from ..language.standalone import (
+    BODY,
+    EMBEDDING,
+    HEAD,
+    folded_scale,
+    standalone_config,
+    standalone_names,
+)
 from .vision import feature_sources
 
 if TYPE_CHECKING:
@@ -74,7 +81,7 @@ def with_weights(deployment: Deployment) -> Job:
             f"the checkpoint that {deployment.folder} was made from is gone\n  folder: {folder}",
             hint="put it back, or convert again; the other backends do not need it",
         )
-    checkpoint = Checkpoint.open(folder, deployment.job.card.prefixes)
+    checkpoint = Checkpoint.open(folder, deployment.job.card.layout.prefixes)
     if deployment.weights not in ("", checkpoint.fingerprint()):
         raise CheckpointError(
             f"the checkpoint has changed since {deployment.folder} was made from it\n"
@@ -260,7 +267,7 @@ def _decoder(job: Job, deployment: Deployment, place: Place) -> tuple[Any, Any]:
         whole = _empty_model(job)
     body, head = whole.get_decoder(), whole.get_output_embeddings()
     body.embed_tokens = None  # rows come from outside
-    names = plain_names(job, embedding)
+    names = standalone_names(job, embedding)
     wanted = {BODY + name: name for name in body.state_dict()}
     _check_names(job, names.keys() - {HEAD, BODY + EMBEDDING}, wanted.keys())
 
@@ -293,7 +300,7 @@ def _empty_model(job: Job) -> Any:
     own = _class(str(job.config["architectures"][0]))
     if own is not None:
         return own(own.config_class(**job.config))
-    config = plain_config(job)
+    config = standalone_config(job)
     plain = _class(config["architectures"][0])
     if plain is None:
         raise UnsupportedModel(

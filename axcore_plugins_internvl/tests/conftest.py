@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from axcore import Job, ModelCard
+    from axcore import Job
 
 CARDS = {card.id: card for card in cards()}
 MODELS = ("internvl3.5-1b", "internvl3-1b")  # one before each kind of language model
@@ -46,12 +46,6 @@ RENAMED = (
     (r"^multi_modal_projector\.linear_1", "mlp1.1"),
     (r"^multi_modal_projector\.linear_2", "mlp1.3"),
 )
-
-
-def small_config(card: ModelCard) -> dict[str, Any]:
-    """Return the card's config with its overrides for quick conversions."""
-    parts = {name: {**card.config[name], **card.tiny[name]} for name in card.tiny}
-    return {**card.config, **parts}
 
 
 def native_config(config: Mapping[str, Any]) -> InternVLConfig:
@@ -107,7 +101,7 @@ class Family:
     """
 
     def __init__(self, name: str, root: Path) -> None:
-        config = small_config(CARDS[name])
+        config = CARDS[name].published.tiny_config
         self.model = random_model(config)
         self.folders = {layout: root / layout for layout in ("native", "remote")}
         # A copy, as what the model computes with beside its parameters would be rounded too.

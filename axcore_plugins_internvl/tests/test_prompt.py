@@ -21,26 +21,29 @@ from transformers.utils.chat_template_utils import render_jinja_template
 import axcore_plugins_internvl as plugin
 from axcore import CheckpointError, ImageError, Job, Options, UsageError
 
-from .conftest import CARDS, native_config, photograph, small_config
+from .conftest import CARDS, native_config, photograph
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
 CARD = CARDS["internvl3.5-1b"]
-SMALL = small_config(CARD)
-assert CARD.tokens is not None
-SPECIAL = CARD.tokens(SMALL)
+SMALL = CARD.published.tiny_config
+assert CARD.published.tokens is not None
+SPECIAL = CARD.published.tokens(SMALL)
 SIDE = 56  # px of a tile: 4 tokens
 TOKENS = 4
 
-# What the template of the native layout does: an image is a marker and a line break.
+# `chat_template.jinja` of the native layout.
 TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
-    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
-    "{% for part in message['content'] %}{% if part['type'] == 'image' %}<IMG_CONTEXT>\n"
-    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n'}}"
+    "{% if message['content'] is string %}{{ message['content'] }}"
+    "{% else %}{% for content in message['content'] %}"
+    "{% if content['type'] == 'image' %}{{ '<IMG_CONTEXT>\n' }}"
+    "{% elif content['type'] == 'video' %}{{ '<video>\n' }}"
+    "{% elif content['type'] == 'text' %}{{ content['text'] }}{% endif %}"
+    "{% endfor %}{% endif %}{{'<|im_end|>\n'}}{% endfor %}"
+    "{% if add_generation_prompt %}{{'<|im_start|>assistant\n' }}{% endif %}"
 )
 
 
@@ -153,8 +156,8 @@ def test_the_native_layout_reads_as_its_processor_writes_it(
 ) -> None:
     """Ids and pixels, for any tiles and images; rows beyond the last tile are padding.
 
-    Oracle: transformers' template engine, its InternVL processor's tokens for an image, and the
-    image processor.
+    Oracle: the published template as transformers renders it, its InternVL processor's tokens for
+    an image, and the image processor.
     """
     messages = user(*parts)
     rendered: Any = render_jinja_template(

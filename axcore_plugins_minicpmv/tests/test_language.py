@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from .conftest import MakeCheckpoint
 
-(V4,), (V2,) = v4.cards(), v2.cards()
+V4, V2 = v4.card(), v2.card()
 FOLD = {"fold-scales": "yes"}
 
 
@@ -146,7 +146,7 @@ def test_the_oracle_is_a_llama_where_nothing_is_scaled(folder: Path, folded: Pat
 
 def test_published_scales() -> None:
     """The triplet at published size. Oracle: 12, 1.4 / sqrt(40), 256 / 2304."""
-    assert v2.scales(V2.config) == pytest.approx(
+    assert v2.scales(V2.published.config) == pytest.approx(
         {"embed_tokens": 12, "o_proj": 0.2213594, "down_proj": 0.2213594, "lm_head": 1 / 9}
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import string
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLModel
+from transformers.utils.chat_template_utils import render_jinja_template
 
 import axcore_plugins_qwen25vl as plugin
 from axcore import CheckpointError, ImageError, Job, UsageError
@@ -36,6 +38,27 @@ SPECIAL = {  # ids of the small model's config
     "<|image_pad|>": 505,
     "<|video_pad|>": 506,
 }
+
+
+# `chat_template.json` of the published checkpoints.
+TEMPLATE = (
+    "{% set image_count = namespace(value=0) %}{% set video_count = namespace(value=0) %}"
+    "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}"
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
+    "<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}<|im_end|>\n"
+    "{% else %}{% for content in message['content'] %}"
+    "{% if content['type'] == 'image' or 'image' in content or 'image_url' in content %}"
+    "{% set image_count.value = image_count.value + 1 %}"
+    "{% if add_vision_id %}Picture {{ image_count.value }}: {% endif %}"
+    "<|vision_start|><|image_pad|><|vision_end|>"
+    "{% elif content['type'] == 'video' or 'video' in content %}"
+    "{% set video_count.value = video_count.value + 1 %}"
+    "{% if add_vision_id %}Video {{ video_count.value }}: {% endif %}"
+    "<|vision_start|><|video_pad|><|vision_end|>"
+    "{% elif 'text' in content %}{{ content['text'] }}{% endif %}{% endfor %}<|im_end|>\n"
+    "{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 
 
 @pytest.fixture(scope="module")
@@ -113,31 +136,35 @@ def test_positions_are_those_of_the_model_class(
     np.testing.assert_array_equal(prompt.position_ids, expected)
 
 
-def test_the_prompt_reads_as_published(job: Job, tokenizer: Tokenizer) -> None:
-    """ChatML with the default system text. Oracle: the tokens of the text written out."""
-    content = [
-        {"type": "image", "image": image()},
-        {"type": "text", "text": "a"},
-        {"type": "text", "text": "b"},
-    ]
-    prompt = plugin.prepare_prompt(job, [{"role": "user", "content": content}])
-    written = (
-        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
-        "<|im_start|>user\n<|vision_start|>" + 12 * "<|image_pad|>" + "<|vision_end|>ab<|im_end|>\n"
-        "<|im_start|>assistant\n"
+texts = st.text(string.printable, max_size=9)
+turns = st.tuples(st.sampled_from(["system", "user", "assistant"]), texts | st.lists(parts))
+
+
+@settings(max_examples=40, deadline=None)
+@given(turns=st.lists(turns, min_size=1, max_size=4))
+def test_the_prompt_is_that_of_the_published_template(
+    job: Job, tokenizer: Tokenizer, turns: list[tuple[str, Any]]
+) -> None:
+    """Any conversation. Oracle: the published template as transformers renders it, each marker
+    repeated for its 12 tokens a step.
+    """
+    messages = [{"role": role, "content": content} for role, content in turns]
+    rendered: Any = render_jinja_template(
+        [messages], chat_template=TEMPLATE, add_generation_prompt=True
     )
+    shown = [p for _, content in turns if not isinstance(content, str) for p in content]
+    steps = iter([-(-len(p.get("video", "x")) // 2) for p in shown if p["type"] != "text"])
+    written = re.sub(
+        r"<\|(image|video)_pad\|>", lambda found: found[0] * 12 * next(steps), rendered[0][0]
+    )
+    prompt = plugin.prepare_prompt(job, messages)
     assert prompt.input_ids.tolist() == tokenizer.encode(written).ids
     assert prompt.input_ids.dtype == np.int64
 
 
-def test_a_system_message_replaces_the_default(job: Job, tokenizer: Tokenizer) -> None:
-    """A conversation with its own system text and an answer. Oracle: the text written out."""
-    turns = {"system": "be brief", "user": "hello", "assistant": "hi"}
-    messages = [{"role": role, "content": text} for role, text in turns.items()]
-    prompt = plugin.prepare_prompt(job, messages)
-    written = "".join(f"<|im_start|>{role}\n{text}<|im_end|>\n" for role, text in turns.items())
-    expected = tokenizer.encode(written + "<|im_start|>assistant\n").ids
-    assert prompt.input_ids.tolist() == expected
+def test_text_alone_needs_no_run(job: Job) -> None:
+    """A conversation without images. Oracle: no sample, and no row for one."""
+    prompt = plugin.prepare_prompt(job, [{"role": "user", "content": "hello"}])
     assert prompt.vision_rows["vision"].size == 0
     assert prompt.images["vision"] == []
 

@@ -25,10 +25,7 @@ if TYPE_CHECKING:
 def config() -> dict[str, Any]:
     """The small config of the 3B model in the layout of the file that is published."""
     card = plugin.model_cards()[0]
-    config = {**card.config, **card.tiny, "torch_dtype": "float32"}
-    for name in ("vision_config", "rope_scaling"):
-        config[name] = {**card.config[name], **card.tiny[name]}
-    return config
+    return {**card.published.tiny_config, "torch_dtype": "float32"}
 
 
 @pytest.mark.parametrize("saved_anew", [False, True])

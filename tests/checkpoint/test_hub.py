@@ -25,7 +25,8 @@ import torch
 from safetensors.torch import save
 
 from axcore.checkpoint import Checkpoint
-from axcore.checkpoint.hub import _reporting
+from axcore.checkpoint.hub import _counting, _reporting
+from axcore.testing import Recorder
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 ROOT = Path(__file__).parents[2]
@@ -299,16 +300,18 @@ def test_a_repository_without_usable_weights_is_refused(
 
 
 def test_chunked_storage_reports_each_byte_once() -> None:
-    """The bar class serves huggingface_hub's other transfer as well; oracle: its own reporter."""
+    """huggingface_hub shows two bars then, received and written bytes; oracle: the file's size."""
     reporting = pytest.importorskip("huggingface_hub.utils._xet_progress_reporting")
-    counts: list[int] = []
-    bar = _reporting(counts.append)
-    with reporting.XetDownloadProgressReporter(
-        reconstruction_desc="x", total=100, log_level=30, tqdm_class=bar
-    ) as reporter:
-        for done in (40, 100):
-            reporter.update_progress(Report(done, done + 10))
-    assert counts == [40, 60]
+    recorder = Recorder()
+    with recorder.task("x", 100) as task:
+        bar = _reporting(_counting(task, 100))
+        with reporting.XetDownloadProgressReporter(
+            reconstruction_desc="x", total=100, log_level=30, tqdm_class=bar
+        ) as reporter:
+            for done in (40, 70, 100):
+                reporter.update_progress(Report(done, done + 10))
+                assert done <= recorder.done["x"] <= done + 10
+    assert recorder.done == {"x": 100}
 
 
 @dataclass

@@ -118,17 +118,18 @@ def only_pickles(folder: Path) -> None:
     (folder / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'false'\ntR.")
 
 
+INVALID = "not a valid safetensors file"
 CHECKPOINTS: dict[str, tuple[Damage, list[str]]] = {
     "missing shard": (lambda folder: (folder / FIRST).unlink(), [FIRST, "missing"]),
-    "truncated shard": (resized(-100), [FIRST, "truncated"]),
-    "oversized shard": (resized(100), [FIRST, "oversized"]),
+    "truncated shard": (resized(-100), [FIRST, "incomplete"]),
+    "oversized shard": (resized(100), [FIRST, INVALID]),
     "empty shard": (lambda folder: (folder / FIRST).write_bytes(b""), [FIRST, "0 bytes"]),
-    "overlapping tensors": (header(overlap), ["overlap", NORM]),
-    "tensor outside the file": (header(outside), [NORM]),
-    "absurd header length": (absurd_length, [FIRST, str(1 << 62)]),
+    "overlapping tensors": (header(overlap), [INVALID]),
+    "tensor outside the file": (header(outside), [INVALID]),
+    "absurd header length": (absurd_length, [FIRST, INVALID]),
     "header lying about dtype": (
         header(lambda entries: entries[NORM].update(dtype="F32")),
-        [NORM, "float32 [64] takes 256 bytes"],
+        [INVALID],
     ),
     "header lying about shape": (
         header(lambda entries: entries[NORM].update(shape=[8, 8])),
@@ -157,11 +158,11 @@ CHECKPOINTS: dict[str, tuple[Damage, list[str]]] = {
     "no config": (lambda folder: (folder / "config.json").unlink(), ["no `config.json`"]),
     "config that is no JSON": (
         lambda folder: (folder / "config.json").write_text("{]"),
-        ["`config.json` is no valid JSON", "config.json"],
+        ["`config.json` is not a JSON object", "config.json"],
     ),
     "config that is a list": (
         lambda folder: (folder / "config.json").write_text("[]"),
-        ["is no object but list"],
+        ["is not a JSON object: it holds list"],
     ),
     "config without the tower": (
         config(vision_config=None),

@@ -17,8 +17,9 @@ from typer.main import get_command
 import axcore
 from axcore import Registry
 from axcore.cli import app
+from axcore.testing import answered
 
-from ..built import HEAD, HEIGHT, IMAGE, LAYER, TABLE, WIDTH, answered, message
+from ..built import HEAD, HEIGHT, IMAGE, LAYER, TABLE, WIDTH, message
 from ..bundles import IMAGES, MODEL, STEM, Axcore, Outcome, contents, environment
 from .test_bad_input import assert_explained
 
@@ -280,7 +281,7 @@ def test_families_say_what_axllm_calls_their_models(
     model: str, types: tuple[str, str] | None
 ) -> None:
     """Oracle: the settings in packages that Axera publishes; two models have no type there."""
-    settings = Registry().find(model).card.axllm
+    settings = Registry().find(model).card.runtimes.get("axllm", {})
     found = (settings["tokenizer_type"], settings["vlm_type"]) if settings else None
     assert found == types
     if model == "minicpm-v-4.6":

@@ -25,6 +25,7 @@ from axcore import Answer, Runner, Sampling
 from axcore.cli.console import explained_output
 from axcore.cli.invocation import Invocation
 from axcore.cli.run import _pasted, _sum_up
+from axcore.testing import answered
 
 from ..built import (
     CACHE,
@@ -37,7 +38,6 @@ from ..built import (
     LIMIT,
     ROWS,
     TABLE,
-    answered,
     change_groups,
     message,
 )

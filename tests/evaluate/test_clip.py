@@ -362,16 +362,15 @@ def widen(state: toy.State) -> None:
 STATES: dict[str, tuple[Callable[[toy.State], object], str]] = {
     "a tensor too few": (
         lambda state: state.pop("ln_final.weight"),
-        r"another CLIP: 1 tensors do not fit[\s\S]*"
-        r"`text_model.final_layer_norm.weight`, found none, expected \[64\]",
+        r'another CLIP[\s\S]*Missing key.*"text_model.final_layer_norm.weight"',
     ),
     "a tensor too many": (
         lambda state: state.update({"visual.ln_0.weight": torch.ones(2)}),
-        r"`visual.ln_0.weight`, found \[2\], expected none",
+        r'Unexpected key.*"visual.ln_0.weight"',
     ),
     "another width": (
         widen,
-        r"`visual_projection.weight`, found \[48, 128\], expected \[24, 128\]",
+        r"visual_projection.weight: .*\[48, 128\].*\[24, 128\]",
     ),
     "another text tower": (
         lambda state: state.pop("token_embedding.weight"),
@@ -383,7 +382,7 @@ STATES: dict[str, tuple[Callable[[toy.State], object], str]] = {
     ),
     "an odd attention": (
         lambda state: state.update({"transformer.resblocks.0.attn.in_proj_bias": torch.ones(4)}),
-        r"3 tensors do not fit[\s\S]*`text_model.encoder.layers.0.self_attn.k_proj.bias`",
+        r"size mismatch for text_model.encoder.layers.0.self_attn.k_proj.bias",
     ),
     "no vision transformer": (
         lambda state: state.pop("visual.conv1.weight"),
@@ -442,7 +441,7 @@ def test_another_way_to_show_images(folder: Path) -> None:
         Clip.load(folder)
     for damaged in ("[]", "{"):
         (folder / "open_clip_config.json").write_text(damaged)
-        with pytest.raises(CheckpointError, match=r"`open_clip_config\.json` is no valid JSON"):
+        with pytest.raises(CheckpointError, match=r"`open_clip_config\.json` is not a JSON"):
             Clip.load(folder)
 
 

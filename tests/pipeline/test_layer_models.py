@@ -15,28 +15,19 @@ import pytest
 import torch
 
 import axcore
-from axcore import BudgetError, BundleError, Options, Registry, UsageError
+from axcore import BudgetError, BundleError, Registry, UsageError
 from axcore.checkpoint import Checkpoint
 from axcore.runtime.axengine_sim import InferenceSession
 from axcore.testing import Recorder
 
-from ..bundles import Interrupted, change_tensors, contents, largest_file, shard_of
-
-CHUNK, CACHE, HISTORIES = 64, 300, (64, 128)
-# §: P, C, H and D of the tiny model; D is two key/value heads times the size of one.
-OPTIONS = Options(
-    height=56, width=84, prefill_len=CHUNK, kv_cache_len=CACHE, last_kv_cache_len=HISTORIES
-)
-LAYER, HEAD = "qwen2_5_vl_p64_l{}_together.onnx", "qwen2_5_vl_post.onnx"
+from ..built import CACHE, CHUNK, HEAD, HISTORIES, LAYER, LENGTHS
+from ..bundles import Interrupted, change_tensors, contents, convert, largest_file, shard_of
 
 
-@pytest.fixture(scope="module")
-def built(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(name="built")
+def of_the_default_precision(finished: Path) -> Path:
     """A bundle with layer models of the default precision."""
-    out = tmp_path_factory.mktemp("built") / "bundle"
-    axcore.convert(str(checkpoint), out, options=OPTIONS, verify=False)
-    axcore.build(out, toolchain="onnx")
-    return out
+    return finished
 
 
 @pytest.fixture
@@ -250,16 +241,21 @@ def test_a_quantised_language_model_is_multiplied_out() -> None:
         assert np.array_equal(_unpacked(words, bits, axis=1).numpy(), numbers)
 
 
-@pytest.fixture(scope="module")
-def strangers(built: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="session")
+def strangers(once: Callable[..., Path], finished: Path, checkpoint: Path) -> Path:
     """Layer models of the same shapes, made of other weights."""
-    folder = tmp_path_factory.mktemp("strangers")
-    other = Path(shutil.copytree(checkpoint, folder / "checkpoint"))
-    change_tensors(shard_of(other, "model.norm.weight"), lambda t: t["model.norm.weight"].add_(1))
-    out = folder / "bundle"
-    axcore.convert(str(other), out, options=OPTIONS, verify=False)
-    axcore.build(out, toolchain="onnx")
-    return out
+
+    def other(out: Path) -> None:
+        shutil.copytree(checkpoint, out)
+        norm = "model.norm.weight"
+        change_tensors(shard_of(out, norm), lambda tensors: tensors[norm].add_(1))
+
+    def make(out: Path) -> None:
+        shutil.copytree(finished, out)  # the vision side is the same
+        convert(once("strange-checkpoint", other), out, verify=False, **LENGTHS)
+        axcore.build(out, toolchain="onnx")
+
+    return once("strangers", make)
 
 
 def another_layer(bundle: Path, built: Path, strangers: Path) -> str:

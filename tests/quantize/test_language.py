@@ -91,9 +91,10 @@ def test_other_groups_are_refused_with_those_that_fit(
     assert "16, 32, 64, -1" in caught.value.hint
 
 
-def refused(job: Job, registry: Registry, **card: Any) -> str:
+def refused(job: Job, registry: Registry, **layout: Any) -> str:
+    card = replace(job.card, layout=replace(job.card.layout, **layout))
     with pytest.raises((UnsupportedModel, CheckpointError)) as caught:
-        language_of(replace(job, card=replace(job.card, **card)), registry)
+        language_of(replace(job, card=card), registry)
     assert caught.value.hint
     return caught.value.message
 

@@ -159,7 +159,7 @@ class QuantConfig(Section):
         return self
 
 
-class Shape(Section):
+class ExtraShape(Section):
     """One more shape that an input is compiled for."""
 
     shape: list[int]
@@ -177,7 +177,7 @@ class InputProcessor(Section):
     src_format: SourceFormat = "AutoColorSpace"
     src_dtype: Literal["FP32", "U8", "S8", "U16", "S16", "U32", "S32", "FP16"] = "FP32"
     src_layout: Layout = "NCHW"
-    src_extra_shapes: list[Shape] = []
+    src_extra_shapes: list[ExtraShape] = []
     csc_mode: Literal["NoCSC", "Matrix", "FullRange", "LimitedRange"] = "NoCSC"
     csc_mat: list[float] = []
     mean: list[float] = []

@@ -16,45 +16,45 @@ if TYPE_CHECKING:
 EMBEDDING = "embed_tokens.weight"
 HEAD = "lm_head.weight"
 BODY = "model."
-"""Begins the names of everything but the head."""
+"""Prefix of every name but the head's."""
 
 
-def plain_config(job: Job) -> dict[str, Any]:
-    """Return the ``config.json`` of the plain text model that a job's language model is.
+def standalone_config(job: Job) -> dict[str, Any]:
+    """Return a ``config.json`` for a job's language model as a text model of its own.
 
     Raises:
-        UnsupportedModel: The family does not say which it is.
+        UnsupportedModel: The family does not say which text model it is.
     """
     config = {
         name: value
-        for name, value in {**job.text_config, **job.card.text_model}.items()
+        for name, value in {**job.text_config, **job.card.layout.text_model}.items()
         if value is not None and not name.endswith("_config") and name != "auto_map"
     }
     architecture = next(iter(config.get("architectures") or ()), None)
     if not str(architecture).endswith("ForCausalLM"):
         raise UnsupportedModel(
-            f"`{job.card.id}` does not say which text model its language model is\n"
+            f"the card of `{job.card.id}` does not name the text model of its language model\n"
             f"  architecture of that part: {architecture}",
-            hint="the family's model card says it in `text_model`",
+            hint="the family's model card must say it in `layout.text_model`",
         )
     return config
 
 
-def plain_names(job: Job, embedding: str) -> dict[str, str]:
-    """Map the name in a plain model to the canonical key of each tensor, as of a float model.
+def standalone_names(job: Job, embedding: str) -> dict[str, str]:
+    """Map names in a text model of its own to the canonical keys of the float tensors.
 
     Args:
-        job: Its checkpoint is read, its card says what belongs to the language model.
-        embedding: Key of the token embedding, which may be a head that serves as both; what stands
-            beside it is the model's body.
+        job: Its checkpoint has the keys; its card says which belong to the language model.
+        embedding: Key of the token embedding, or of the head if that is used as embedding too.
+            Its prefix is that of the model's body.
 
     Raises:
-        CheckpointError: There are tensors that no plain model has.
+        CheckpointError: A tensor has no counterpart in a text model.
     """
     body = embedding.removesuffix(EMBEDDING).replace(HEAD, BODY)
-    names, odd = {}, []
+    layout, names, odd = job.card.layout, {}, []
     for key in float_keys(job.checkpoint):
-        if not key.startswith(job.card.text_prefixes) or key.startswith(job.card.spare):
+        if not key.startswith(layout.text_prefixes) or key.startswith(layout.spare):
             continue
         if key == embedding:
             names[BODY + EMBEDDING] = key
@@ -74,10 +74,10 @@ def plain_names(job: Job, embedding: str) -> dict[str, str]:
 
 
 def folded_scale(name: str, config: Mapping[str, Any]) -> float:
-    """Return what a tensor is multiplied by so that a plain model computes what `config` asks for.
+    """Return the factor that makes up for the scales in `config`, which text models ignore.
 
-    A config may scale what attention and MLP add to the state, and the state before the head.
-    Rows of the embedding come scaled.
+    They scale the outputs of attention and MLP, and the input of the head. The factor of the
+    embedding is not among them: its rows are scaled when they are written.
 
     Source: the published code of the models whose configs have ``dim_model_base``.
     """

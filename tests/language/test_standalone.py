@@ -11,10 +11,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from axcore import Job, ModelCard, Options, Profile, Registry, Silent, UnsupportedModel
+from axcore import Job, Layout, ModelCard, Options, Profile, Registry, Silent, UnsupportedModel
 from axcore.checkpoint import Checkpoint, fabricate
 from axcore.checkpoint.quantised import float_keys
-from axcore.language.plain import folded_scale, plain_names
+from axcore.language.standalone import folded_scale, standalone_names
 from axcore.pipeline.job import open_job
 from axcore.quantization.language import language_of
 from axcore.request import Request
@@ -23,14 +23,15 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PROFILE = Profile(height=28, width=28, prefill_len=8, kv_cache_len=15)
-CARD = ModelCard("toy", "x/Toy", ("Toy",), {"image": PROFILE}, text_prefixes=("llm.", "mtp."))
+LAYOUT = Layout(text_prefixes=("llm.", "mtp."))
+CARD = ModelCard("toy", "x/Toy", ("Toy",), {"image": PROFILE})
 
 
-def job(folder: Path, *keys: str, **card: Any) -> Job:
+def job(folder: Path, *keys: str, **layout: Any) -> Job:
     """Return a job whose checkpoint holds tensors of these keys, a number each."""
     (folder / "config.json").write_text(json.dumps({"architectures": ["Toy"]}))
     save_file({key: torch.zeros(1) for key in keys}, folder / "model.safetensors")
-    described = replace(CARD, **card)
+    described = replace(CARD, layout=replace(LAYOUT, **layout))
     return Job(described, "toy", Checkpoint.open(folder), "image", PROFILE, Options())
 
 
@@ -40,7 +41,7 @@ def test_a_quantised_projection_is_one_tensor(tmp_path: Path) -> None:
     packed = [f"{stem}.{part}" for part in ("g_idx", "qweight", "qzeros", "scales")]
     toy = job(tmp_path, "llm.model.embed_tokens.weight", "llm.model.norm.weight", *packed)
     assert f"{stem}.weight" in float_keys(toy.checkpoint)
-    assert plain_names(toy, "llm.model.embed_tokens.weight") == {
+    assert standalone_names(toy, "llm.model.embed_tokens.weight") == {
         "model.embed_tokens.weight": "llm.model.embed_tokens.weight",
         "model.layers.0.mlp.up_proj.weight": f"{stem}.weight",
         "model.norm.weight": "llm.model.norm.weight",
@@ -50,7 +51,7 @@ def test_a_quantised_projection_is_one_tensor(tmp_path: Path) -> None:
 def test_a_head_may_be_the_embedding(tmp_path: Path) -> None:
     """It then has the name of an embedding, and there is no head. Oracle: a plain tied model."""
     toy = job(tmp_path, "llm.lm_head.weight", "llm.model.norm.weight")
-    assert plain_names(toy, "llm.lm_head.weight") == {
+    assert standalone_names(toy, "llm.lm_head.weight") == {
         "model.embed_tokens.weight": "llm.lm_head.weight",
         "model.norm.weight": "llm.model.norm.weight",
     }
@@ -59,7 +60,7 @@ def test_a_head_may_be_the_embedding(tmp_path: Path) -> None:
 def test_spare_tensors_are_left_out(tmp_path: Path) -> None:
     """As of heads that predict further tokens, where the card says that they are not used."""
     toy = job(tmp_path, "llm.model.norm.weight", "mtp.norm.weight", spare=("mtp.",))
-    names = plain_names(toy, "llm.model.embed_tokens.weight")
+    names = standalone_names(toy, "llm.model.embed_tokens.weight")
     assert names == {"model.norm.weight": "llm.model.norm.weight"}
 
 
