@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..progress import Progress
 
 _IN_FLIGHT_BYTES = 96 << 20  # tensors between shard and file at any time
-_INLINE_BYTES = 256  # smaller tensors stay in the graph's file, as onnx_ir has it
+_INLINE_BYTES = 256  # tensors of up to so many stay in the graph's own file
 _WRITERS = 2  # one reads and casts while the other writes
 
 
@@ -84,7 +84,7 @@ def save(model: ir.Model, path: Path, progress: Progress) -> None:
     """Write `model` and its weights, materialising only a few tensors at a time."""
     tensors = [value.const_value for value in model.graph.initializers.values()]
     sizes = [tensor.nbytes for tensor in tensors if tensor is not None]
-    total = sum(size for size in sizes if size >= _INLINE_BYTES)
+    total = sum(size for size in sizes if size > _INLINE_BYTES)
     with progress.task(f"write {path.name}", total, "B") as task:
         ir.save(
             model,
