@@ -286,8 +286,12 @@ def test_everything_bad_is_named_in_one_message() -> None:
         encoded(Image.fromarray(pixels)),
     ]
     lines = refused(bad).splitlines()
-    assert lines[0] == "4 of 5 images would spoil the calibration"
-    reasons = ("`p1` cannot be read", "`p2` has the same pixels as `p0`", "`p3` is of one colour")
+    assert lines[0] == "4 of 5 images are unfit for calibration"
+    reasons = (
+        "`p1` cannot be read",
+        "`p2` has the same pixels as `p0`",
+        "`p3` has only one colour",
+    )
     for line, start in zip(lines[1:], (*reasons, "`p4` is noise"), strict=True):
         assert line.strip().startswith(start)
 
