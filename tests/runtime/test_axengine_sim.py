@@ -232,7 +232,7 @@ def test_names_are_checked_and_extra_feeds_ignored(
 ) -> None:
     """Oracle: pyaxengine's rules; outputs in another order it would mix up."""
     assert len(layer.run(None, feed | {"extra": np.zeros(3)})) == 3
-    with pytest.raises(ValueError, match=r"\['V_cache'\] are missing, fed were \['K_cache', 'ind"):
+    with pytest.raises(ValueError, match=r"\['V_cache'\] are missing, got \['K_cache', 'ind"):
         layer.run(None, {name: array for name, array in feed.items() if name != "V_cache"})
     for names in (["output"], ["V_cache_out", "K_cache_out", "output"], ["nothing"]):
         with pytest.raises(ValueError, match="ask for None or for"):
