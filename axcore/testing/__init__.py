@@ -1,7 +1,7 @@
-"""For plugin authors: the conformance kit, and a `Progress` that remembers.
+"""For plugin authors: a conformance test for families, and a `Progress` that records.
 
-The kit checks the laws every family keeps, on a tiny checkpoint, without a network. A family's own
-test is one call::
+The conformance test checks the rules that every family must keep, on a tiny checkpoint and without
+a network. A family's own test is one call::
 
     # tests/test_foovl.py
     from axcore.testing import check_family
