@@ -1,4 +1,4 @@
-"""The language model of a checkpoint under the names of one that stands alone."""
+"""View the language model of a checkpoint as a stand-alone text model."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 EMBEDDING = "embed_tokens.weight"
 HEAD = "lm_head.weight"
 BODY = "model."
-"""Begins the names of everything but the head."""
+"""Prefix of all names except the head's."""
 
 
 def plain_config(job: Job) -> dict[str, Any]:
-    """Return the ``config.json`` of the plain text model that a job's language model is.
+    """Return the ``config.json`` of a job's language model as a stand-alone text model.
 
     Raises:
-        UnsupportedModel: The family does not say which it is.
+        UnsupportedModel: The family does not name the text model.
     """
     config = {
         name: value
@@ -41,15 +41,15 @@ def plain_config(job: Job) -> dict[str, Any]:
 
 
 def plain_names(job: Job, embedding: str) -> dict[str, str]:
-    """Map the name in a plain model to the canonical key of each tensor, as of a float model.
+    """Map names of the stand-alone model to canonical keys, as for an unquantised model.
 
     Args:
-        job: Its checkpoint is read, its card says what belongs to the language model.
-        embedding: Key of the token embedding, which may be a head that serves as both; what stands
-            beside it is the model's body.
+        job: Its checkpoint lists the tensors, its card says which belong to the language model.
+        embedding: Key of the token embedding, possibly a head that serves as both; its siblings
+            are the model's body.
 
     Raises:
-        CheckpointError: There are tensors that no plain model has.
+        CheckpointError: There are tensors that no stand-alone model has.
     """
     body = embedding.removesuffix(EMBEDDING).replace(HEAD, BODY)
     names, odd = {}, []
@@ -68,16 +68,16 @@ def plain_names(job: Job, embedding: str) -> dict[str, str]:
         raise CheckpointError(
             f"{len(odd)} tensors of the language model are neither below `{body}` nor its head\n"
             f"  first: {', '.join(odd[:3])}\n  in: {job.checkpoint.folder}",
-            hint=f"the language model of `{job.card.id}` cannot be taken out of the whole",
+            hint=f"the language model of `{job.card.id}` cannot be extracted from the checkpoint",
         )
     return names
 
 
 def folded_scale(name: str, config: Mapping[str, Any]) -> float:
-    """Return what a tensor is multiplied by so that a plain model computes what `config` asks for.
+    """Return the factor to fold into a tensor, so that a plain model applies `config`'s scales.
 
-    A config may scale what attention and MLP add to the state, and the state before the head.
-    Rows of the embedding come scaled.
+    A config can scale what attention and MLP add to the state, and the state before the head.
+    Embedding rows are scaled already.
 
     Source: the published code of the models whose configs have ``dim_model_base``.
     """
