@@ -1,7 +1,7 @@
 """Check ONNX graphs against the published operator tables of the chips.
 
 The tables are data (`data/npu_ops.json`, with `npu_ops_errata.json` laid over it). Their
-restrictions are short sentences, most of them in a few regular forms; each is parsed to a `Check`.
+restrictions are short sentences, most of them of a few regular forms; each becomes a `Check`.
 """
 
 from __future__ import annotations
@@ -29,16 +29,15 @@ Severity = Literal["error", "warning"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One node that the chip's operator table does not list as supported.
+    """One node that the chip's table does not promise to run.
 
     Attributes:
         file: The linted file; empty for a model in memory.
         node: Name of the node, or of its first output where it has none.
         op: Operator, with its domain where that is not ONNX's own.
         constraint: What the table says.
-        severity: "error": a restriction is violated. "warning": the operator is not in the table
-            (the toolchain's front end may still fold or rewrite it), or the file does not contain
-            what is needed to check the restriction.
+        severity: "error": a restriction is violated. "warning": the operator is not in the table,
+            which the toolchain's front-end may still fold or rewrite, or the file does not tell.
         stage: The stage that the node came from; empty where the file names none.
         detail: The value that was found.
         remedy: What to do.
@@ -60,7 +59,7 @@ def chips() -> list[str]:
 
 
 def lint_model(path_or_model: Path | ir.Model, chip: str) -> list[Finding]:
-    """Return every violation of the operator table of `chip` in a model.
+    """Return what the operator table of `chip` says against a model.
 
     Subgraphs and model-local functions are checked too. Weights are not read.
 
@@ -112,8 +111,7 @@ class _Report:
 
 
 def _lint_opset(opset: int, report: _Report) -> None:
-    # A function that does not import ONNX's own domain has custom operators only, and each of
-    # those is a finding already.
+    # A scope without ONNX's own domain has only foreign operators, each a finding by itself.
     minimum = _errata()["opset"]["minimum"]
     if 0 < opset < minimum:
         report.findings.append(
@@ -151,7 +149,7 @@ def _load(path: Path) -> tuple[str, ir.Model]:
         model = ir.load(path)
     except Exception as error:  # protobuf, onnx and onnx_ir share no base class for damaged files
         raise GraphError(f"`{path}` cannot be read as ONNX\n  {error}", hint=hint) from error
-    if not model.graph.opset_imports:  # arbitrary bytes may parse as protobuf, even an empty file
+    if not model.graph.opset_imports:  # arbitrary bytes, none included, may parse as protobuf
         raise GraphError(f"`{path}` is not an ONNX model\n  it imports no operator set", hint=hint)
     return str(path), model
 
@@ -164,11 +162,11 @@ def _stages(model: ir.Model) -> frozenset[str]:
 
 
 class _Unknown(Exception):
-    """The file does not contain what a restriction depends on; the message says what is missing."""
+    """A restriction cannot be decided from the file; the message says what is missing."""
 
 
 class _Seen:
-    """A node and its ONNX schema, with the lookups that restrictions need."""
+    """A node and the ONNX schema it is written in: what the restrictions ask about."""
 
     def __init__(self, node: ir.Node, opset: int) -> None:
         self.node = node
@@ -183,7 +181,7 @@ class _Seen:
         return f"{self.node.domain}::{self.node.op_type}" if self.node.domain else self.node.op_type
 
     def written(self, name: str) -> Any:
-        """Return an attribute that is set on the node (number, string or list), else None."""
+        """Return an attribute as the node gives it: a number, a string, a list, or None."""
         attribute = self.node.attributes.get(name)
         if attribute is None:
             return None
@@ -204,7 +202,7 @@ class _Seen:
         return value.decode() if isinstance(value, bytes) else value
 
     def value_of(self, name: str) -> Any:
-        """Return the effective value of an attribute: set on the node, or the default."""
+        """Return an attribute as it takes effect: written, or the default."""
         written = self.written(name)
         return self.default(name) if written is None else written
 
@@ -250,9 +248,9 @@ def _shape(value: ir.Value | None) -> list[Any]:
 # What a restriction means ------------------------------------------------------------------------
 
 Check = Callable[[_Seen], str]
-"""Describes the violation, with the value found; returns an empty string if there is none.
+"""Returns what violates the restriction, with the value found, or the empty string.
 
-Raises `_Unknown` where the file does not contain what is needed.
+Raises `_Unknown` where the file does not tell.
 """
 Table = Mapping[str, Mapping[str, Check]]
 """Operator to its restrictions: text to check."""
@@ -274,7 +272,7 @@ def parse_restriction(text: str) -> Check:
     """Return what a sentence of the table means.
 
     Raises:
-        ValueError: No form matches, or several do: the table has a sentence of a new form.
+        ValueError: No form fits, or several do: the data has a sentence that nobody mapped.
     """
     sentence, _, condition = text.partition(" where ")
     checks = [check for form in FORMS if (check := form(sentence))]
@@ -338,12 +336,12 @@ def _refused(sentence: str) -> Check | None:
 
 
 def _prose(sentence: str) -> Check | None:
-    """Return the hand-written check of a sentence that has no regular form."""
+    """Return the check of a sentence that has no regular form."""
     return _PROSE.get(sentence)
 
 
 def _information(sentence: str) -> Check | None:
-    """Match sentences that forbid nothing, or state no value that could be checked."""
+    """Sentences that forbid nothing, or give no figure to hold a node against."""
     if any(form.fullmatch(sentence) for form in _INFORMATION):
         return lambda _: ""
     return None
@@ -353,7 +351,7 @@ FORMS = (_only, _rank, _except, _refused, _prose, _information)
 
 
 def _where(condition: str, check: Check) -> Check:
-    """``… where pads is not 0``: apply the check only under that condition."""
+    """``… where pads is not 0``: the restriction holds only then."""
     match = _WHERE.fullmatch(condition)
     assert match, condition
     subject, negated, value = match[1], bool(match[2]), _literal(match[3])

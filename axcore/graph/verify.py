@@ -161,6 +161,7 @@ def _open_with_boundaries(path: Path, wanted: Sequence[str]) -> tuple[Any, list[
     options.add_session_config_entry(
         "session.model_external_initializers_file_folder_path", str(path.parent)
     )
+    # Loaded from bytes, ONNX Runtime has to be given the folder of the weights, as set above.
     proto = ir.to_proto(model).SerializeToString()
     return ort.InferenceSession(proto, options, providers=["CPUExecutionProvider"]), names
 

@@ -171,6 +171,7 @@ def _write_pth_frame(file: BinaryIO, shape: Sequence[int]) -> None:
 
     with FakeTensorMode():
         table = torch.nn.Embedding(num_embeddings=shape[0], embedding_dim=shape[1])
+    # torch leaves a gap in the file for the values, so the table is never in memory as a whole.
     with torch.serialization.skip_data(materialize_fake_tensors=True):
         torch.save(table, file.name)
     with zipfile.ZipFile(file.name) as archive:

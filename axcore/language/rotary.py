@@ -37,6 +37,7 @@ def inverse_frequencies(
     theta = scaling.get("rope_theta", config.get("rope_theta", _DEFAULT_THETA))
     plain = [theta ** (-2 * i / head_dim) for i in range(head_dim // 2)]
     trained = scaling.get("original_max_position_embeddings") or config["max_position_embeddings"]
+    # Dynamic scaling changes the frequencies only beyond the trained length.
     if kind in PLAIN or (kind == "dynamic" and context <= trained):
         return tuple(plain), 1.0
     if kind == "linear":

@@ -92,6 +92,7 @@ def _load(*files: tuple[Path, int]) -> Tokenizer:
             f"the tokenizer cannot be read\n  {error}\n  from: {names}",
             hint="fetch the published files again",
         ) from error
+    # Settings in the file would otherwise cut or pad prompts without notice.
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer

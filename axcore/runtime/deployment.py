@@ -68,7 +68,7 @@ class Deployment:
             raise BundleError(
                 f"{folder} holds only the vision side", hint="convert again without --vision-only"
             )
-        bundle.check_files(set(_assets(bundle)))
+        bundle.check_files(set(_assets(bundle)))  # large files are checked on first use
         checkpoint = Checkpoint(folder, read_config(folder), (), {})
         try:
             entry = registry.find(manifest["model"]["id"])

@@ -117,6 +117,7 @@ class LayerModels:
         self._layers = [open_session(engine, path) for path in layers]
         self._head = open_session(engine, head)
         groups = _common_groups(self._layers, layers)
+        # Ascending, so that the first group that fits is the cheapest one.
         ordered = sorted(map(_Group.of, count(), groups), key=lambda g: (g.history, g.count))
         self._steps = [group for group in ordered if group.is_step]
         self._chunks = [group for group in ordered if not group.is_step]
@@ -135,6 +136,8 @@ class LayerModels:
 
     def resume(self, known: int, prompt: int) -> int:
         """Keep as much as leaves, for the last chunk, a group whose history is long enough."""
+        # The longest prompt is one chunk behind the longest history, a multiple of the chunk. So if
+        # chunks from `known` on do not fit, those from the multiple before it do.
         chunk, longest = self._chunks[-1].count, self._chunks[-1].history
         last = known + (prompt - known - 1) // chunk * chunk
         self.filled = known if last <= longest else known // chunk * chunk

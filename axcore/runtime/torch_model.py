@@ -135,9 +135,8 @@ class TorchVision:
         # Cloned, because a slice would keep the whole tensor in memory.
         weights = {name: put(w.resolve(read)).clone() for name, w in stage.weights().items()}
         module = copy.deepcopy(stage.module)
-        module.load_state_dict(
-            weights, strict=False, assign=True
-        )  # not strict: buffers are in the module already
+        # Not strict, because buffers are in the module already.
+        module.load_state_dict(weights, strict=False, assign=True)
         return module.to(*self._place).eval()
 
     def _run(self, component: Component, modules: list[nn.Module], feed: Sample) -> list[Array]:

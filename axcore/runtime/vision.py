@@ -60,6 +60,7 @@ class VisionSide:
                 f"the prompt has places for {len(wanted)} rows; its images give {rows}",
                 hint="make `prepare_prompt` and `export_vision` agree",
             )
+        # A static graph returns a fixed number of rows; those beyond the placeholders are padding.
         return np.concatenate(made)[: len(wanted)] if made else np.empty((0, 0), np.float32)
 
     def open(self) -> None:
