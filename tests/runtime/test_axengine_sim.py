@@ -235,7 +235,7 @@ def test_names_are_checked_and_extra_feeds_ignored(
     with pytest.raises(ValueError, match=r"\['V_cache'\] are missing, got \['K_cache', 'ind"):
         layer.run(None, {name: array for name, array in feed.items() if name != "V_cache"})
     for names in (["output"], ["V_cache_out", "K_cache_out", "output"], ["nothing"]):
-        with pytest.raises(ValueError, match="ask for None or for"):
+        with pytest.raises(ValueError, match="request None or"):
             layer.run(names, feed)
 
 
@@ -257,7 +257,7 @@ def test_an_onnx_file_stands_in_for_a_missing_axmodel(
 @pytest.mark.parametrize(
     ("dtype", "shape", "groups", "message"),
     [
-        (TensorProto.INT64, (2,), None, r"`x` is a tensor\(int64\), a type that boards"),
+        (TensorProto.INT64, (2,), None, r"`x` is a tensor\(int64\), which boards do not"),
         (TensorProto.FLOAT16, (2,), None, "float16"),
         (TensorProto.FLOAT, (1, "n"), None, r"`x` has the shape \[1, 'n'\], which is not static"),
         (TensorProto.FLOAT, (1, "n"), [{"inputs": {"z": [1]}, "outputs": {"y": [1]}}], "'z'"),

@@ -123,7 +123,7 @@ def test_a_model_of_another_target_is_named(
 ) -> None:
     """The stand-in raises what pyaxengine raises for files it cannot run."""
     board_standin(monkeypatch, error)
-    with pytest.raises(BundleError, match=f"`{LAYER}` is no model.*(?s:.*){error}") as caught:
+    with pytest.raises(BundleError, match=f"`{LAYER}` is not a model.*(?s:.*){error}") as caught:
         open_session(load_engine("axengine"), toy.folder / LAYER)
     assert caught.value.hint
 
