@@ -1,4 +1,4 @@
-"""The vision side as values: components, chains of stages, ports and where weights come from."""
+"""Values that describe the vision side: components, chains of stages, ports and weights."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ChannelOrder = Literal["AutoColorSpace", "RGB", "BGR"]
 
 @dataclass(frozen=True)
 class Weight:
-    """Where a parameter comes from: a checkpoint tensor and cheap steps applied while reading it.
+    """The source of a parameter: a checkpoint tensor and cheap steps applied while reading it.
 
     >>> Weight("patch_embed.proj.weight").reshape(1280, 1176)
     >>> Weight("attn.qkv.weight").slice(0, 1024, 2048)
@@ -55,7 +55,7 @@ class Weight:
     def project(self, axis: int, matrix: Sequence[Sequence[float]]) -> Weight:
         """Multiply `axis` by `matrix`, ``[new length, old length]``, in float32.
 
-        Whatever is linear: picking and repeating entries (exact), interpolation, a scale.
+        Serves for any linear map: selecting or repeating entries (exact), interpolation, scaling.
         """
         return self._then("project", (axis, tuple(map(tuple, matrix))))
 
@@ -68,7 +68,7 @@ class Weight:
                 yield from part.keys()
 
     def resolve(self, tensor_of: Callable[[str], Tensor]) -> Tensor:
-        """Return the parameter; `tensor_of` reads a key (a meta tensor gives the shape)."""
+        """Return the parameter; `tensor_of` reads a key. A meta tensor gives just the shape."""
         if isinstance(self.source, str):
             value = tensor_of(self.source)
         else:
@@ -101,16 +101,16 @@ def _projected(value: Tensor, axis: int, matrix: Sequence[Sequence[float]]) -> T
 
 @dataclass(frozen=True)
 class Stage:
-    """A link of a component's chain: a torch module without weights, and where they come from.
+    """One element of a component's chain: a torch module without weights, and their sources.
 
-    The module's ``forward`` takes the component's inputs (first stage) or what the stage before
-    returned, a tensor or a tuple of tensors, and returns likewise.
+    The module's ``forward`` takes the component's inputs (first stage) or the outputs of the stage
+    before, and returns a tensor or a tuple of tensors.
 
     Attributes:
         name: Unique in the component, e.g. ``blocks.7``; prefixes the names of its ONNX nodes.
         module: Parameters on the meta device; buffers are real and become constants.
-        keys: Prefix put before each parameter's name to form its key, or a `Weight` (or key) for
-            every parameter.
+        keys: Prefix that makes a key of each parameter's name, or a mapping from every parameter
+            to a `Weight` or key.
         kind: Stages of one kind differ in their weights alone, so one trace serves all.
             Defaults to the name.
     """
@@ -124,7 +124,7 @@ class Stage:
         object.__setattr__(self, "kind", self.kind or self.name)
 
     def weights(self) -> dict[str, Weight]:
-        """Return the origin of every parameter, by parameter name in the module's order."""
+        """Return the source of every parameter, by name, in the module's order."""
         names = [name for name, _ in self.module.named_parameters()]
         if isinstance(self.keys, str):
             return {name: Weight(self.keys + name) for name in names}
@@ -136,7 +136,7 @@ class Stage:
 class Port:
     """A named input or output with static shape.
 
-    A float port of dtype "float32" takes the precision chosen for the conversion.
+    A port of dtype "float32" gets the precision chosen for the conversion.
     """
 
     name: str
@@ -146,19 +146,19 @@ class Port:
 
 @dataclass(frozen=True)
 class Calibration:
-    """How a component's samples are stored, and what the target makes of them.
+    """How a component's samples are stored, and how the target preprocesses them.
 
     Attributes:
-        format: "Image" (PNG images, uint8), "Numpy" (one array a file) or "NumpyObject" (a
-            dict of arrays a file).
+        format: "Image" (PNG images, uint8), "Numpy" (one array per file) or "NumpyObject" (a
+            dict of arrays per file).
         mean, std: Per channel, in units of 0..255, applied by the target to "Image" samples;
             `std` divides.
-        tensor_format: The channel order in which the target hands an image to the graph.
-        src_dtype, src_layout: What the board feeds, in Pulsar2's spelling; None leaves the default.
-        src_normalised: The board feeds values that are normalised already, so the target applies
-            `mean` and `std` to samples alone.
-        size: Samples the target uses at most; -1 for all.
-        minimum: With fewer samples the result is not to be trusted.
+        tensor_format: The channel order in which the target passes an image to the graph.
+        src_dtype, src_layout: The input on the board, in Pulsar2's terms; None for its default.
+        src_normalised: The input on the board is normalised already, so the target applies `mean`
+            and `std` only to calibration samples.
+        size: Maximum number of samples that the target uses; -1 for all.
+        minimum: Fewer samples than this cause a warning.
     """
 
     format: CalibrationFormat = "Numpy"
@@ -175,7 +175,7 @@ class Calibration:
         """Return what the graph receives for one stored array.
 
         "Image" samples, uint8 ``[H, W, 3]``, become float32 ``[1, 3, H, W]`` with mean and
-        standard deviation applied; every other format is fed as it is.
+        standard deviation applied; other formats are passed unchanged.
         """
         if self.format != "Image":
             return sample
@@ -193,15 +193,16 @@ class Component:
 
     Attributes:
         name: Short name, e.g. ``vision``.
-        stem: Name of the exported files without suffix.
+        stem: Name of the exported file, without suffix.
         stages: In the order data flows.
         inputs, outputs: In the order of the first stage's arguments and the last stage's results.
-        preprocess: Turns `images_per_sample` RGB images into samples, arrays in the form the
-            target reads (see `Calibration.graph_input`). None when the inputs are not images.
-        images_per_sample: How many images one call of `preprocess` takes.
+        preprocess: Turns `images_per_sample` RGB images into samples, arrays in the form that the
+            target reads (see `Calibration.graph_input`). None if the inputs are features of the
+            component before.
+        images_per_sample: Number of images that one call of `preprocess` takes.
         calibration: How samples are stored.
-        build_options: Toolchain name to settings in that toolchain's own terms, laid over what
-            it writes by default.
+        build_options: Toolchain name to settings in that toolchain's terms, which override its
+            defaults.
     """
 
     name: str
@@ -216,5 +217,5 @@ class Component:
 
     @property
     def rows(self) -> int:
-        """Rows of the first output: tokens, where it feeds the language model."""
+        """Number of rows of the first output: tokens, if it feeds the language model."""
         return math.prod(self.outputs[0].shape[:-1])

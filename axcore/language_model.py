@@ -1,4 +1,4 @@
-"""The language model as values: embedding, build arguments, prompts and decoder stages."""
+"""Values that describe the language model: embedding, build arguments, prompts, decoder stages."""
 
 from __future__ import annotations
 
@@ -21,11 +21,10 @@ class Embedding:
     """The token embedding.
 
     Attributes:
-        key: Canonical key.
+        key: Canonical key in the checkpoint.
         shape: ``[vocabulary, hidden]``.
-        scale: What the model multiplies looked-up rows by, and who runs it still has to; 1 for
-            most.
-        factor: What the rows are multiplied by while they are written; 1 copies them.
+        scale: Factor that the runtime applies to rows after looking them up; 1 for most models.
+        factor: Factor applied once, when the table is written; 1 copies the rows.
     """
 
     key: str
@@ -36,13 +35,13 @@ class Embedding:
 
 @dataclass(frozen=True)
 class LlmCheckpoint:
-    """A checkpoint of the language model alone, to be written for a builder.
+    """A checkpoint of the language model alone, written for a builder to read.
 
     Attributes:
         config: Its ``config.json``.
         tensors: Name in the new checkpoint to canonical key and factor. A tensor with factor 1
-            is copied; another is multiplied in float32 and stored so, as the product would not
-            fit the original precision.
+            is copied. Others are multiplied in float32 and stored in float32, because the original
+            precision could not hold the product.
     """
 
     config: Mapping[str, Any]
@@ -56,13 +55,13 @@ class LlmBuildArgs:
     Attributes:
         prefill_len, kv_cache_len, last_kv_cache_len: See `Profile`.
         model_type: Type name given to the builder; None lets it read ``config.json``.
-        hidden_state_type, weight_type: Precisions.
-        parallel: Worker processes.
+        hidden_state_type, weight_type: Precision of states and weights.
+        parallel: Number of worker processes.
         check_level: 0 none, 1 cosine of each layer, 2 generate.
-        environment: Variables the builder must see.
+        environment: Environment variables for the builder.
         checkpoint: Written into the bundle for the builder to read; None lets it read the
             original.
-        notes: What the user must know before trusting the build, a line each.
+        notes: Warnings for the user about this build, one line each.
     """
 
     prefill_len: int
@@ -86,16 +85,16 @@ class LlmBuildArgs:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A conversation made ready for the language model.
+    """A conversation prepared for the language model.
 
     Attributes:
         input_ids: int64 ``[n]``, placeholders included.
         position_ids: int64 ``[1, n]``, or ``[3, n]`` (temporal, height, width).
         vision_rows: Component name to the positions in `input_ids` (int64 ``[m]``) that its rows
-            replace. The rows of all runs follow one another; those beyond m are padding.
-        images: Component name to the samples it is run on, in order, each in the form that
-            `make_calib` yields. Components behind it receive its features.
-        stop_ids: Tokens that end an answer, beside those that the checkpoint configures.
+            replace. The rows of all runs are concatenated; those beyond m are padding.
+        images: Component name to the samples to run it on, in order, in the form that
+            `make_calib` returns. Components behind it receive its features.
+        stop_ids: Tokens that end an answer, in addition to those in the checkpoint's config.
     """
 
     input_ids: np.ndarray[Any, Any]
@@ -107,10 +106,10 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Decoder:
-    """The language model as stages, for toolchains that build its layers here.
+    """The language model as stages, for toolchains that build its layers themselves.
 
     Attributes:
-        kind: Type name that begins the names of the layer files, e.g. ``llama``.
+        kind: Model type, the first part of the layer files' names, e.g. ``llama``.
         layers: One stage per layer. ``forward(K_cache, V_cache, indices, input, mask)`` with
             ``[1, h, D]`` twice, int64 ``[r, n]``, ``[1, n, H]`` and ``[1, n, h + n]`` returns the
             cache rows of the n tokens, ``[1, n, D]`` twice, and the state behind the layer. All
