@@ -239,12 +239,12 @@ def test_unwanted_tensors_of_an_opened_shard_are_not_listed(sharded: Path) -> No
 @pytest.mark.parametrize(
     ("weight_map", "evidence"),
     [
-        ({"x": "../one.safetensors"}, "no safetensors file beside it"),
-        ({"x": "/etc/one.safetensors"}, "no safetensors file beside it"),
-        ({"x": "sub/one.safetensors"}, "no safetensors file beside it"),
-        ({"x": "sub\\one.safetensors"}, "no safetensors file beside it"),
+        ({"x": "../one.safetensors"}, "not a safetensors file beside it"),
+        ({"x": "/etc/one.safetensors"}, "not a safetensors file beside it"),
+        ({"x": "sub/one.safetensors"}, "not a safetensors file beside it"),
+        ({"x": "sub\\one.safetensors"}, "not a safetensors file beside it"),
         ({"x": ".."}, "names '..'"),
-        ({"x": "one\0.safetensors"}, "no safetensors file beside it"),
+        ({"x": "one\0.safetensors"}, "not a safetensors file beside it"),
         ({"x": "pytorch_model.bin"}, "pytorch_model.bin"),
         ({"x": ["one.safetensors"]}, "TypeError"),
         (["x"], "AttributeError"),

@@ -441,7 +441,7 @@ def test_a_line_that_is_no_text(finished: Path, runner: Runner) -> None:
     )
     expected = answered(runner, [message("What?")], None, 6)
     assert (done.returncode, done.stdout.decode()) == (0, f"{expected.text}\n"), done.stderr
-    assert b"error: the prompt is no UTF-8: it holds '\\udce9'\n\nhint: " in done.stderr
+    assert b"error: the prompt is not UTF-8: it holds '\\udce9'\n\nhint: " in done.stderr
 
 
 # What is printed ---------------------------------------------------------------------------------
@@ -711,7 +711,7 @@ def test_a_prompt_over_the_limit(axcore: Axcore, finished: Path, runner: Runner)
 def test_a_prompt_that_is_no_text(axcore: Axcore, finished: Path) -> None:
     """Bytes of the command line that are no UTF-8: our error, not the plugin's, before loading."""
     outcome = axcore("run", finished, "-p", "caf\udce9")
-    assert_explained(outcome, "the prompt is no UTF-8: it holds '\\udce9'", code=2)
+    assert_explained(outcome, "the prompt is not UTF-8: it holds '\\udce9'", code=2)
     assert "plugin" not in outcome.err
     assert "load" not in outcome.err
 
