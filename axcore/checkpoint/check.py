@@ -75,6 +75,6 @@ def _refuse(checkpoint: Checkpoint, findings: Mapping[str, Sequence[str]]) -> No
     fact = f"the tensors are not those that `config.json` describes: {counts}"
     raise CheckpointError(
         "\n".join([fact, *lines, f"  in: {checkpoint.folder}"]),
-        hint="use config and weights of one checkpoint; of quantised ones, only those whose "
-        "language model is quantised by GPTQ are supported",
+        hint="use config and weights of one checkpoint; only the language model may be quantised, "
+        "and only by GPTQ",
     )

@@ -274,7 +274,7 @@ def test_a_tensor_that_the_index_does_not_place_is_refused(sharded: Path) -> Non
 def test_an_index_of_another_form_is_refused(sharded: Path, index: str) -> None:
     """A key twice, no object, no map, no JSON, no text."""
     (sharded / INDEX).write_text(index, encoding="latin-1")
-    with pytest.raises(CheckpointError, match=r"no index with a `weight_map`"):
+    with pytest.raises(CheckpointError, match=r"not an index with a `weight_map`"):
         Checkpoint.open(sharded)
 
 
