@@ -1,4 +1,4 @@
-"""Hold a checkpoint against the tensors that its config promises."""
+"""Compare the tensors of a checkpoint with those that follow from its config."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ SHOWN = 3
 def check_layout(
     checkpoint: Checkpoint, expected: Mapping[str, Shape], spare: Sequence[str] = ()
 ) -> None:
-    """Check that a checkpoint holds exactly the expected tensors, in fitting dtypes.
+    """Check that a checkpoint has exactly the expected tensors, in suitable dtypes.
 
     Packed tensors of a quantised language model (see `as_stored`) are int32, all others float.
 
-    The output head (a key ending in ``lm_head.weight``) may be absent or present whatever the
-    config says of tying: published checkpoints contradict their own flag in both directions.
-    One that is present and expected must have the expected shape.
+    The output head (a key ending in ``lm_head.weight``) may be absent or present, whatever the
+    config says about tied embeddings: published checkpoints contradict it both ways. If it is
+    present and expected, it must have the expected shape.
 
     Args:
         checkpoint: Opened with the same choice of keys as `expected` (see `Checkpoint.open`).
         expected: Canonical key to shape.
-        spare: Canonical prefixes of further tensors that may be there.
+        spare: Canonical prefixes of tensors that may be present besides.
 
     Raises:
-        CheckpointError: Tensors are missing, unused, of another shape or dtype; one error
-            counts all and shows the first of each.
+        CheckpointError: Tensors are missing, unused, or of another shape or dtype. One error
+            counts them all and names the first of each kind.
     """
     found = checkpoint.tensors
     common = [key for key in expected if key in found]
@@ -52,7 +52,7 @@ def check_layout(
             for key in common
             if found[key].shape != tuple(expected[key])
         ],
-        "of an unfit dtype": [
+        "of an unsupported dtype": [
             f"{key} is {found[key].dtype}"
             for key in common
             if found[key].dtype not in (("int32",) if key.endswith(PACKED) else WEIGHT_DTYPES)
@@ -72,9 +72,9 @@ def _refuse(checkpoint: Checkpoint, findings: Mapping[str, Sequence[str]]) -> No
         f"  {kind}: {', '.join(keys[:SHOWN])}{', ...' if len(keys) > SHOWN else ''}"
         for kind, keys in findings.items()
     ]
-    fact = f"the tensors are not those that `config.json` promises: {counts}"
+    fact = f"the tensors are not those that `config.json` describes: {counts}"
     raise CheckpointError(
         "\n".join([fact, *lines, f"  in: {checkpoint.folder}"]),
-        hint="use config and weights of one checkpoint; where it is quantised, only the language "
-        "model may be so, by GPTQ",
+        hint="use config and weights of one checkpoint; only the language model may be quantised, "
+        "and only by GPTQ",
     )

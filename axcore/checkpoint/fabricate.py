@@ -1,4 +1,4 @@
-"""Checkpoints of a model's real layout with random weights, to try everything offline."""
+"""Fabricate checkpoints with a model's real layout and random weights, for offline trials."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 
 MARKER = "fabricated.json"
 TOKENIZER = "tokenizer.json"
-FORMAT = 1  # raised when the same card, size and seed come to mean other bytes
+FORMAT = 1  # raised when the same card, size and seed give other bytes
 SPREAD = 0.02  # the initializer_range of nearly every published config
 # Prime, so that rows of a matrix, cut from the pool one after the other, all differ.
 POOL_VALUES = 4_194_301
-MOST_MERGES = 1000  # so that prompts are about as long as with a published tokenizer
+MOST_MERGES = 1000  # so that prompts have about as many tokens as with a published tokenizer
 SYLLABLES = tuple(consonant + vowel for consonant in "bdfgklmnprstvz" for vowel in "aeiou")
 
 
@@ -53,9 +53,9 @@ def fabricate(
     canonical key and shape alone. If the card has `Published.tokens`, ``tokenizer.json`` contains
     them, all bytes, pieces of English words, and made-up words for all other ids.
 
-    The folder appears whole or not at all, is kept when it already holds the same, and replaced
-    when it holds another fabricated checkpoint; where only the tokenizer differs, that alone is
-    written. Peak memory is some 100 MB, whatever the size.
+    The folder appears complete or not at all. It is kept if it already has the same content, and
+    replaced if it is another fabricated checkpoint; if only the tokenizer differs, only that is
+    written. Peak memory is about 100 MB for any size.
 
     Args:
         card: The model; must have `layout.tensors`.
@@ -63,16 +63,16 @@ def fabricate(
         folder: Where to; its parent is created.
         seed: Any integer.
         progress: Gets the bytes written.
-        shard_bytes: Most bytes of data in one file, unless a tensor alone has more.
+        shard_bytes: Maximum bytes of data per file, unless a single tensor has more.
 
     Returns:
         `folder`.
 
     Raises:
-        ContractError: The card says nothing of its tensors, or its tokens do not fit the
+        ContractError: The card does not list its tensors, or its tokens do not fit the
             vocabulary.
-        CheckpointError: `folder` holds something that was not fabricated.
-        BudgetError: The disk has too little room.
+        CheckpointError: `folder` exists and was not fabricated.
+        BudgetError: There is not enough disk space.
     """
     from filelock import FileLock
 
@@ -145,7 +145,7 @@ def _marker(
 
 
 def _held(folder: Path) -> dict[str, Any]:
-    """Return the marker of what is there; refuse a folder that holds anything but our own."""
+    """Return the marker of an existing folder; refuse one that was not fabricated."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return {}
     path = folder / MARKER
@@ -161,7 +161,7 @@ def _held(folder: Path) -> dict[str, Any]:
 
 
 def _make_room(folder: Path, total: int, label: str) -> None:
-    """Make an empty folder on a disk that can hold what comes."""
+    """Create an empty folder on a disk with room for `total` bytes."""
     shutil.rmtree(folder, ignore_errors=True)  # left by a run that was killed
     if total > (free := shutil.disk_usage(folder.parent).free):
         raise BudgetError(
@@ -176,7 +176,7 @@ def _make_room(folder: Path, total: int, label: str) -> None:
 
 
 def _values(key: str, shape: Shape, seed: int) -> Iterator[memoryview]:
-    """Yield a tensor's bytes: one-dimensional ones drawn anew, matrices cut from the pool."""
+    """Yield a tensor's bytes: one-dimensional ones are drawn, matrices are cut from the pool."""
     identity = hashlib.sha256(json.dumps([seed, key, shape]).encode()).digest()
     if len(shape) == 1:
         centre = 1.0 if key.endswith("weight") else 0.0
@@ -202,7 +202,7 @@ def _normal(seed: int, count: int, centre: float) -> memoryview:
     import ml_dtypes
     import numpy as np
 
-    # The legacy generator: its stream never changes, those of the newer ones may.
+    # The legacy generator: its stream is frozen, those of the newer ones may change.
     values: np.ndarray[Any, Any] = np.random.RandomState(seed).standard_normal(count)
     values *= SPREAD
     values += centre
@@ -213,7 +213,7 @@ def _normal(seed: int, count: int, centre: float) -> memoryview:
 
 
 def _write_tokenizer(folder: Path, card: ModelCard, config: Mapping[str, Any]) -> None:
-    """Write a byte-level BPE that knows some English: any text has ids, any id becomes text."""
+    """Write a byte-level BPE with some English: any text has ids, any id decodes to text."""
     if card.published.tokens is None:
         return
     special = dict(card.published.tokens(config))
@@ -238,14 +238,14 @@ def _special(text: str, number: int) -> dict[str, Any]:
 def _vocabulary(
     card: ModelCard, config: Mapping[str, Any], special: Mapping[str, int]
 ) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Return every token's id and the merges: tokens given, bytes, pieces, words, from 0 on."""
+    """Return every token's id, and the merges: given tokens, bytes, pieces and words."""
     size = _vocabulary_size(config)
     free = sorted(set(range(size)) - set(special.values()))
     if len(free) != size - len(special) or len(free) < len(_alphabet()):
         raise ContractError(
             f"the {len(special)} tokens of the card of `{card.id}` and 256 bytes do not fit a"
             f" vocabulary of {size}",
-            hint="give ids that all differ, each below `vocab_size`",
+            hint="give distinct ids below `vocab_size`",
         )
     merges = _merges(min((len(free) - len(_alphabet())) // 2, MOST_MERGES))
     pieces = ["".join(pair) for pair in merges]
@@ -255,7 +255,7 @@ def _vocabulary(
 
 
 def _merges(count: int) -> list[tuple[str, str]]:
-    """Learn pieces of words from the text that comes with axcore, the most frequent first."""
+    """Learn merges from the text that comes with axcore, the most frequent first."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
     learner = Tokenizer(models.BPE())
@@ -282,10 +282,10 @@ def _alphabet() -> list[str]:
 
 
 def _word(index: int) -> str:
-    """Return a word with a space (as a letter of `_alphabet`) before it, another for each index.
+    """Return a distinct word for each index, after a space (as a letter of `_alphabet`).
 
-    Every syllable is a digit of the index, shifted by the syllable before it, so that neighbours
-    do not look alike.
+    Each syllable is a digit of the index, shifted by the syllable before it, so that consecutive
+    words do not look alike.
     """
     letters, place = "\u0120", 0
     while index or len(letters) < 7:

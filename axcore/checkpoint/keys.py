@@ -1,11 +1,11 @@
-"""Canonical keys: one spelling of a layout whose key prefixes vary between checkpoints."""
+"""Canonical keys: one spelling where key prefixes vary between checkpoints."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 Prefixes = Mapping[str, tuple[str, ...]]
-"""Canonical prefix to the spellings met on disk."""
+"""Canonical prefix to its spellings on disk."""
 
 
 def canonical_key(disk_key: str, prefixes: Prefixes) -> str:

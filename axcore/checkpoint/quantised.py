@@ -1,4 +1,4 @@
-"""Language models quantised by GPTQ: the tensors that stand for a projection's weight."""
+"""Language models quantised by GPTQ: the tensors that replace a projection's weight."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..component import Shape
     from .headers import TensorInfo
 
-PACKED = (".qweight", ".qzeros", ".g_idx")  # int32; what else is stored is float
+PACKED = (".qweight", ".qzeros", ".g_idx")  # int32; all other tensors are float
 _WORD_BITS = 32
 _HINT = "use the original checkpoint, or a language model quantised by GPTQ"
 
@@ -48,13 +48,13 @@ class Tensors(Protocol):
 
 @dataclass(frozen=True)
 class Scheme:
-    """How projections are quantised: bits of a weight, and inputs that share a scale."""
+    """How projections are quantised: bits per weight, and number of inputs that share a scale."""
 
     bits: int
     group_size: int
 
     def tensors(self, stem: str, weight: Shape) -> dict[str, Shape]:
-        """Return key and shape of what stands for ``<stem>.weight`` ``[out, in]``."""
+        """Return key and shape of the tensors that replace ``<stem>.weight`` ``[out, in]``."""
         rows, columns = weight
         groups = math.ceil(columns / self.group_size) if self.group_size > 0 else 1
         return {
@@ -71,10 +71,10 @@ class Scheme:
 def as_stored(
     checkpoint: Tensors, expected: Mapping[str, Shape], text: Sequence[str]
 ) -> Mapping[str, Shape]:
-    """Return `expected` with quantised projections of the language model as they are stored.
+    """Return `expected` with the packed tensors of quantised projections.
 
-    Vision side, embedding and norms are always float, and so is every projection that the
-    checkpoint holds as such.
+    Vision side, embedding and norms are always float; so are projections that the checkpoint
+    stores as such.
 
     Args:
         checkpoint: Its config says how it is quantised, its keys which projections are.
@@ -82,7 +82,7 @@ def as_stored(
         text: Prefixes of the language model's keys.
 
     Raises:
-        CheckpointError: It is quantised in another way, or does not say how.
+        CheckpointError: It is quantised by another method, or the config does not name one.
     """
     stems = [
         stem
@@ -111,7 +111,7 @@ def float_keys(checkpoint: Tensors) -> list[str]:
 
 
 def float_shape(checkpoint: Tensors, key: str) -> Shape:
-    """Return the shape of what `float_tensor` reads; raises as it does."""
+    """Return the shape of what `float_tensor` returns; raises as it does."""
     stem = key.removesuffix(".weight")
     if key in checkpoint.tensors or f"{stem}.qweight" not in checkpoint.tensors:
         return checkpoint.info(key).shape
@@ -120,14 +120,14 @@ def float_shape(checkpoint: Tensors, key: str) -> Shape:
 
 
 def float_tensor(checkpoint: Tensors, key: str) -> Tensor:
-    """Read a tensor; a quantised projection is multiplied out, float16 ``[out, in]``.
+    """Read a tensor; a quantised projection is dequantised to float16 ``[out, in]``.
 
     Args:
-        checkpoint: Where it is read from.
+        checkpoint: The checkpoint to read.
         key: Canonical key of the float model, ``<stem>.weight`` for a projection.
 
     Raises:
-        CheckpointError: The tensor is unknown, or quantised in another way than by GPTQ.
+        CheckpointError: The tensor is unknown, or quantised by another method than GPTQ.
 
     Source: GPTQModel's ``gptq`` format; a stored zero point is one less than the real one.
     """
@@ -144,7 +144,7 @@ def float_tensor(checkpoint: Tensors, key: str) -> Tensor:
 
 
 def _unpacked(words: Tensor, bits: int, axis: int) -> Tensor:
-    """Take the fields of int32 words apart, the lowest bits first, along `axis`."""
+    """Unpack the fields of int32 words, the lowest bits first, along `axis`."""
     import torch
 
     shifts = torch.arange(0, _WORD_BITS, bits, dtype=torch.int32)

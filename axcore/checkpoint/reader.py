@@ -1,4 +1,4 @@
-"""A Hugging Face folder: config and tensors, which are read only when asked for."""
+"""Open a Hugging Face checkpoint folder: config, and tensors that are read on demand."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ AS_ON_DISK: Prefixes = MappingProxyType({})
 class Checkpoint:
     """Config and tensors of a checkpoint folder, the tensors under canonical keys.
 
-    Bytes are read at their position in the file and never mapped, so they count as memory only
-    while a caller holds them. All methods may be called from several threads.
+    Tensors are read by position, not mapped, so they take memory only while a caller holds them.
+    All methods are thread-safe.
 
     Attributes:
         folder: The checkpoint's folder.
-        config: The content of ``config.json``. Nothing it names is executed.
-        tensors: Canonical key to place, dtype and shape.
+        config: The content of ``config.json``. Code that it names is not executed.
+        tensors: Canonical key to dtype, shape and place in a file.
     """
 
     def __init__(
@@ -70,16 +70,16 @@ class Checkpoint:
         prefixes: Prefixes = AS_ON_DISK,
         only: Callable[[str], bool] | None = None,
     ) -> Checkpoint:
-        """Read ``config.json``, the index and the headers; no weight is read.
+        """Read ``config.json``, the index and the headers, but no tensor.
 
         Args:
             folder: A folder in the layout that ``save_pretrained`` writes.
-            prefixes: Canonical key prefix to the spellings met on disk.
-            only: Says of a canonical key whether its tensor is wanted. Only shards that hold a
-                wanted tensor need be there, and only wanted tensors are listed.
+            prefixes: Canonical key prefix to its spellings on disk.
+            only: Whether the tensor of a canonical key is needed. Other tensors are not listed,
+                and shards without a needed tensor may be missing.
 
         Raises:
-            CheckpointError: Anything is missing, damaged or contradicts itself.
+            CheckpointError: A file is missing or damaged, or files contradict each other.
             AxcoreError: The system is not Linux.
         """
         require_linux()
@@ -94,10 +94,10 @@ class Checkpoint:
         return cls(folder, config, shards, tensors)
 
     def info(self, key: str) -> TensorInfo:
-        """Return where a tensor lies.
+        """Return dtype, shape and place of a tensor.
 
         Raises:
-            CheckpointError: There is none of this name (the message lists the nearest).
+            CheckpointError: There is no tensor of this name (the message lists similar ones).
         """
         if key not in self.tensors:
             near = difflib.get_close_matches(key, self.tensors, n=3)
@@ -111,7 +111,7 @@ class Checkpoint:
     def chunks(self, key: str, chunk_bytes: int = CHUNK_BYTES) -> Iterator[memoryview]:
         """Yield a tensor's bytes in order, at most `chunk_bytes` at a time.
 
-        One buffer serves all chunks: use each before asking for the next.
+        All chunks share one buffer: use each before requesting the next.
 
         Raises:
             CheckpointError: The tensor is unknown or its file can no longer be read.
@@ -124,14 +124,15 @@ class Checkpoint:
             yield part
 
     def copy(self, key: str, descriptor: int, offset: int) -> None:
-        """Copy a tensor's bytes to `offset` of an open file; where it can, the kernel does it.
+        """Copy a tensor's bytes to `offset` of an open file, inside the kernel where possible.
 
         Raises:
             CheckpointError: The tensor is unknown or its file can no longer be read.
         """
         info = self.info(key)
         done = 0
-        with contextlib.suppress(OSError, AttributeError):  # other file systems, other systems
+        # Not all file systems and operating systems can.
+        with contextlib.suppress(OSError, AttributeError):
             source = self._descriptor(info.file)
             while done < info.nbytes:
                 left, start = info.nbytes - done, info.offset + done
@@ -172,26 +173,26 @@ class Checkpoint:
         return raw.view(getattr(torch, info.dtype)).reshape(info.shape)
 
     def float_shape(self, key: str) -> Shape:
-        """Return the shape of what `float_tensor` reads; raises as it does."""
+        """Return the shape of what `float_tensor` returns; raises as it does."""
         return float_shape(self, key)
 
     def float_tensor(self, key: str) -> Tensor:
-        """Read a tensor of the float model; a quantised projection is multiplied out.
+        """Read a tensor of the float model; a quantised projection is dequantised.
 
         Args:
             key: Canonical key, ``<stem>.weight`` for a projection.
 
         Raises:
-            CheckpointError: The tensor is unknown, can no longer be read, or is quantised in
-                another way than by GPTQ.
+            CheckpointError: The tensor is unknown, can no longer be read, or is quantised by
+                another method than GPTQ.
         """
         return float_tensor(self, key)
 
     def signature(self) -> str:
-        """Return an identity of the opened shards that costs no reading of weights.
+        """Return an identity of the opened shards, without reading tensors.
 
-        SHA-256, in hex, over their names, sizes, headers and modification times; the folder's
-        path does not enter.
+        SHA-256, in hex, of their names, sizes, headers and modification times, but not of the
+        folder's path.
         """
         facts = [
             (shard.path.name, shard.nbytes, shard.mtime_ns, shard.header_sha256)
@@ -200,10 +201,10 @@ class Checkpoint:
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     def fingerprint(self) -> str:
-        """Return an identity of the weights that is the same wherever the files are copied to.
+        """Return an identity of the weights that copies of the files share.
 
-        SHA-256, in hex, over canonical key, dtype and shape of every tensor and some bytes from its
-        middle: weights that were trained further have another, at the cost of no more than that.
+        SHA-256, in hex, of canonical key, dtype and shape of every tensor and some bytes from its
+        middle, which differ where weights were trained further.
 
         Raises:
             CheckpointError: A file can no longer be read.
@@ -217,10 +218,9 @@ class Checkpoint:
         return identity.hexdigest()
 
     def digest(self, keys: Iterable[str]) -> str:
-        """Return the identity of some tensors' content, wherever they are stored.
+        """Return an identity of the content of some tensors, wherever they are stored.
 
-        SHA-256, in hex, over canonical key, dtype, shape and bytes of each, in the order of the
-        sorted keys.
+        SHA-256, in hex, of canonical key, dtype, shape and bytes of each, sorted by key.
 
         Raises:
             CheckpointError: A tensor is unknown or its file can no longer be read.
@@ -233,7 +233,7 @@ class Checkpoint:
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     def close(self) -> None:
-        """Close the files; a later read opens them again."""
+        """Close the files; later reads open them again."""
         with self._lock:
             while self._descriptors:
                 os.close(self._descriptors.popitem()[1])
@@ -279,7 +279,7 @@ class Checkpoint:
 
 
 def _shard_keys(folder: Path) -> Mapping[str, frozenset[str] | None]:
-    """Map each shard's name to the disk keys the index promises in it, None without index."""
+    """Map each shard's name to the disk keys that the index lists, None without an index."""
     if (folder / INDEX).is_file():
         return read_index(folder / INDEX)
     return {sole_shard((path.name for path in folder.iterdir()), str(folder)): None}
@@ -301,7 +301,7 @@ def _open_shard(path: Path, promised: frozenset[str] | None) -> Shard:
 
 def _compare(verb: str, keys: Iterable[str], path: Path) -> None:
     if odd := sorted(keys):
-        promise = "promises there" if verb == "lacks" else "does not place there"
+        promise = "lists there" if verb == "lacks" else "does not list there"
         raise CheckpointError(
             f"`{path.name}` {verb} tensors that `{INDEX}` {promise}\n"
             f"  {len(odd)}: {', '.join(odd[:3])}{', ...' if len(odd) > 3 else ''}\n  file: {path}",

@@ -1,4 +1,4 @@
-"""Which files of a folder or repository hold the weights."""
+"""Find the files of a folder or repository that hold the weights."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def read_index(path: Path) -> dict[str, frozenset[str]]:
         Shard name to the disk keys it holds.
 
     Raises:
-        CheckpointError: The index is not valid, or a name in it would leave the folder.
+        CheckpointError: The index is not valid, or names a file outside its folder.
     """
     try:
         index = json.loads(path.read_bytes(), object_pairs_hook=unique_object)
@@ -35,7 +35,7 @@ def read_index(path: Path) -> dict[str, frozenset[str]]:
             shards.setdefault(os.fspath(shard), set()).add(key)
     except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
-            f"`{path.name}` is no index with a `weight_map` of key to file: {error!r}\n"
+            f"`{path.name}` is not an index with a `weight_map` of key to file: {error!r}\n"
             f"  file: {path}",
             hint="fetch the file again",
         ) from error
@@ -44,10 +44,10 @@ def read_index(path: Path) -> dict[str, frozenset[str]]:
 
 
 def sole_shard(names: Iterable[str], place: str) -> str:
-    """Choose the safetensors file of a folder without index, from the names in it.
+    """Choose the safetensors file of a folder without an index.
 
     Args:
-        names: Everything in the folder.
+        names: All file names in the folder.
         place: The folder or repository, for messages.
 
     Raises:
@@ -61,7 +61,7 @@ def sole_shard(names: Iterable[str], place: str) -> str:
         return shards[0]
     if shards:
         raise CheckpointError(
-            f"{len(shards)} safetensors files, but no `{INDEX}` to say what they hold\n"
+            f"{len(shards)} safetensors files, but no `{INDEX}`\n"
             f"  found: {', '.join(shards[:5])}\n  in: {place}",
             hint=f"fetch `{INDEX}` of the same checkpoint",
         )
@@ -69,8 +69,8 @@ def sole_shard(names: Iterable[str], place: str) -> str:
         raise CheckpointError(
             f"the weights are pickles ({', '.join(pickles[:3])}), which are never opened: "
             f"loading one can run any code\n  in: {place}",
-            hint="use a revision in safetensors, or have the model saved anew by "
-            "`save_pretrained` of transformers where the pickles are trusted",
+            hint="use a revision in safetensors, or convert the model by `save_pretrained` of "
+            "transformers on a machine where the pickles are trusted",
         )
     raise CheckpointError(
         f"no weights: neither `{INDEX}` nor a safetensors file\n  in: {place}",
@@ -83,8 +83,8 @@ def _check_names(path: Path, shards: Mapping[str, object]) -> None:
         plain = shard == Path(shard).name and "\\" not in shard and shard.isprintable()
         if not plain or not shard.endswith(SUFFIX):
             raise CheckpointError(
-                f"`{path.name}` names {shard!r}, which is no safetensors file beside it\n"
+                f"`{path.name}` names {shard!r}, which is not a safetensors file beside it\n"
                 f"  file: {path}",
-                hint="do not use this checkpoint unless you trust its source; an honest index "
+                hint="do not use this checkpoint unless you trust its source; a valid index "
                 "names only files of its own folder",
             )

@@ -1,4 +1,7 @@
-"""Write safetensors shards from streams: no tensor has to be in memory as a whole."""
+"""Write safetensors shards from streams, so that no whole tensor is in memory.
+
+safetensors itself serialises only tensors that are in memory.
+"""
 
 from __future__ import annotations
 
@@ -58,14 +61,14 @@ def write_shards(
     label: str,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Write tensors in their order into one file, or into several with an index.
+    """Write tensors, in their order, into one file or into several with an index.
 
     Args:
-        folder: Where to; must exist.
+        folder: An existing folder.
         entries: The tensors.
         progress: Gets the bytes written.
-        label: Names the work.
-        shard_bytes: Most bytes of data in one file, unless a tensor alone has more.
+        label: Label of the progress.
+        shard_bytes: Maximum bytes of data per file, unless a single tensor has more.
     """
     groups = _groups(entries, shard_bytes)
     count, total = len(groups), total_bytes(entries)
@@ -91,7 +94,7 @@ def _write_shard(task: Task, path: Path, entries: Iterable[Entry]) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write `content` the way hub repositories do."""
+    """Write `content` formatted like the JSON files of hub repositories."""
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

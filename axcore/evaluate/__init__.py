@@ -1,4 +1,4 @@
-"""Judge a conversion: its answers by CLIP or by another side's, its features by the reference's."""
+"""Evaluate a conversion: answers by CLIP score or against other answers, features by reference."""
 
 from .agreement import Agreement, Divergence, agreement, tokens_of, words
 from .captions import Captions, write_captions

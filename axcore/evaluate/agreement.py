@@ -1,4 +1,4 @@
-"""How far two sides give the same answers, without any judge."""
+"""How often two sides give the same answers, and where they diverge."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Divergence:
-    """Where two answers part.
+    """Where two answers diverge.
 
     Attributes:
         name: The image.
-        position: Tokens that both answers begin with, so the index of the first that differs.
+        position: Index of the first token that differs.
         first, second: That token on each side; empty where the answer has ended.
     """
 
@@ -33,7 +33,7 @@ class Divergence:
 
 @dataclass(frozen=True)
 class Agreement:
-    """The result over all images.
+    """The agreement over all images.
 
     Attributes:
         count: Number of images.
@@ -45,7 +45,7 @@ class Agreement:
 
     @property
     def equal(self) -> int:
-        """Number of answers that are the same text."""
+        """Number of answers that are equal."""
         return self.count - len(self.divergences)
 
     @property
@@ -55,12 +55,12 @@ class Agreement:
 
 
 def words(text: str) -> list[str]:
-    """Split a text into words, each with the white space before it, so that nothing is lost."""
+    """Split a text into words, each with the whitespace before it."""
     return re.findall(r"\s*\S+|\s+\Z", text)
 
 
 def tokens_of(path: Path) -> Tokenize:
-    """Return what splits a text as the model does.
+    """Return a function that splits a text into the tokens of a model.
 
     Args:
         path: ``tokenizer.json``, or the folder that holds it.
@@ -86,8 +86,8 @@ def agreement(answers: Mapping[str, tuple[str, ...]], tokenize: Tokenize = words
 
     Args:
         answers: Image to the answer of either side, as `match` returns them; not empty.
-        tokenize: Splits an answer. Where it drops what differs, as white space, the divergence
-            lies at the end.
+        tokenize: Splits an answer into tokens. Where it drops the characters that differ, such as
+            whitespace, the divergence is at the end.
     """
     found = [
         _divergence(name, tokenize(first), tokenize(second))

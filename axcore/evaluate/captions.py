@@ -1,4 +1,4 @@
-"""What a model says about images, written image by image."""
+"""Answers of a model about images, written to a file one by one."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ if TYPE_CHECKING:
 MAX_NEW_TOKENS = 256
 _TOO_LARGE = (
     "the model does not fit into memory",
-    "end what else needs memory, or use a backend or a --dtype that takes less",
+    "close other programs, or use a backend or a --dtype that needs less memory",
 )
 
 
 @dataclass(frozen=True)
 class Captions:
-    """How answers are got.
+    """How a model is asked.
 
     Attributes:
-        question: What is asked.
+        question: The question.
         sampling: How tokens are chosen.
-        max_new_tokens: Length of an answer at most.
+        max_new_tokens: Maximum length of an answer, in tokens.
     """
 
     question: Question = Question()
@@ -47,7 +47,7 @@ class Captions:
     max_new_tokens: int = MAX_NEW_TOKENS
 
     def ask(self, runner: Runner, image: SourceImage) -> str:
-        """Return the answer about one image; it does not depend on those before.
+        """Return the answer about one image, independent of earlier ones.
 
         Raises:
             ImageError: The image cannot be read.
@@ -72,34 +72,34 @@ def write_captions(
     progress: Progress | bool | None = None,
     registry: Registry | None = None,
 ) -> PredictionFile:
-    """Ask about every image and keep the answers; run again it continues.
+    """Ask about every image and write the answers; a second run continues the first.
 
-    The file is whole after each image. An image that fails is noted with the reason, and asked
-    again in the next run. Where every image has its answer, no model is loaded.
+    The file is complete after each image. An image that fails is recorded with the reason and
+    tried again in the next run. The model is loaded only if an answer is missing.
 
     Args:
-        bundle: What is asked.
-        images: Folder (with all below it), archive or image.
+        bundle: The model.
+        images: Folder (searched recursively), archive or image.
         out: The prediction file, see `PredictionFile`.
         captions: Question, sampling and length; None takes `Captions`' defaults, which are greedy.
-        sample: Images to draw; None, or more than there are, takes all.
-        seed: Of the draw.
+        sample: Number of images to draw at random; None, or more than there are, takes all.
+        seed: Seed of the draw.
         base_names: Name images by their base names, as the reference side of a comparison does.
-        backend: What runs the model.
+        backend: Runs the model.
         options: Options of the backend.
-        progress: Where to report; warned of images that fail, and of names that will not do for
-            a comparison.
+        progress: Where to report; warns of images that fail, and of names that a comparison
+            would refuse.
         registry: The plugins; None finds the installed ones.
 
     Returns:
-        The file. Its errors are those of the images of this run; answers may be of others, too.
+        The file. Its errors are of this run; its answers may include those of earlier runs.
 
     Raises:
         ImageError: There is no image, or none can be read.
         BudgetError: The model does not fit into memory.
-        UsageError: The file was begun under other settings, with another build of the model, say,
-            or under unknown ones; or images would share an entry.
-        AxcoreError: Another subclass says what keeps the model from running.
+        UsageError: The file was written with other settings (such as another build of the model)
+            or with unknown ones; or two images would share an entry.
+        AxcoreError: The model cannot be run.
     """
     captions, options = captions or Captions(), options or {}
     progress, registry = as_progress(progress), registry or Registry()
@@ -129,14 +129,14 @@ def answer_images(
     file: PredictionFile,
     progress: Progress,
 ) -> None:
-    """Add an answer, or the reason why there is none, for each of `images`.
+    """Write an answer, or why there is none, for each of `images`.
 
     Args:
-        runner: What is asked.
-        images: About which.
-        keys: An image's name to its name in the file.
-        captions: How.
-        file: Where to.
+        runner: The model.
+        images: The images.
+        keys: Name of an image to its name in the file.
+        captions: Question, sampling and length.
+        file: Gets the answers.
         progress: Where to report.
 
     Raises:
@@ -160,7 +160,7 @@ def answer_images(
 def _settings(
     bundle: Bundle, captions: Captions, backend: str, options: Mapping[str, str], base_names: bool
 ) -> dict[str, Any]:
-    """Return what the answers depend on; the images drawn may be others when a run goes on."""
+    """Return what the answers depend on. Not the draw of images: a later run may add others."""
     manifest = (bundle.folder / MANIFEST).read_bytes()
     return {
         "model": bundle.manifest["model"]["id"],
@@ -174,7 +174,7 @@ def _settings(
 
 
 def _model_files(bundle: Bundle, backend: Backend | None) -> str:
-    """Return the SHA-256 of name, size and time of what a backend loads; contents take minutes."""
+    """Return the SHA-256 of the names, sizes and times of a build's files, not of gigabytes."""
     read = (path for path in bundle.folder.iterdir() if backend and backend.reads(path.name))
     stats = ((path.name, path.stat()) for path in sorted(read))
     facts = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]

@@ -1,4 +1,4 @@
-"""CLIP score: the cosine of an image and of what was said about it."""
+"""CLIP score: the cosine similarity of an image and a text about it."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ LISTED = 5  # images named in one message
 
 @dataclass(frozen=True)
 class ClipScores:
-    """Raw scores.
+    """CLIP scores, neither scaled nor clamped.
 
     Attributes:
         names: The images that were scored.
         values: float64 ``[sides, images]``, each between -1 and 1.
-        skipped: Image that could not be read, to why.
+        skipped: Image that could not be read, to the reason.
     """
 
     names: tuple[str, ...]
@@ -45,7 +45,7 @@ class ClipScores:
 
     @property
     def means(self) -> tuple[float, ...]:
-        """The score of each side: the mean over its images, neither scaled nor clamped."""
+        """The score of each side: the mean over its images."""
         return tuple(float(mean) for mean in self.values.mean(axis=1))
 
 
@@ -53,14 +53,14 @@ def images_by_name(source: Path, names: Iterable[str]) -> dict[str, SourceImage]
     """Find images by their base names.
 
     Args:
-        source: A folder, searched with all below it, or whatever `find_images` takes.
+        source: A folder, searched recursively, or whatever `find_images` takes.
         names: Base names.
 
     Returns:
-        The images asked for; whether they can be read shows later.
+        Base name to image. No image is read.
 
     Raises:
-        ImageError: `source` cannot be read, some image is not there, or two have its name.
+        ImageError: `source` cannot be read, an image is missing, or two share a name.
     """
     wanted = set(names)
     found: dict[str, SourceImage] = {}
@@ -78,7 +78,7 @@ def images_by_name(source: Path, names: Iterable[str]) -> dict[str, SourceImage]
         raise ImageError(
             f"{len(missing)} of {len(wanted)} images are not in {source}\n"
             f"  missing: {', '.join(missing[:LISTED])}{more}",
-            hint="give with --images the images that the answers are about",
+            hint="give the images of the answers with --images",
         )
     return found
 
@@ -89,21 +89,20 @@ def clip_scores(
     images: Mapping[str, SourceImage],
     progress: Progress | bool | None = None,
 ) -> ClipScores:
-    """Score the answers of one side or of several; equal images and texts are computed once.
+    """Score the answers of one side or several; equal images and texts are computed once.
 
-    Images are judged as they are stored: unlike what the models see, they are not turned upright
-    by their EXIF orientation, because open_clip's own ``preprocess(Image.open(path))``, whose
-    scores these are to equal, does not turn them either.
+    EXIF orientation is not applied, because open_clip's own ``preprocess(Image.open(path))``, whose
+    scores these are to equal, does not apply it either.
 
     Args:
         clip: The judge.
         answers: Image to one answer per side, as `match` returns them.
         images: Each of them, as `images_by_name` returns them.
-        progress: Where to report; warned of images that cannot be read, which are left out.
+        progress: Where to report; warns of images that cannot be read, which are left out.
 
     Raises:
         ImageError: No image can be read.
-        CheckpointError: The weights yield no finite numbers.
+        CheckpointError: Features are not finite.
     """
     import numpy as np
 

@@ -1,4 +1,4 @@
-"""A CLIP on disk: its weights under one set of names, its configuration and its vocabulary."""
+"""Read the files of a CLIP: weights, configuration and vocabulary."""
 
 from __future__ import annotations
 
@@ -61,13 +61,13 @@ CONSTANTS = re.compile(r"(^|\.)(position_ids|attn_mask)$")
 
 @dataclass(frozen=True)
 class ClipFiles:
-    """What is read of a CLIP.
+    """The files of a CLIP, read.
 
     Attributes:
         path: The file or folder named by the user.
         config: Of transformers' `CLIPConfig`.
-        tensors: Float32 weights under transformers' names; from a ``.bin`` file they are views of
-            the mapped file, so reading costs nothing until they are used.
+        tensors: Float32 weights under transformers' names; those of a ``.bin`` file are views of
+            the mapped file, read when they are used.
         mean, std: Per channel, of pixels between 0 and 1.
     """
 
@@ -79,7 +79,7 @@ class ClipFiles:
 
 
 def weights_file(path: Path) -> Path:
-    """Return the file of weights that `path` is or, as a folder, holds.
+    """Return `path` if it is a file, or else the file of weights in that folder.
 
     Raises:
         CheckpointError: There is none.
@@ -102,13 +102,13 @@ def read_clip(path: Path) -> ClipFiles:
     Args:
         path: A file of open_clip's (``open_clip_pytorch_model.bin`` or safetensors), or a folder
             with one of `WEIGHTS`. Weights under transformers' names need their ``config.json``
-            beside them. open_clip's need nothing: shapes say nearly all, and what they do not is
-            as in open_clip's own ViT-B to ViT-bigG: heads of 64 features, 16 heads in a vision
-            tower wider than 1024, and exact GELU. Where ``open_clip_config.json`` lies beside
-            them it is followed; weights with ``quick_gelu`` need it.
+            beside them. open_clip's do not: nearly everything follows from shapes, the rest is as
+            in open_clip's own ViT-B to ViT-bigG: heads of 64 features, 16 heads in a vision tower
+            wider than 1024, and exact GELU. An ``open_clip_config.json`` beside them takes
+            precedence; weights with ``quick_gelu`` need it.
 
     Raises:
-        CheckpointError: No weights are there, they are damaged, or they are of no such CLIP.
+        CheckpointError: The weights are missing, damaged, or not those of such a CLIP.
     """
     file = weights_file(path)
     tensors = {key: value for key, value in _tensors(file) if not CONSTANTS.search(key)}
@@ -117,7 +117,7 @@ def read_clip(path: Path) -> ClipFiles:
     if "vision_model.embeddings.patch_embedding.weight" in tensors:
         return _of_transformers(path, file.parent, tensors)
     raise CheckpointError(
-        f"these are the weights of no CLIP with a vision transformer\n  file: {file}\n"
+        f"these are not the weights of a CLIP with a vision transformer\n  file: {file}\n"
         f"  tensors: {len(tensors)}, such as {', '.join(sorted(tensors)[:3]) or 'none'}",
         hint=f"give open_clip's `{WEIGHTS[3]}` of a ViT, or a Hugging Face CLIP folder",
     )
@@ -130,7 +130,7 @@ def read_merges(path: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
         Token to id, the two special tokens last, and the merges in order.
 
     Raises:
-        UsageError: The file is damaged or something else.
+        UsageError: The file is damaged, or not CLIP's vocabulary.
 
     Source: open_clip, ``SimpleTokenizer.__init__``.
     """
@@ -168,7 +168,7 @@ def _tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def _mapped(file: Path) -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors of a file that `torch.save` wrote, without running what it may hold."""
+    """Yield the tensors of a file that `torch.save` wrote, without executing pickled code."""
     import torch
 
     try:
@@ -177,13 +177,13 @@ def _mapped(file: Path) -> Iterator[tuple[str, Tensor]]:
         raise CheckpointError(
             f"`{file.name}` cannot be read as plain weights\n  file: {file}\n  "
             + str(error).split("\n")[0],
-            hint=f"{DAMAGED}; a file that holds more than tensors is never opened",
+            hint=f"{DAMAGED}; files that hold more than tensors are never opened",
         ) from error
     if not isinstance(state, dict):
-        _refuse(file, f"holds no weights by name but {type(state).__name__}")
+        _refuse(file, f"holds {type(state).__name__} instead of named weights")
     for key, value in state.items():
         if not isinstance(value, torch.Tensor):
-            _refuse(file, f"holds `{key}`, which is no tensor but {type(value).__name__}")
+            _refuse(file, f"holds `{key}`, which is not a tensor but {type(value).__name__}")
         yield str(key), value.float()
 
 
@@ -210,7 +210,7 @@ def _of_open_clip(path: Path, folder: Path, tensors: Mapping[str, Tensor]) -> Cl
     for name, known in (("resize_mode", "shortest"), ("interpolation", "bicubic")):
         if shown.get(name, known) != known:
             raise CheckpointError(
-                f"this CLIP wants images with `{name}` {shown[name]}; only {known} is known\n"
+                f"this CLIP needs `{name}` {shown[name]}; only {known} is supported\n"
                 f"  file: {folder / DESCRIPTION}",
                 hint="judge with a CLIP such as open_clip's ViT-H-14, laion2b_s32b_b79k",
             )
@@ -238,7 +238,7 @@ def _renamed(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
 
 
 def _config(path: Path, tensors: Mapping[str, Tensor], described: Config) -> Config:
-    """Return a configuration from shapes, and what they leave open from open_clip's own."""
+    """Derive a configuration from shapes and, where they do not tell, from `described`."""
     common = {
         "hidden_act": "quick_gelu" if described.get("quick_gelu") else "gelu",
         "projection_dim": _shape(path, tensors, "text_projection.weight")[0],
@@ -284,7 +284,7 @@ def _shape(path: Path, tensors: Mapping[str, Tensor], name: str, rank: int = 2) 
     shape = tuple(tensors[name].shape) if name in tensors else None
     if shape is None or len(shape) != rank:
         raise CheckpointError(
-            f"these are weights of another CLIP: `{name}` is not what it should be\n"
+            f"these are weights of another CLIP: `{name}` has an unexpected shape\n"
             f"  found: {'none' if shape is None else [*shape]}, expected {rank} dimensions\n"
             f"  read from: {path}",
             hint="judge with a CLIP such as open_clip's ViT-H-14, laion2b_s32b_b79k",

@@ -1,4 +1,4 @@
-"""The judge: transformers' CLIP, from whichever files its weights come."""
+"""Run CLIP: transformers' model, with weights of open_clip or transformers."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Clip:
 
     @classmethod
     def load(cls, weights: Path, tokenizer: Path | None = None) -> Clip:
-        """Read weights and vocabulary; the weights are in memory once.
+        """Read weights and vocabulary, without a copy of the weights.
 
         Args:
             weights: See `read_clip`.
@@ -46,9 +46,9 @@ class Clip:
                 open_clip's `BPE`; or that file. By default where the weights are.
 
         Raises:
-            UsageError: transformers is missing, or there is no vocabulary.
-            CheckpointError: The weights are not there, damaged or of another model, or the
-                tokenizer is of another.
+            UsageError: transformers or the vocabulary is missing.
+            CheckpointError: The weights are missing, damaged or those of another model, or the
+                tokenizer is that of another.
         """
         beside = weights_file(weights).parent
         vocabulary = _tokenizer(tokenizer or beside)  # before gigabytes are read
@@ -58,12 +58,12 @@ class Clip:
         return clip
 
     def pixels(self, image: Image) -> Array:
-        """Bring an RGB image into the model's form.
+        """Preprocess an RGB image.
 
-        The shorter edge becomes `side_px` (bicubic, the longer one rounded down), the middle is
-        cut out, an offset of half a pixel rounded to even. So does open_clip, for weights of
-        either layout: transformers' own processor rounds that offset down, which for a quarter of
-        all sizes is the pixel before.
+        The shorter edge is resized to `side_px` (bicubic, the longer one rounded down), then the
+        centre is cropped, at an offset of half a pixel rounded to even. This is open_clip's
+        preprocessing, for weights of either layout; transformers' processor rounds the offset
+        down, which for a quarter of all sizes is one pixel off.
 
         Returns:
             float32 ``[3, side_px, side_px]``, normalised.
@@ -93,7 +93,7 @@ class Clip:
             float32 ``[n, width of the space]``, each of length 1.
 
         Raises:
-            CheckpointError: The weights yield no finite numbers.
+            CheckpointError: The features are not finite.
         """
         import torch
 
@@ -102,13 +102,13 @@ class Clip:
         return self._normalised(features)
 
     def text_features(self, texts: Sequence[str]) -> Array:
-        """Return one feature per text; texts are cut at `context` tokens, the last one kept.
+        """Return one feature per text; texts are truncated to `context` tokens, the end token kept.
 
         Returns:
             float32 ``[n, width of the space]``, each of length 1.
 
         Raises:
-            CheckpointError: The weights yield no finite numbers.
+            CheckpointError: The features are not finite.
         """
         import torch
 
@@ -128,16 +128,15 @@ class Clip:
         unit: Tensor = features / features.norm(dim=-1, keepdim=True)
         if not bool(unit.isfinite().all()):
             raise CheckpointError(
-                f"this CLIP yields features that are no finite numbers\n"
-                f"  weights: {self._files.path}",
-                hint="fetch the weights again: they are damaged",
+                f"the features of this CLIP are not finite\n  weights: {self._files.path}",
+                hint="the weights are damaged: fetch them again",
             )
         array: Array = unit.numpy()
         return array
 
     def _check_tokenizer(self) -> None:
         text = self._model.config.text_config
-        # 2 stands in published configurations for "the highest id", whatever that is.
+        # In published configurations 2 means "the highest id", whatever that is.
         end = text.vocab_size - 1 if text.eos_token_id == 2 else text.eos_token_id
         if len(self._tokenizer) > text.vocab_size or self._tokenizer.eos_token_id != end:
             raise CheckpointError(
@@ -161,7 +160,7 @@ def _library() -> Any:
 
 
 def _model(files: ClipFiles) -> nn.Module:
-    """Build the model around the tensors, without copying them."""
+    """Build the model on the tensors themselves, without copying them."""
     import torch
 
     model = _skeleton(files)
@@ -194,20 +193,20 @@ def _skeleton(files: ClipFiles) -> nn.Module:
             model: nn.Module = library.CLIPModel(library.CLIPConfig.from_dict(files.config))
     except Exception as error:  # transformers has its own kinds for bad configurations
         raise CheckpointError(
-            f"the configuration describes no CLIP\n  read from: {files.path}\n  {error}",
+            f"the configuration is not that of a CLIP\n  read from: {files.path}\n  {error}",
             hint=ANOTHER,
         ) from error
     return model
 
 
 def _tokenizer(place: Path) -> Any:
-    """Open a CLIP tokenizer: the best file of a folder, or the one named."""
+    """Open a CLIP tokenizer, from a file or from the first of `VOCABULARIES` in a folder."""
     library = _library()
     files = [place / name for name in VOCABULARIES] if place.is_dir() else [place]
     file = next((file for file in files if file.is_file()), None)
     if file is None:
         raise UsageError(
-            f"no vocabulary of CLIP\n  looked for: {', '.join(map(str, files))}",
+            f"no vocabulary of a CLIP\n  looked for: {', '.join(map(str, files))}",
             hint="name one with --tokenizer: a Hugging Face CLIP folder, or the "
             f"`{BPE}` that the package open-clip-torch contains",
         )

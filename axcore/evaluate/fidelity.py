@@ -1,4 +1,4 @@
-"""How close the features of one backend are to those of another, in numbers."""
+"""Metrics of how close the features of one backend are to those of another."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Fidelity:
-    """How far the features of an image are from the reference.
+    """How close the features of an image are to the reference.
 
-    A backend that yields infinities or not-a-numbers gets not-a-number for all three.
+    If there are infinities or NaNs among the features, all three metrics are NaN.
 
     Attributes:
         image: Its name.
-        component: The vision component that made the features.
-        cosine: Of both as vectors, -1 to 1; where one is all zeros, 1 if both are, else 0.
+        component: The vision component that computed the features.
+        cosine: Cosine similarity, -1 to 1; 1 if both are all zeros, 0 if only one is.
         max_abs: Largest absolute difference of an element.
         snr_db: Energy of the reference over that of the difference, in dB; infinite where they
             are equal.
@@ -43,9 +43,9 @@ def fidelity(image: str, component: str, features: Array, reference: Array) -> F
     """Compare two arrays of features in float64.
 
     Args:
-        image, component: What the result is about.
+        image, component: Names for the result.
         features: Float of any width, bfloat16 included.
-        reference: Likewise; of the same shape but for dimensions of length 1.
+        reference: Likewise; of the same shape, dimensions of length 1 aside.
 
     Raises:
         UsageError: The shapes differ.
@@ -69,7 +69,7 @@ def fidelity(image: str, component: str, features: Array, reference: Array) -> F
 
 
 def worst_first(results: Iterable[Fidelity]) -> list[Fidelity]:
-    """Sort by signal-to-noise ratio, the lowest first and not-a-numbers before all."""
+    """Sort by signal-to-noise ratio, NaNs and then the lowest first."""
 
     def goodness(one: Fidelity) -> tuple[bool, float, str, str]:
         known = not math.isnan(one.snr_db)
@@ -79,11 +79,11 @@ def worst_first(results: Iterable[Fidelity]) -> list[Fidelity]:
 
 
 def dumped_features(folder: Path, component: str, image: str) -> Path:
-    """Return where the features of an image lie: ``<folder>/<component>/<image>.npy``.
+    """Return the file of an image's features: ``<folder>/<component>/<image>.npy``.
 
     Args:
-        folder: Of a run.
-        component: Its name.
+        folder: The folder of a run.
+        component: Name of the component.
         image: Base name with suffix, so ``photo.jpg`` is in ``photo.jpg.npy``.
     """
     return folder / component / f"{image}.npy"
@@ -131,7 +131,7 @@ def _is_float(array: Array) -> bool:
 
 
 def _long(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Drop dimensions of length 1, which a board adds or leaves out."""
+    """Drop dimensions of length 1, which boards add or omit."""
     return tuple(length for length in shape if length != 1)
 
 

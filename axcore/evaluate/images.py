@@ -1,4 +1,4 @@
-"""The images of an evaluation: which ones, what is asked, and going on where one fails."""
+"""The images of an evaluation: finding, drawing, and skipping those that fail."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Question:
 
     Attributes:
         prompt: The user's words, behind the image.
-        system: System message; None leaves the model's own.
+        system: System message; None uses the model's default.
     """
 
     prompt: str = DESCRIBE
@@ -48,12 +48,12 @@ class Question:
 
 
 def images_to_judge(source: Path) -> list[SourceImage]:
-    """Return what looks like an image, by content or by name.
+    """Return the files that are images by content or by name.
 
-    So a damaged or empty file among good ones is told of rather than passed over.
+    So damaged and empty image files are reported rather than ignored.
 
     Raises:
-        ImageError: Nothing at all is an image by its content.
+        ImageError: No file is an image by its content.
     """
     found = {image.name: image for image in find_images([source])}
     if source.is_dir():
@@ -64,9 +64,9 @@ def images_to_judge(source: Path) -> list[SourceImage]:
 
 
 def drawn(images: Sequence[SourceImage], count: int | None, seed: int) -> list[SourceImage]:
-    """Draw `count` images, all where it is None or more than there are; keep their order.
+    """Draw `count` images, in their order; all if it is None or more than there are.
 
-    Equal images and seeds give an equal draw.
+    The same images and seed give the same draw.
     """
     if count is None or count >= len(images):
         return list(images)
@@ -77,7 +77,7 @@ def drawn(images: Sequence[SourceImage], count: int | None, seed: int) -> list[S
 def tried(
     label: str, images: Sequence[SourceImage], work: Callable[[SourceImage], T], progress: Progress
 ) -> Iterator[tuple[SourceImage, T | AxcoreError]]:
-    """Yield each image with what `work` makes of it, or with the error by which it failed."""
+    """Yield each image with the result of `work`, or with the error it raised."""
     with progress.task(label, len(images), "images") as task:
         for image in images:
             made = _attempt(partial(work, image), image)
@@ -95,7 +95,7 @@ def one_line(error: AxcoreError) -> str:
 def _attempt(work: Callable[[], T], image: SourceImage) -> T | AxcoreError:
     fact = f"`{image.name}` does not fit into memory"
     try:
-        with explained_memory(fact, "end what else needs memory, or leave the image out"):
+        with explained_memory(fact, "close other programs, or leave the image out"):
             return work()
     except AxcoreError as error:
         return error

@@ -1,4 +1,4 @@
-"""Prediction files before the judge: scores of each, and whether two differ."""
+"""Score prediction files by CLIP, and compare two of them."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class Judgement:
     """What the judge found.
 
     Attributes:
-        scores: Of every file.
-        comparison: Of two files, the first minus the second; None for any other number.
-        differences: Of two files, the images on which they differ most.
+        scores: Scores of every file.
+        comparison: The first of two files minus the second; None for any other number of files.
+        differences: The images on which two files differ most.
     """
 
     scores: ClipScores
@@ -56,9 +56,9 @@ def judge(
         images: Where the images are.
         clip: Weights of the judge, see `Clip.load`.
         tokenizer: Its vocabulary; None looks beside the weights.
-        common: Leave out what is not in all files, instead of refusing it.
-        confidence: Level of the interval, refused before anything is read if out of range.
-        most: Images to name on which two files differ.
+        common: Ignore images that are not in all files, instead of refusing them.
+        confidence: Level of the interval, checked before anything is read.
+        most: How many of the images that differ most to name.
         progress: Where to report.
 
     Raises:

@@ -8,18 +8,18 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Measurement:
-    """One run: equal prompts side by side, from image files in memory to texts.
+    """One run: a batch of equal prompts, from image files in memory to texts.
 
     Attributes:
         batch: Prompts at once.
         input_len: Tokens of one prompt, images included.
-        output_len: Tokens of one answer; its end is ignored.
-        embedding_len: Tokens of one prompt that stand for images.
-        first_token_ms: Until the first token: prompt, images and prefill, of all prompts.
-        step_ms: Of every token after it, of all prompts.
-        response_ms: From start to end, turning tokens into text included.
-        peak_bytes: Resident memory at its highest; None where the system does not tell.
-        device_peak_bytes: Memory of torch's tensors on an accelerator; None where none is used.
+        output_len: Tokens of one answer; end tokens are ignored.
+        embedding_len: Tokens of one prompt that are image features.
+        first_token_ms: Time to the first token of all prompts: prompt, images and prefill.
+        step_ms: Time of every later token of all prompts.
+        response_ms: Time from start to end, decoding into text included.
+        peak_bytes: Peak resident memory; None where the system does not report it.
+        device_peak_bytes: Peak memory of torch's tensors on an accelerator; None without one.
     """
 
     batch: int

@@ -1,4 +1,4 @@
-"""Memory of this process, on the host and on an accelerator: its peak, and where it runs out."""
+"""Peak memory of this process, on the host and on an accelerator, and out-of-memory errors."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _RAN_OUT = re.compile(
 
 
 class PeakMemory:
-    """Measures from its creation on.
+    """Measures peak memory from its creation on.
 
-    Linux alone keeps a peak that can be reset; elsewhere there is no figure for the host.
+    The peak on the host is known on Linux alone, which lets it be reset.
     """
 
     def __init__(self) -> None:
@@ -57,7 +57,7 @@ def _reset_host() -> bool:
 
 
 def _devices() -> list[Any]:
-    """Return torch's modules of accelerators that this process has used."""
+    """Return torch's modules of the accelerators in use by this process."""
     torch = sys.modules.get("torch")
     found = [getattr(torch, name, None) for name in _DEVICES]
     return [device for device in found if device is not None and device.is_initialized()]
@@ -65,14 +65,14 @@ def _devices() -> list[Any]:
 
 @contextmanager
 def explained_memory(fact: str, hint: str) -> Iterator[None]:
-    """Turn an allocation that failed into a `BudgetError`; other exceptions pass.
+    """Turn a failed allocation into a `BudgetError`; other exceptions pass through.
 
     Args:
         fact: What does not fit.
-        hint: What would.
+        hint: What to do about it.
 
     Raises:
-        BudgetError: The fact, and what the allocator said.
+        BudgetError: With the fact and the allocator's message.
     """
     try:
         yield

@@ -25,11 +25,11 @@ _DIGITS = 36  # of tick labels that fit below a panel
 
 
 def check_plot(path: Path) -> None:
-    """Refuse a file that cannot become a plot, before there is anything to draw.
+    """Refuse a file that cannot be written as a plot, before anything is measured.
 
     Raises:
         ToolchainError: matplotlib is not installed.
-        UsageError: Its suffix is none of `FORMATS`, or it is there and is no plot.
+        UsageError: Its suffix is not in `FORMATS`, or it exists and is not a plot.
     """
     if path.suffix.lower() not in FORMATS:
         raise UsageError(
@@ -39,7 +39,7 @@ def check_plot(path: Path) -> None:
     # matplotlib signs what it draws, in all these formats.
     if path.is_file() and b"atplotlib" not in path.read_bytes():
         raise UsageError(
-            f"{path} is there and is no plot, so it is not replaced",
+            f"{path} exists and is not a plot, so it is not replaced",
             hint="choose another name with --plot, or leave the plot out with --no-plot",
         )
     if find_spec("matplotlib") is None:
@@ -52,17 +52,17 @@ def check_plot(path: Path) -> None:
 def plot_throughput(measurements: Sequence[Measurement], path: Path, title: str) -> None:
     """Draw first-token time, decode time and tokens per second against batch size.
 
-    Each prompt length is a line. Where all batches are of one size and prompts are not, the prompt
-    length is the axis. Of equal runs each has its dot, and the line goes through their median.
+    Each prompt length is a line. If there is one batch size and several prompt lengths, the prompt
+    length is the axis. Repeated runs are dots, and the line connects their medians.
 
     Args:
         measurements: What to draw, at least one, in any order.
         path: A file in one of `FORMATS`.
-        title: Line above.
+        title: Title of the figure.
 
     Raises:
         ToolchainError: matplotlib is not installed.
-        UsageError: The file has another suffix, or is there and is no plot.
+        UsageError: The file has another suffix, or exists and is not a plot.
         BudgetError: The disk is full.
     """
     check_plot(path)
@@ -91,7 +91,7 @@ def plot_throughput(measurements: Sequence[Measurement], path: Path, title: str)
 def _lines(
     measurements: Iterable[Measurement],
 ) -> tuple[str, dict[str, dict[int, list[Measurement]]]]:
-    """Return what the axis shows, and by the label of each line: place on the axis to runs."""
+    """Return the label of the axis, and for the label of each line: position to runs."""
     runs = sorted(measurements, key=lambda one: (one.input_len, one.batch))
     batches, lengths = {one.batch for one in runs}, {one.input_len for one in runs}
     if len(batches) == 1 and len(lengths) > 1:
@@ -128,7 +128,7 @@ def _dress(axes: Any, name: str, axis: str, places: Iterable[int]) -> None:
 
 
 def _ticks(places: Sequence[int]) -> list[int]:
-    """Leave out of ascending `places` what would overlap the one before."""
+    """Return ascending `places` without those whose labels would overlap."""
     gap = (places[-1] - places[0]) * len(str(places[-1])) / _DIGITS
     kept: list[int] = []
     for place in places:

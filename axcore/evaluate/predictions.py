@@ -1,4 +1,4 @@
-"""Answers by image: the JSON file that each side of a comparison writes."""
+"""Prediction files: the JSON file of answers that each side of a comparison writes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Predictions:
 
     Attributes:
         path: Where they were read from.
-        answers: SourceImage, as the file names it, to answer.
+        answers: Name of the image in the file to answer.
     """
 
     path: Path
@@ -40,30 +40,30 @@ class Predictions:
 
 
 class PredictionFile:
-    """A prediction file that grows image by image and is whole after each.
+    """A prediction file that is written image by image and complete after each.
 
-    The file is a flat JSON object, sorted, from image to answer, and nothing else: what other
-    tools write and read. Answers that are there already are kept. What is no answer lies beside
-    it, for ``captions.json`` in ``captions.json.run.json``::
+    The file is a flat, sorted JSON object of image to answer, as other tools write and read it.
+    Answers that it has already are kept. Settings and errors are in a second file beside it, for
+    ``captions.json`` in ``captions.json.run.json``::
 
         {"settings": {"prompt": "..."}, "errors": {"bad.jpg": "cannot be read as an image"}}
 
     Attributes:
         path: The file.
         answers: Image to answer.
-        errors: Image to why there is no answer; an answer takes the entry away.
+        errors: Image to why there is no answer; an answer removes the entry.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
-        """Open a file, or begin one.
+        """Open a file, or create one.
 
         Args:
             path: Where to; need not exist.
             settings: What the answers depend on, as JSON: prompt, model, sampling.
 
         Raises:
-            UsageError: The file cannot be read, or its answers were given under other settings or
-                under unknown ones.
+            UsageError: The file cannot be read, or its answers were given with other settings or
+                with unknown ones.
             BundleError: The folder cannot be written to.
         """
         self.path = path
@@ -74,7 +74,7 @@ class PredictionFile:
         self._write_run()
 
     def ask_about(self, images: Iterable[str]) -> None:
-        """Forget why images other than these had no answer: they may be gone by now.
+        """Drop the errors of all images but these: the others may no longer exist.
 
         Raises:
             BudgetError: The disk is full; the file is as it was.
@@ -95,7 +95,7 @@ class PredictionFile:
             self._write_run()
 
     def fail(self, image: str, reason: str) -> None:
-        """Note why an image has no answer; it is asked again when the run is resumed.
+        """Record why an image has no answer; it is tried again when the run is resumed.
 
         Raises:
             BudgetError: The disk is full; the file is as it was.
@@ -112,7 +112,7 @@ class PredictionFile:
         settings, errors = earlier.get("settings"), earlier.get("errors")
         if not isinstance(settings, dict) or not isinstance(errors, dict):
             raise UsageError(
-                f"{self._run_path} holds no settings and errors of an earlier run",
+                f"{self._run_path} does not hold the settings and errors of an earlier run",
                 hint="choose another file with -o",
             )
         if self.answers and settings != self._settings:
@@ -126,8 +126,8 @@ class PredictionFile:
     def _refuse_unknown(self) -> None:
         if self.answers:
             raise UsageError(
-                f"{self.path} holds {len(self.answers)} answers, and no {self._run_path.name} tells"
-                " under which settings they were given",
+                f"{self.path} holds {len(self.answers)} answers, but there is no"
+                f" {self._run_path.name} to say with which settings they were given",
                 hint="choose another file with -o, or put that one back beside it to resume",
             )
 
@@ -143,10 +143,10 @@ class PredictionFile:
 
 
 def read_predictions(path: Path) -> Predictions:
-    """Read a prediction file, whoever wrote it.
+    """Read a prediction file, of axcore or of another tool.
 
     Raises:
-        UsageError: It is missing, no JSON, or no flat object from image to text.
+        UsageError: It is missing, or not a flat JSON object of image to text.
     """
     answers = _json_object(path)
     for image, answer in answers.items():
@@ -161,12 +161,12 @@ def read_predictions(path: Path) -> Predictions:
 def keys_of(images: Sequence[str], *, base_names: bool) -> dict[str, str]:
     """Return the name that each image has in a prediction file, by the image's own name.
 
-    That is its absolute path, so that a folder is the same however it is spelt. Links on the way to
-    the image are followed; if it is one itself, it keeps its name.
+    That is its absolute path, however the folder was given. Symbolic links to folders are
+    resolved; an image that is a link keeps its own name.
 
     Args:
         images: Paths.
-        base_names: Whether the file has base names, as that of the reference side does.
+        base_names: Use base names, as the reference side of a comparison does.
 
     Raises:
         UsageError: Two images would share an entry.
@@ -178,7 +178,7 @@ def keys_of(images: Sequence[str], *, base_names: bool) -> dict[str, str]:
 
 
 def sharing_a_base_name(images: Iterable[str]) -> list[str]:
-    """Return the images that have the commonest base name, sorted; none if all names differ."""
+    """Return the images that share the most common base name, sorted; none if all differ."""
     images = list(images)
     counts = Counter(Path(image).name for image in images)
     ((name, count),) = counts.most_common(1) or [("", 0)]
@@ -190,7 +190,7 @@ def match(sides: Sequence[Predictions], *, common: bool = False) -> dict[str, tu
 
     Args:
         sides: One file or more.
-        common: Leave out what is not in all files, instead of refusing it.
+        common: Ignore images that are not in all files, instead of refusing them.
 
     Returns:
         Base name, sorted, to one answer per side.

@@ -1,4 +1,4 @@
-"""Whether two sides that were scored on the same images differ."""
+"""Paired comparison of two sides that were scored on the same images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 RESAMPLES = 10_000
-HIGHEST = 0.999  # confidence that so many resamples can bear
+HIGHEST = 0.999  # a higher confidence needs more resamples
 _CHUNK_VALUES = 1 << 22  # drawn at a time: 32 MB
 
 Verdict = Literal["better", "worse", "no difference shown"]
@@ -30,10 +30,10 @@ class Comparison:
         count: Number of images.
         means: Mean score of the first and of the second side.
         difference: Mean of the differences, in units of the score.
-        low, high: Confidence interval of `difference`; None where the images are too few for
-            one to be bounded.
+        low, high: Confidence interval of `difference`; None where there are too few images for a
+            bounded one.
         confidence: Its level, between 0 and 1.
-        verdict: What is shown of the first side, a higher score being better.
+        verdict: Of the first side; a higher score is better.
     """
 
     count: int
@@ -46,9 +46,9 @@ class Comparison:
 
     @property
     def evidence(self) -> str:
-        """What the verdict rests on, in words: the interval, or why there is none."""
+        """The interval in words, or why there is none."""
         images = f"{self.count} image{'' if self.count == 1 else 's'}"
-        # Digits that count, so that no bound looks like 0 and 99.5 not like 100.
+        # Significant digits, so that no bound is shown as 0 and 99.5 not as 100.
         level = f"{100 * self.confidence:.10g}%"
         if self.low is None or self.high is None:
             return f"{self.difference:+.3g}, no interval: {images} cannot show anything at {level}"
@@ -71,25 +71,26 @@ class ImageDifference:
 
 
 def compare(first: Array, second: Array, *, confidence: float = 0.95, seed: int = 0) -> Comparison:
-    """Compare two sides by resampling their paired difference.
+    """Compare two sides by resampling their paired differences.
 
-    A difference is shown where its interval excludes zero. The interval spans those of two
-    bootstraps, because each is too narrow for few images where the other is not:
+    The sides differ if the confidence interval of the mean difference excludes zero. It is the
+    union of two bootstrap intervals, because for few images each alone is too narrow in cases that
+    the other covers:
 
-    - The means of parts of the images, each image being in a part or not by a coin (weights 0
-      and 1; every part where there are no more than `RESAMPLES`). Right for any number of images
-      if the sides are interchangeable: differences are then as likely one way as the other.
-    - The studentised bootstrap, right to the second order for lopsided differences; too narrow for
-      answers that are mostly equal.
+    - Random subsets: the means of subsets that contain each image with probability 1/2 (all
+      subsets, if there are no more than `RESAMPLES`). Exact for any number of images if the
+      differences are symmetric about their mean.
+    - Studentised bootstrap: second-order accurate for skewed differences, but too narrow if most
+      differences are zero.
 
-    n images lean one way by chance alone with probability ``2 ** (1 - n)``. Where that exceeds
-    what `confidence` leaves (below 6 images at 95 %), the first interval is unbounded: there is
-    none to report, and no difference is shown.
+    By chance alone, all n differences have the same sign with probability ``2 ** (1 - n)``. If that
+    exceeds ``1 - confidence`` (below 6 images at 95 %), the first interval is unbounded, so no
+    interval is reported and the verdict is "no difference shown".
 
     Args:
-        first, second: Float ``[n]``, finite; entry i of both is of the same image.
+        first, second: Float ``[n]``, finite; entry i of both belongs to the same image.
         confidence: Level of the interval, see `check_confidence`.
-        seed: Of numpy's default generator; equal seeds give equal intervals.
+        seed: Seed of numpy's default generator; the same seed gives the same interval.
 
     Raises:
         UsageError: There is no image, or the level is out of range.
@@ -116,17 +117,17 @@ def compare(first: Array, second: Array, *, confidence: float = 0.95, seed: int 
 
 
 def check_confidence(confidence: float) -> None:
-    """Refuse a level that no interval can have.
+    """Refuse a confidence level out of range.
 
     Args:
-        confidence: A share: 0.95 is 95 %.
+        confidence: A fraction: 0.95 is 95 %.
 
     Raises:
         UsageError: It is not above 0 and at most `HIGHEST`.
     """
     if not 0 < confidence <= HIGHEST:
         raise UsageError(
-            f"{confidence:g} is no confidence: it lies above 0 and is at most {HIGHEST:g}",
+            f"{confidence:g} is not a confidence level: use one above 0 and at most {HIGHEST:g}",
             hint="95 % is 0.95",
         )
 
@@ -143,20 +144,20 @@ def most_different(
 
 
 def _interval(differences: Array, confidence: float, seed: int) -> tuple[float, float] | None:
-    """Return the span of both bootstraps' intervals; None where one of them has no bounds."""
+    """Return the union of both intervals; None if one of them is unbounded."""
     import numpy as np
 
     if 2.0 ** (1 - differences.size) > 1 - confidence:
         return None
     random, tail = np.random.default_rng(seed), (1 - confidence) / 2
-    lowest, highest = _cut(_part_means(differences, random), tail)
+    lowest, highest = _cut(_subset_means(differences, random), tail)
     low, high = _cut(_student_ratios(differences, random), tail)
     mean, deviation = float(differences.mean()), float(differences.std())
     return min(lowest, mean - high * deviation), max(highest, mean - low * deviation)
 
 
 def _cut(values: Array, tail: float) -> tuple[float, float]:
-    """Cut a tail off both ends; n values leave n + 1 gaps of equal probability."""
+    """Return the values a tail away from both ends: n values have n + 1 equally likely gaps."""
     import numpy as np
 
     ordered = np.sort(values)
@@ -164,8 +165,8 @@ def _cut(values: Array, tail: float) -> tuple[float, float]:
     return float(ordered[rank - 1]), float(ordered[-rank])
 
 
-def _part_means(differences: Array, random: Generator) -> Array:
-    """Return the mean of each part that is not empty: of all, or of `RESAMPLES` drawn."""
+def _subset_means(differences: Array, random: Generator) -> Array:
+    """Return the means of subsets that are not empty: all of them, or `RESAMPLES` drawn."""
     import numpy as np
 
     size = differences.size
@@ -181,15 +182,15 @@ def _part_means(differences: Array, random: Generator) -> Array:
 
 
 def _student_ratios(differences: Array, random: Generator) -> Array:
-    """Return each resample's distance from the mean in its own deviations, ``[RESAMPLES]``.
+    """Return each resample's distance from the mean in its standard deviations, ``[RESAMPLES]``.
 
-    A resample of equal values has no deviation and counts as 0: where there are many of those,
-    the other bootstrap is the one that holds.
+    A resample of equal values has deviation 0 and gives 0: where there are many of those, the
+    interval of the subsets is the wider one.
     """
     import numpy as np
 
     size, ratios = differences.size, []
-    rounding = 1e-9 * differences.std()  # deviations of equal values come out as 1e-17, not 0
+    rounding = 1e-9 * differences.std()  # the deviation of equal values may be 1e-17 instead of 0
     for rows in _chunks(size):
         drawn = differences[random.integers(0, size, (rows, size))]
         deviations = drawn.std(axis=1)
@@ -201,7 +202,7 @@ def _student_ratios(differences: Array, random: Generator) -> Array:
 
 
 def _chunks(size: int) -> Iterator[int]:
-    """Yield numbers of resamples, `RESAMPLES` in all, whose values fit `_CHUNK_VALUES`."""
+    """Split `RESAMPLES` into chunks whose values fit into `_CHUNK_VALUES`."""
     rows = max(1, _CHUNK_VALUES // size)
     for start in range(0, RESAMPLES, rows):
         yield min(rows, RESAMPLES - start)

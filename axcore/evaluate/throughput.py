@@ -72,38 +72,38 @@ def measure_throughput(
 ) -> list[Measurement]:
     """Measure every prompt length with every batch size, and write a table after each.
 
-    A batch is one prompt repeated; its image is prepared and run once for each. Before a
-    measurement a warm-up answers with `WARM_UP` tokens. Ends of answers are ignored, so each has
-    `output_len` tokens, the likeliest ones. What ends the sweep early, an interruption or too
-    little memory, leaves what was measured before, in table and plot.
+    A batch is one prompt repeated; its image is prepared and run once for each. A warm-up of
+    `WARM_UP` tokens precedes each measurement. Decoding is greedy and ignores end tokens, so each
+    answer has `output_len` tokens. If the sweep ends early, by an interruption or for lack of
+    memory, table and plot keep the measurements made before.
 
     Args:
-        bundle: What is measured.
-        out: The table, a name in ``.csv``; all figures go into a ``.json`` of its name beside it,
-            which may replace only what an earlier run wrote.
+        bundle: The model to measure.
+        out: The table, ending in ``.csv``. All figures are also written to a ``.json`` file of
+            the same name, which may replace only that of an earlier run.
         image: An image; None measures text alone.
-        prompt: Text behind it.
+        prompt: Text after the image.
         batch_sizes: Prompts at once.
         input_lens: Lengths of the prompt in tokens, images included. Its text is padded to each,
-            or to just below where whole words do not fit. Empty takes the prompt as it is.
+            or to just below where whole words do not fit. If empty, it is used as it is.
         output_len: Tokens of an answer, 2 or more.
-        backend: What runs the model.
+        backend: Runs the model.
         options: Options of the backend.
         mindie_columns: Name the columns as MindIE does, its misspelling included; memory is then
             in the JSON file alone.
-        plot: Where `plot_throughput` draws the measurements; None draws none.
+        plot: File for `plot_throughput`; None for no plot.
         progress: Where to report.
         registry: The plugins; None finds the installed ones.
 
     Raises:
         ImageError: The image cannot be read.
         UsageError: The backend does not run so many prompts at once, a prompt is longer than it
-            is to be, or a file would take the place of another.
-        BundleError: A file cannot be written where it is to be.
+            is to be, or a file would replace another one.
+        BundleError: A file cannot be written.
         BudgetError: Prompt and answer are longer than the model was built for, or a batch does
             not fit into memory.
         ToolchainError: A plot needs matplotlib.
-        AxcoreError: Another subclass says what keeps the model from running.
+        AxcoreError: The model cannot be run.
     """
     progress, registry, options = as_progress(progress), registry or Registry(), options or {}
     _check_numbers(batch_sizes, input_lens, output_len)
@@ -183,7 +183,7 @@ def _write_json(path: Path, facts: Mapping[str, Any], done: Sequence[Measurement
 def _answer(
     runner: Runner, question: Question, image: Image | None, batch: int, output_len: int
 ) -> Measurement:
-    """Answer `batch` prompts from the beginning, and take the times."""
+    """Answer `batch` prompts from the beginning, and measure the times."""
     memory, moments = PeakMemory(), [time.perf_counter()]
     prompt, rows = _read(runner, question, image, batch)
     tokens = []
@@ -232,7 +232,7 @@ def _greedy(runner: Runner, prompt: Prompt, rows: Array, output_len: int) -> Ite
 
 
 def _too_large(batch: int, out: Path, done: Sequence[Measurement]) -> tuple[str, str]:
-    """Return fact and remedy for a batch that memory does not suffice for."""
+    """Return message and hint for a batch that does not fit into memory."""
     kept = f"{out} keeps the {len(done)} before it" if done else "nothing was measured before it"
     fewer = f"--batch-sizes below {batch}, or " if batch > 1 else ""
     return (
@@ -245,7 +245,7 @@ def _too_large(batch: int, out: Path, done: Sequence[Measurement]) -> tuple[str,
 
 
 def _check_outputs(out: Path, plot: Path | None, image: Path | None) -> Path:
-    """Return where all figures go, after a look at every place that will be written to."""
+    """Return the file for all figures, after checking that every file can be written."""
     if out.suffix.lower() != ".csv":
         raise UsageError(
             f"the table cannot be written as {out or '.'}",
@@ -275,13 +275,13 @@ def _check_details(path: Path) -> None:
         known = False
     if not known:
         raise UsageError(
-            f"{path}, where all figures go, is there and holds something else",
+            f"{path}, the file for all figures, exists and holds something else",
             hint="choose another name with -o",
         )
 
 
 def _padded(runner: Runner, prompt: str, image: Image | None, length: int | None) -> Question:
-    """Return the question whose prompt has `length` tokens, or just below."""
+    """Return a question whose prompt has `length` tokens, or just below."""
     plain = Question(prompt)
     if length is None:
         return plain

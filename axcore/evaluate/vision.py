@@ -1,4 +1,4 @@
-"""The vision side of a backend, of a quantised graph or of a board, against the reference's."""
+"""Compare the vision features of a backend, a quantised graph or a board with a reference."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Named = dict[str, Array]
 
 @dataclass(frozen=True)
 class VisionFidelity:
-    """How close the features are.
+    """How close the features are to the reference.
 
     Attributes:
         results: One per image and component, the worst first.
@@ -62,22 +62,21 @@ def measure_vision(
 ) -> VisionFidelity:
     """Compare features image by image and component by component.
 
-    The features of a component are its first output. An image that is run in several pieces
-    (tiles, slices) has their features one behind the other on a new first axis.
+    The features of a component are its first output. If an image is run in several pieces (tiles,
+    slices), their features are stacked along a new first axis.
 
     Args:
-        bundle: Whose vision side.
-        images: Folder (with all below it), archive or image.
-        backend: What is compared, unless `onnx` or `features` is given.
-        onnx: Files, quantised perhaps, that take the place of exported graphs with the same inputs
-            and outputs; the other graphs stay as they are.
-        features: Folder of features from elsewhere, see `dumped_features`. Components without a
-            folder in it are left out.
+        bundle: The model.
+        images: Folder (searched recursively), archive or image.
+        backend: Computes the features to compare, unless `onnx` or `features` is given.
+        onnx: Files, such as quantised graphs, that replace the exported graphs with the same inputs
+            and outputs; the other graphs are used as they are.
+        features: Folder of features computed elsewhere, see `dumped_features`. Components without a
+            folder in it are not compared.
         against: Backend that is the reference.
-        options: Options of the backend that is compared. They never reach the reference, which
-            would otherwise change with what it is to judge; files take none.
-        reference_options: Options of the reference; its defaults where none are given, so that
-            PyTorch computes in float32.
+        options: Options of the backend that is compared, never of the reference. `onnx` and
+            `features` take none.
+        reference_options: Options of the reference; by default PyTorch computes in float32.
         progress: Where to report; warned of images that fail.
         registry: The plugins; None finds the installed ones.
 
@@ -85,9 +84,9 @@ def measure_vision(
         ImageError: There is no image, or none can be read.
         UsageError: `onnx` and `features` are both given, there is nothing to compare, or a
             backend has no such option.
-        GraphError: A file of `onnx` is no model, or fits no graph.
+        GraphError: A file of `onnx` is not a model, or matches no graph.
         BudgetError: A side does not fit into memory.
-        AxcoreError: Another subclass says what keeps a side from running.
+        AxcoreError: A side cannot be run.
     """
     progress, registry, options = as_progress(progress), registry or Registry(), options or {}
     if onnx and features:
@@ -145,7 +144,7 @@ def _compare(
 
 @dataclass(frozen=True)
 class _Samples:
-    """Makes of an image what the vision side is run on, as a prompt does."""
+    """Turns an image into the inputs of the vision side, as a prompt does."""
 
     deployment: Deployment
 
@@ -157,7 +156,7 @@ class _Samples:
 
 @dataclass(frozen=True)
 class _Dump:
-    """Features of some components that lie in a folder."""
+    """Features of some components, read from a folder."""
 
     folder: Path
     components: tuple[str, ...]
@@ -207,11 +206,11 @@ def _open(
 
 
 def _with_files(deployment: Deployment, files: Sequence[Path]) -> VisionSessions:
-    """Return the exported graphs under ONNX Runtime, `files` in the place of those they fit."""
+    """Return the exported graphs under ONNX Runtime, with `files` in place of those they match."""
     instead = {_place(deployment, path): path for path in files}
     if len(instead) < len(files):
         raise UsageError(
-            f"{len(files)} files take the place of only {len(instead)} graphs",
+            f"{len(files)} files replace only {len(instead)} graphs",
             hint="give one file for each graph",
         )
     return VisionSessions(deployment, load_engine("onnx"), ".onnx", instead)
@@ -233,7 +232,7 @@ def _place(deployment: Deployment, path: Path) -> str:
         fitting = [stem for stem in fitting if path.stem.startswith(stem)]
     if len(fitting) != 1:
         raise GraphError(
-            f"{path} takes the place of no graph of {deployment.folder}\n"
+            f"{path} matches no graph of {deployment.folder}\n"
             f"  it has: {_listed(sides)}\n"
             + "\n".join(f"  {g.stem}: {_listed((g.inputs, g.outputs))}" for g in deployment.graphs),
             hint="inputs and outputs must be those of the graph, and where graphs are alike the"
@@ -243,14 +242,14 @@ def _place(deployment: Deployment, path: Path) -> str:
 
 
 def _opened(path: Path) -> Session:
-    """Load a file that the user named; the hints of `open_session` are about those of a bundle."""
+    """Load a file that the user named; the hints of `open_session` suit files of a bundle."""
     if not path.is_file():
         raise UsageError(f"there is no file {path}", hint="name a quantised graph with --onnx")
     try:
         return load_engine("onnx").InferenceSession(str(path))
     except (RuntimeError, ValueError) as error:
         raise GraphError(
-            f"{path} is no model that ONNX Runtime loads\n  {error}",
+            f"{path} cannot be loaded by ONNX Runtime\n  {error}",
             hint="name an ONNX file of static shapes that has its external data, if any, beside it",
         ) from error
 

@@ -1,4 +1,4 @@
-"""A component becomes ONNX files."""
+"""Export a component to ONNX files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..component import Component, GraphDType
     from ..progress import Progress
 
-_IN_FLIGHT_BYTES = 96 << 20  # tensors between shard and file at any time
+_IN_FLIGHT_BYTES = 96 << 20  # limit on tensors in memory, read but not yet written
 _INLINE_BYTES = 256  # tensors of up to so many stay in the graph's own file
 _WRITERS = 2  # one reads and casts while the other writes
 
@@ -57,7 +57,7 @@ def export_component(
         folder: Where the files go; overwritten if they exist.
         dtype: Precision of the graph.
         cuts: Where new parts begin.
-        progress: Told of stages and bytes.
+        progress: Where stages and bytes are reported.
 
     Returns:
         The files in the order data flows, each accepted by `onnx.checker`.

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ..component import Component
 
 LIMIT_BYTES = 2_000_000_000
-"""Below protobuf's 2 GiB with room for the graph itself, so that a part can also be one file."""
+"""Below protobuf's limit of 2 GiB, with room for the graph: a part can still be a single file."""
 
 
 def stage_bytes(component: Component, itemsize: int) -> list[int]:
@@ -59,7 +59,7 @@ def part_bytes(sizes: Sequence[int], chosen: Sequence[int]) -> list[int]:
 
 
 def _evenly(sizes: Sequence[int], parts: int) -> list[int]:
-    """Cut where the running total comes closest to each even share, leaving no part empty."""
+    """Cut where the cumulative size is closest to each equal share; no part is left empty."""
     totals = list(accumulate(sizes))
     chosen: list[int] = []
     for part in range(1, parts):

@@ -1,1 +1,1 @@
-"""Quantising the language model of a checkpoint; the vision side stays as it is."""
+"""Quantise the language model of a checkpoint; the vision side is left unchanged."""

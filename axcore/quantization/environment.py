@@ -1,4 +1,4 @@
-"""The Python that has gptqmodel, and the worker run by it."""
+"""Find a Python that has gptqmodel, and run the worker with it."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ _TAIL_LINES = 15
 _FEW_CORES = 2
 _PROBE = "import importlib.util as u, sys; sys.exit(not u.find_spec(sys.argv[1]))"
 _REMEDY = (
-    "it needs an environment of its own, as it pins other versions: `make gptq-env` makes one"
-    " below .venv-gptq, or\n"
+    "it needs an environment of its own, because it pins other versions: `make gptq-env` creates"
+    " one in .venv-gptq, or\n"
     "  python3 -m venv gptq && gptq/bin/pip install torch==2.13.0 numpy==2.2.6 setuptools wheel\n"
     "  gptq/bin/pip install --no-build-isolation gptqmodel==7.6.0 numpy==2.2.6\n"
     "then name it: --python gptq/bin/python"
@@ -36,10 +36,10 @@ _REMEDY = (
 
 
 def find_python(python: Path | None) -> Path:
-    """Return a Python that has gptqmodel: `python`, or the one that runs us.
+    """Return a Python that has gptqmodel: `python`, or the current one.
 
     Raises:
-        ToolchainError: It has none, or is no Python.
+        ToolchainError: gptqmodel is not installed there, or `python` cannot be run.
     """
     if python is None:
         if importlib.util.find_spec(LIBRARY) is None:
@@ -50,9 +50,9 @@ def find_python(python: Path | None) -> Path:
     found = shutil.which(python)
     if found is None:
         raise ToolchainError(f"no program {python}", hint="name a Python with --python")
-    # Not resolved: the name of the link is what makes it the Python of its environment.
+    # Not resolved: a virtual environment is found by the path of its link to Python.
     path = Path(found).absolute()
-    # Where the worker runs as well: a stray module in the user's folder would hide a library.
+    # In the worker's folder, because a module in the current one could hide a library.
     probe = [str(path), "-c", _PROBE, LIBRARY]
     asked = subprocess.run(probe, cwd=WORKER.parent, capture_output=True, check=False)
     if asked.returncode:
@@ -62,13 +62,13 @@ def find_python(python: Path | None) -> Path:
 
 @dataclass(frozen=True)
 class Worker:
-    """What `worker.py` is run with.
+    """Runs `worker.py`.
 
     Attributes:
         python: See `find_python`.
-        folder: Takes its files, temporary ones included.
-        log: Gets everything the libraries print; left there when they fail.
-        progress: Told what is done.
+        folder: For its files, temporary ones included.
+        log: Gets the output of the libraries; kept if they fail.
+        progress: Gets messages and finished work.
     """
 
     python: Path
@@ -77,14 +77,14 @@ class Worker:
     progress: Progress
 
     def run(self, order: Mapping[str, Any], label: str, total: float, unit: str) -> dict[str, Any]:
-        """Have an order carried out by a process of its own, and return its report.
+        """Run an order in a process of its own, and return its report.
 
         Args:
             order: See `worker.quantise` and `worker.measure`.
             label, total, unit: See `Progress.task`.
 
         Raises:
-            ToolchainError: It failed (message holds the last lines).
+            ToolchainError: It failed (the message has the last lines of the log).
         """
         report, order_file = self.folder / "report.json", self.folder / "order.json"
         order_file.write_text(json.dumps({**order, "report": str(report)}), encoding="utf-8")
@@ -105,10 +105,10 @@ class Worker:
 
 
 def _environment(folder: Path) -> dict[str, str]:
-    # What it offloads goes where it is cleared away. Nothing is to be fetched.
+    # Offloaded tensors go to a folder that is removed. Nothing may be downloaded.
     environment = {"TMPDIR": str(folder), "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     if (os.cpu_count() or 1) <= _FEW_CORES:
-        environment["GPTQMODEL_CPU_WORKERS"] = str(_FEW_CORES)  # it waits for itself with fewer
+        environment["GPTQMODEL_CPU_WORKERS"] = str(_FEW_CORES)  # it deadlocks with fewer
     return environment
 
 
@@ -126,7 +126,7 @@ def _failure(words: list[str], code: int, log: Path) -> ToolchainError:
     lines = "".join(f"\n    {line[:300]}" for line in last) or " none"
     hint = "correct the cause and run the same command again"
     if short_of_memory(code):
-        hint = f"it was probably killed for want of memory; {hint}"
+        hint = f"it was probably killed for lack of memory; {hint}"
     return ToolchainError(
         f"quantising failed: the worker {ending(code)}\n"
         f"  command: {' '.join(words)}\n  log: {log}\n  last lines:{lines}",

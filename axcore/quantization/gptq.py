@@ -1,4 +1,4 @@
-"""Quantising a language model by GPTQ: take it out, hand it to gptqmodel, put it back."""
+"""Quantise a language model by GPTQ: extract it, run gptqmodel, and merge the result."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 Device = Literal["cpu", "cuda"]
 BITS = (4, 8)
 MAX_WEIGHT_ERROR = 0.5
-"""Of a matrix, relative; rounding 4 bits costs about 0.1. More means that gptqmodel and we do not
-read the packed numbers the same way, or that the text says nothing about the weights."""
+"""Maximum relative error of a matrix; rounding to 4 bits gives about 0.1. A larger one means
+that gptqmodel packs weights in another way than is read here, or that the text is unsuitable."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ class Settings:
     """How to quantise.
 
     Attributes:
-        bits: Of one weight: 4 or 8.
-        group_size: Consecutive inputs that share a scale; -1 for all.
-        device: Where gptqmodel computes.
+        bits: Bits per weight: 4 or 8.
+        group_size: Number of consecutive inputs that share a scale; -1 for all.
+        device: Device that gptqmodel uses.
         text: See `read_text`.
         python: See `find_python`.
     """
@@ -58,19 +58,21 @@ class Settings:
 
 @dataclass(frozen=True)
 class Quantised:
-    """What came of it.
+    """Result of quantising.
 
     Attributes:
         folder: The new checkpoint.
         model: Id of the model.
-        bits, group_size, device: As asked for.
-        matrices: How many were quantised.
-        bytes_before, bytes_after: Of the language model's tensors.
-        perplexity_before, perplexity_after: On text held out.
-        cosine_mean, cosine_min: Between the last token's states of the two, behind the final norm.
-        worst_weight_error, worst_weight: The largest relative error of a matrix, and whose it is.
-        calibration_tokens, held_out_tokens: How much text was used.
-        seconds, peak_bytes, device_peak_bytes: What quantising took, measuring aside.
+        bits, group_size, device: As in `Settings`.
+        matrices: Number of quantised matrices.
+        bytes_before, bytes_after: Size of the language model's tensors.
+        perplexity_before, perplexity_after: On held-out text.
+        cosine_mean, cosine_min: Cosine similarity of the last token's states after the final norm,
+            before and after quantising.
+        worst_weight_error, worst_weight: The largest relative error of a matrix, and its name.
+        calibration_tokens, held_out_tokens: Tokens of text used.
+        seconds, peak_bytes, device_peak_bytes: Time and peak memory of quantising, without
+            measuring.
     """
 
     folder: Path
@@ -97,20 +99,20 @@ class Quantised:
 def quantize(
     request: Request, settings: Settings, out: Path | None, registry: Registry, progress: Progress
 ) -> Quantised:
-    """Write `request`'s checkpoint anew with its language model quantised.
+    """Write a copy of `request`'s checkpoint with its language model quantised.
 
-    The folder appears whole or not at all; it is a Hugging Face checkpoint of the same layout,
-    which a vendor's builder and `convert` read.
+    The folder appears complete or not at all. It is a Hugging Face checkpoint of the same layout,
+    for a vendor's builder and for `convert`.
 
     Args:
-        request: Names the checkpoint.
+        request: The checkpoint.
         settings: How to quantise.
-        out: Where to; must not exist. None names it after the model, in the working folder.
+        out: A folder that does not exist yet. None names it after the model, in the current folder.
         registry: The plugins.
-        progress: Told what is done.
+        progress: Gets messages and finished work.
 
     Raises:
-        AxcoreError: One of its subclasses says what is wrong; nothing is left but a log.
+        AxcoreError: It failed; only a log is left.
     """
     _check_settings(settings)
     text = read_text(settings.text)
@@ -141,7 +143,7 @@ class _Run:
     progress: Progress
 
     def carry_out(self, scratch: Path, target: Path) -> Quantised:
-        """Leave the new checkpoint in ``merged`` below `scratch`."""
+        """Write the new checkpoint to ``merged`` in `scratch`."""
         source = self.job.checkpoint
         write_checkpoint(source, self.language.checkpoint, scratch / "model", self.progress, ())
         self._copy_tokenizer(scratch)
@@ -166,8 +168,8 @@ class _Run:
         return done
 
     def check_room(self, folder: Path) -> None:
-        """Refuse a disk that cannot hold the language model, as gptqmodel reads and as it
-        offloads it, and the result.
+        """Refuse a disk without room for the language model twice (gptqmodel's input and what it
+        offloads) and for the result.
         """
         source = self.job.checkpoint
         whole = sum(info.nbytes for info in source.tensors.values())
@@ -182,7 +184,7 @@ class _Run:
             )
 
     def _work(self, scratch: Path, log: Path) -> dict[str, Any]:
-        """Have the language model quantised and measured; return all figures."""
+        """Quantise and measure the language model; return all figures."""
         common = {
             "model": str(scratch / "model"),
             "text_folder": str(scratch / "tokenizer"),
@@ -193,14 +195,14 @@ class _Run:
         }
         worker = Worker(self.python, scratch, log, self.progress)
         layers = int(self.job.text_config["num_hidden_layers"])
-        self.progress.say(f"what gptqmodel prints goes to {log}")
+        self.progress.say(f"the output of gptqmodel goes to {log}")
         order = {**common, "task": "quantise", "calibration": self.text.calibration}
         made = worker.run(order, "quantise", layers, "layers")
         order = {**common, "task": "measure", "held_out": self.text.held_out}
         return {**made, **worker.run(order, "measure", 2, "models")}
 
     def _copy_tokenizer(self, scratch: Path) -> None:
-        """Copy the tokenizer's data, never its code, to a place of its own (see the worker)."""
+        """Copy the tokenizer's data, but not its code, to a folder of its own (see the worker)."""
         folder = scratch / "tokenizer"
         folder.mkdir()
         shutil.copyfile(scratch / "model/config.json", folder / "config.json")
@@ -219,12 +221,12 @@ class _Run:
         widest = max(shape[1] for shape in self.language.matrices.values())
         if found["calibration_tokens"] < widest:
             self.progress.warn(
-                f"{found['calibration_tokens']} tokens cannot tell apart the {widest} inputs of"
-                " the widest layer: give more text with --text for a model you mean to use"
+                f"{found['calibration_tokens']} tokens are too few for the {widest} inputs of the"
+                " widest layer: give more text with --text for a model to be used"
             )
 
     def _checked_bytes(self, merged: Path) -> int:
-        """Read the result as `convert` will, and return the bytes of its language model."""
+        """Open the result as `convert` does, and return the bytes of its language model."""
         card = self.job.card
         request = Request(card.id, checkpoint=str(merged))
         with open_job(request, self.registry, self.progress).checkpoint as written:
@@ -245,7 +247,7 @@ def _check_target(target: Path) -> None:
 
 def _check_tokenizer(job: Job) -> None:
     folder = job.checkpoint.folder
-    known = ("tokenizer.json", "tokenizer_config.json", MARKER)  # nothing made up has a tokenizer
+    known = ("tokenizer.json", "tokenizer_config.json", MARKER)  # fabricated ones may have none
     if not any((folder / name).is_file() for name in known):
         raise CheckpointError(
             f"the checkpoint has no tokenizer: neither `tokenizer.json` nor"
@@ -266,10 +268,10 @@ def _check_settings(settings: Settings) -> None:
 
 @contextmanager
 def _scratch(target: Path) -> Iterator[Path]:
-    """Yield an empty folder beside `target` that is gone afterwards, held by one process.
+    """Yield an empty folder beside `target`, locked, and remove it afterwards.
 
     Raises:
-        BundleError: Another process is at work there.
+        BundleError: Another process holds the lock.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(target.with_name(f".{target.name}.lock"))

@@ -1,4 +1,4 @@
-"""The language model of a checkpoint as one of its own, and what of it can be quantised."""
+"""The language model of a checkpoint as a text model, and its matrices to quantise."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 
 LAYERS = "model.layers."
 GROUP_SIZES = (16, 32, 64, 128, 256, 512, 1024)
-"""What GPTQModel offers, besides -1."""
+"""Group sizes of GPTQModel, besides -1."""
 
 
 @dataclass(frozen=True)
 class Language:
-    """A language model under the names of a plain one.
+    """A language model under the names of a text model (see `language.standalone`).
 
     Attributes:
-        checkpoint: Its config, and its tensors by the canonical keys they come from.
-        matrices: Name to shape ``[outputs, inputs]`` of the projections in its layers: what GPTQ
-            quantises. Embedding and head stay as they are.
+        checkpoint: Its config, and the canonical keys of its tensors.
+        matrices: Name to shape ``[outputs, inputs]`` of the projections in its layers, which GPTQ
+            quantises. Embedding and head are not quantised.
     """
 
     checkpoint: LlmCheckpoint
@@ -44,9 +44,9 @@ def language_of(job: Job, registry: Registry) -> Language:
     """Return the language model that a job's checkpoint holds.
 
     Raises:
-        CheckpointError: It is quantised already, or holds tensors that no plain one has.
-        UnsupportedModel: The family does not say which plain model it is, or it has scales that a
-            plain one lacks.
+        CheckpointError: It is quantised already, or has tensors that no text model has.
+        UnsupportedModel: The family does not say which text model it is, or it has scales that
+            text models ignore.
     """
     _check_float(job)
     config = standalone_config(job)
@@ -60,10 +60,10 @@ def language_of(job: Job, registry: Registry) -> Language:
 
 
 def check_group_size(language: Language, group_size: int) -> None:
-    """Refuse groups that do not fill the inputs of every projection.
+    """Refuse a group size that does not divide the inputs of every projection.
 
     Raises:
-        UsageError: The message names the projection, the hint the sizes that fit all.
+        UsageError: The message names a projection, the hint the sizes that fit all.
     """
     widths = {name: shape[1] for name, shape in language.matrices.items()}
     fitting = [size for size in GROUP_SIZES if not any(w % size for w in widths.values())]
@@ -88,11 +88,11 @@ def _check_float(job: Job) -> None:
 
 
 def _check_unscaled(job: Job, names: Mapping[str, str]) -> None:
-    """Folded scales could be quantised, but the whole would apply them once more."""
+    """Refuse scales: folded into the weights, the whole model would apply them twice."""
     scaled = [name for name in names if folded_scale(name, job.text_config) != 1]
     if scaled:
         raise UnsupportedModel(
-            f"`{job.card.id}` scales what {len(scaled)} of its tensors compute, as no plain text"
-            f" model does\n  first: {scaled[0]}, by {folded_scale(scaled[0], job.text_config):g}",
+            f"`{job.card.id}` scales the outputs of {len(scaled)} tensors, text models do not\n"
+            f"  first: {scaled[0]}, by {folded_scale(scaled[0], job.text_config):g}",
             hint="build its language model from the float checkpoint",
         )

@@ -1,4 +1,4 @@
-"""A quantised language model put back into the checkpoint it was taken from."""
+"""Merge a quantised language model into the checkpoint that it was extracted from."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ def merge(
     folder: Path,
     progress: Progress,
 ) -> None:
-    """Write `source` with the matrices of its language model packed; a few chunks are in memory.
+    """Write `source` with the matrices of its language model packed, chunk by chunk.
 
-    Every other tensor and every file beside the weights is copied as it is, `quantization_config`
-    stands in ``config.json``, for the whole and in the language model's own part.
+    All other tensors and files are copied unchanged. In ``config.json``, `quantization_config` is
+    added at the top and to the config of the language model.
 
     Args:
         source: The float checkpoint.
-        quantised: The language model alone, as gptqmodel wrote it.
-        language: What was quantised.
+        quantised: The language model, as gptqmodel wrote it.
+        language: Its names in both.
         quantization_config: As gptqmodel wrote it.
-        folder: Made; must not exist.
-        progress: Told of the bytes written.
+        folder: Is created; must not exist.
+        progress: Gets the bytes written.
 
     Raises:
-        ToolchainError: `quantised` lacks a packed matrix, or holds one of another shape.
+        ToolchainError: `quantised` lacks a packed matrix, or has one of another shape.
     """
     folder.mkdir()
     entries = list(_entries(source, quantised, language, _scheme(quantization_config)))

@@ -1,4 +1,4 @@
-"""Text for calibration, and text held out to judge the result by."""
+"""Text for calibration, and held-out text to measure the result."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ SUFFIXES = (".txt", ".md", ".jsonl")
 HELD_OUT_EVERY = 6
 MIN_DOCUMENTS = HELD_OUT_EVERY
 MIN_CHARACTERS = 5000
-"""About a thousand tokens: less cannot tell the inputs of a layer apart."""
+"""About a thousand tokens; with fewer, the inputs of a layer cannot be told apart."""
 
 
 @dataclass(frozen=True)
 class Text:
-    """Documents to calibrate with, and others of the same kind to judge the result by."""
+    """Documents for calibration, and held-out ones of the same kind to measure the result."""
 
     calibration: tuple[str, ...]
     held_out: tuple[str, ...]
 
 
 def read_text(source: Path | None) -> Text:
-    """Read documents and hold every sixth out.
+    """Read documents, and hold out every sixth.
 
     Args:
         source: A file, or a folder whose ``*.txt``, ``*.md`` and ``*.jsonl`` are read in the
-            order of their names. A line of JSONL is a document, its field ``text``; elsewhere a
-            document ends at an empty line. None takes a small text that comes with axcore.
+            order of their names. In JSONL, the field ``text`` of a line is a document; in other
+            files, empty lines separate documents. None reads a small text that comes with axcore.
 
     Raises:
-        UsageError: It cannot be read, or there is too little of it.
+        UsageError: The text cannot be read, or is too short.
     """
     place = source or DEFAULT
     documents = [document for path in _files(place) for document in _documents(path)]
@@ -42,8 +42,8 @@ def read_text(source: Path | None) -> Text:
         raise UsageError(
             f"too little text: {characters} characters in {len(documents)} documents\n"
             f"  read from: {place}\n"
-            f"  needed: {MIN_CHARACTERS} characters in {MIN_DOCUMENTS} documents, at the least",
-            hint="give more with --text; 100,000 characters and more are worth it",
+            f"  needed: {MIN_CHARACTERS} characters in {MIN_DOCUMENTS} documents, at least",
+            hint="give more with --text, preferably 100,000 characters or more",
         )
     held_out = documents[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY]
     rest = [text for i, text in enumerate(documents, 1) if i % HELD_OUT_EVERY]
@@ -82,7 +82,7 @@ def _of_line(path: Path, number: int, line: str) -> str:
         document = None
     if not isinstance(document, str):
         raise UsageError(
-            f"{path}, line {number}, is no JSON object with a `text`\n  it is: {line[:60]}",
+            f"{path}, line {number}, is not a JSON object with a `text`\n  it is: {line[:60]}",
             hint='write one object a line: {"text": "..."}',
         )
     return document

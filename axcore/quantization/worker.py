@@ -1,9 +1,9 @@
-"""Quantise a plain language model, or measure what that changed.
+"""Quantise a text model, or measure the effect.
 
 Run as a program, ``python worker.py ORDER``, by a Python that has gptqmodel; axcore itself need not
-be installed there. ORDER is a JSON file; the report goes to ``ORDER["report"]``. Standard output
-carries one JSON value a line: a text to show, or the amount of work done. Each task has a process
-of its own: the second begins with all memory, and its figures owe nothing to gptqmodel.
+be installed there. ORDER is a JSON file; the report is written to ``ORDER["report"]``. Standard
+output has a JSON value per line: a text to show, or the amount of work done. Each task is a process
+of its own, so that the second starts with all memory and measures without gptqmodel.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ DAMP = 0.01  # of the Hessian's mean diagonal, as in published conversions
 
 @dataclass(frozen=True)
 class Behaviour:
-    """What a model makes of held-out text.
+    """Behaviour of a model on held-out text.
 
     Attributes:
         loss: Mean negative log-likelihood of a token, in nats.
-        states: float32 ``[sequences, hidden]``: the last token of each, behind the final norm.
+        states: float32 ``[sequences, hidden]``: of each last token, after the final norm.
     """
 
     loss: float
@@ -58,7 +58,7 @@ def main(order_file: str) -> None:
 
 
 def encoder(folder: Path) -> Callable[[str], list[int]]:
-    """Return the tokenizer of `folder`; where it holds none, bytes are the tokens."""
+    """Return the tokenizer of `folder`; without one, bytes are the tokens."""
     if (folder / "tokenizer.json").is_file():
         from tokenizers import Tokenizer
 
@@ -75,8 +75,8 @@ def encoder(folder: Path) -> Callable[[str], list[int]]:
 def write_blank_tokenizer(folder: Path) -> None:
     """Write a tokenizer of a single word.
 
-    GPTQModel wants one in the folder it loads, and runs the code that a repository names for it
-    whatever it is told; so it never sees the repository's.
+    GPTQModel needs a tokenizer in the folder that it loads, and always executes code that a
+    repository names for it. So it never gets the repository's own.
     """
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
@@ -90,7 +90,7 @@ def write_blank_tokenizer(folder: Path) -> None:
 def sequences(
     texts: Iterable[str], encode: Callable[[str], list[int]], most: int
 ) -> list[list[int]]:
-    """Join texts and cut them into at most `most` sequences; a short rest is dropped."""
+    """Join texts and cut them into at most `most` sequences; a short remainder is dropped."""
     stream = [token for text in texts for token in encode(text + "\n\n")]
     cut = [stream[i : i + SEQUENCE_TOKENS] for i in range(0, len(stream), SEQUENCE_TOKENS)]
     return [part for part in cut if len(part) >= MIN_SEQUENCE_TOKENS][:most]
@@ -105,7 +105,7 @@ def quantise(order: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
     Args:
         order: ``model``, ``text_folder``, ``out`` (folders), ``bits``, ``group_size``, ``device``,
             ``calibration`` (texts).
-        tell: Told of each layer.
+        tell: Called after each layer.
 
     Returns:
         JSON-like figures and the ``quantization_config``.
@@ -151,7 +151,7 @@ def quantise(order: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
 
 
 def _quantization_config(folder: Path) -> dict[str, Any]:
-    """Return what was written, less what is of this run alone."""
+    """Return the written config, without what is specific to this run."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     found: dict[str, Any] = config["quantization_config"]
     kept = ("quantizer", "damp_percent", "true_sequential", "act_group_aware")
@@ -163,12 +163,12 @@ def _quantization_config(folder: Path) -> dict[str, Any]:
 
 
 def measure(order: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
-    """Run the float model, give it the quantised weights, and run it again.
+    """Run the float model, load the quantised weights into it, and run it again.
 
     Args:
         order: ``model``, ``text_folder``, ``out`` (folders), ``bits``, ``device``, ``held_out``
             (texts).
-        tell: Told of each of the two runs.
+        tell: Called after each of the two runs.
 
     Returns:
         JSON-like figures.
@@ -206,7 +206,7 @@ def observe(model: nn.Module, held_out: Sequences) -> Behaviour:
 
 
 def compare(before: Behaviour, after: Behaviour) -> dict[str, float]:
-    """Return perplexities, and cosines between the states of the two."""
+    """Return perplexities, and cosine similarities between the states of both."""
     import torch
 
     cosines = torch.nn.functional.cosine_similarity(before.states, after.states)
@@ -219,10 +219,10 @@ def compare(before: Behaviour, after: Behaviour) -> dict[str, float]:
 
 
 def restore(model: nn.Module, folder: Path, bits: int) -> dict[str, Any]:
-    """Give `model` the quantised weights of `folder`, as its files alone say they are.
+    """Load the quantised weights of `folder` into `model`, by the definition of the format.
 
     Returns:
-        The largest relative error of a matrix, ``|restored - float| / |float|``, and whose it is.
+        The largest relative error of a matrix, ``|restored - float| / |float|``, and its name.
     """
     from safetensors import safe_open
 
@@ -249,7 +249,7 @@ def dequantised(
         qzeros: int32 ``[groups, outputs * bits / 32]``.
         scales: float16 ``[groups, outputs]``.
         g_idx: int32 ``[inputs]``, the group of each input.
-        bits: Of a level.
+        bits: Bits per level.
     """
     import torch
 
@@ -279,7 +279,7 @@ def _device_peak(device: str) -> int:
 
 
 def _exclusive_stdout() -> Tell:
-    """Keep standard output for what is told; whatever else is printed joins standard error."""
+    """Reserve standard output for `Tell`; other output goes to standard error."""
     stream = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
     os.dup2(2, 1)
     return lambda message: print(json.dumps(message), file=stream)

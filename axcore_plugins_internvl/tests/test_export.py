@@ -245,7 +245,7 @@ def test_a_quantised_vision_side_is_refused(
     source = copied(family, tmp_path, change)
     with pytest.raises(CheckpointError, match=r"unused: mlp1\.3\.qweight") as caught:
         plan(str(source), registry=registry)
-    assert "only the language model may be so" in caught.value.hint
+    assert "only the language model may be quantised" in caught.value.hint
 
 
 # A calibration archive ---------------------------------------------------------------------------

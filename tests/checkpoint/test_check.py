@@ -43,7 +43,10 @@ def test_the_head_may_be_there_or_not(
         ({"c": torch.zeros(1)}, ["1 unused", "unused: c.weight"]),
         ({"a": torch.zeros(3, 2)}, ["1 of another shape", "a.weight is [3, 2] instead of [2, 3]"]),
         ({"lm_head": torch.zeros(5, 4)}, ["lm_head.weight is [5, 4] instead of [5, 3]"]),
-        ({"b": torch.zeros(4, dtype=torch.int8)}, ["1 of an unfit dtype", "b.weight is int8"]),
+        (
+            {"b": torch.zeros(4, dtype=torch.int8)},
+            ["1 of an unsupported dtype", "b.weight is int8"],
+        ),
         ({"a": None, "c": torch.zeros(1)}, ["1 missing, 1 unused"]),
     ],
 )

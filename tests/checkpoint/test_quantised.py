@@ -79,7 +79,7 @@ def test_a_quantised_vision_side_is_refused(tmp_path: Path) -> None:
     checkpoint = opened(tmp_path, "vision", {"quantization_config": GPTQ})
     with pytest.raises(CheckpointError, match=r"unused: vision\.g_idx, vision\.qweight") as caught:
         check(checkpoint)
-    assert "only the language model may be so, by GPTQ" in caught.value.hint
+    assert "only the language model may be quantised, and only by GPTQ" in caught.value.hint
 
 
 def test_a_float_checkpoint_is_expected_as_it_is(tmp_path: Path) -> None:

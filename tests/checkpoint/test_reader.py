@@ -239,12 +239,12 @@ def test_unwanted_tensors_of_an_opened_shard_are_not_listed(sharded: Path) -> No
 @pytest.mark.parametrize(
     ("weight_map", "evidence"),
     [
-        ({"x": "../one.safetensors"}, "no safetensors file beside it"),
-        ({"x": "/etc/one.safetensors"}, "no safetensors file beside it"),
-        ({"x": "sub/one.safetensors"}, "no safetensors file beside it"),
-        ({"x": "sub\\one.safetensors"}, "no safetensors file beside it"),
+        ({"x": "../one.safetensors"}, "not a safetensors file beside it"),
+        ({"x": "/etc/one.safetensors"}, "not a safetensors file beside it"),
+        ({"x": "sub/one.safetensors"}, "not a safetensors file beside it"),
+        ({"x": "sub\\one.safetensors"}, "not a safetensors file beside it"),
         ({"x": ".."}, "names '..'"),
-        ({"x": "one\0.safetensors"}, "no safetensors file beside it"),
+        ({"x": "one\0.safetensors"}, "not a safetensors file beside it"),
         ({"x": "pytorch_model.bin"}, "pytorch_model.bin"),
         ({"x": ["one.safetensors"]}, "TypeError"),
         (["x"], "AttributeError"),
@@ -274,7 +274,7 @@ def test_a_tensor_that_the_index_does_not_place_is_refused(sharded: Path) -> Non
 def test_an_index_of_another_form_is_refused(sharded: Path, index: str) -> None:
     """A key twice, no object, no map, no JSON, no text."""
     (sharded / INDEX).write_text(index, encoding="latin-1")
-    with pytest.raises(CheckpointError, match=r"no index with a `weight_map`"):
+    with pytest.raises(CheckpointError, match=r"not an index with a `weight_map`"):
         Checkpoint.open(sharded)
 
 

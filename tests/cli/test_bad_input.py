@@ -141,7 +141,7 @@ CHECKPOINTS: dict[str, tuple[Damage, list[str]]] = {
     ),
     "index leaving the folder": (
         index(lambda places: places.update({NORM: "../../secret.safetensors"})),
-        ["../../secret.safetensors", "no safetensors file beside it"],
+        ["../../secret.safetensors", "not a safetensors file beside it"],
     ),
     "index with an absolute name": (
         index(lambda places: places.update({NORM: "/etc/passwd"})),

@@ -196,7 +196,7 @@ def test_a_level_that_is_none_is_refused_first(axcore: Axcore, tmp_path: Path, l
         "--images", tmp_path, "--clip", tmp_path / "clip", "--confidence", level,
     )  # fmt: skip
     assert done.code == 2
-    assert f"{level} is no confidence" in done.err
+    assert f"{level} is not a confidence level" in done.err
 
 
 def test_a_hint_names_options_that_there_are(axcore: Axcore, clip: Path, tmp_path: Path) -> None:

@@ -374,7 +374,7 @@ STATES: dict[str, tuple[Callable[[toy.State], object], str]] = {
     ),
     "another text tower": (
         lambda state: state.pop("token_embedding.weight"),
-        r"`text_model.embeddings.token_embedding.weight` is not what it should be\n  found: none",
+        r"`text_model.embeddings.token_embedding.weight` has an unexpected shape\n  found: none",
     ),
     "a flat tensor": (
         lambda state: state.update({"positional_embedding": torch.ones(7)}),
@@ -386,15 +386,15 @@ STATES: dict[str, tuple[Callable[[toy.State], object], str]] = {
     ),
     "no vision transformer": (
         lambda state: state.pop("visual.conv1.weight"),
-        "weights of no CLIP with a vision transformer",
+        "not the weights of a CLIP with a vision transformer",
     ),
     "no numbers": (
         lambda state: state["ln_final.bias"].fill_(torch.nan),
-        "features that are no finite numbers",
+        "features of this CLIP are not finite",
     ),
     "something else": (
         lambda state: state.update(step=3),  # type: ignore[call-overload]
-        "holds `step`, which is no tensor but int",
+        "holds `step`, which is not a tensor but int",
     ),
 }
 
@@ -425,8 +425,8 @@ def test_the_configuration_of_another_clip(tmp_path: Path) -> None:
     config = json.loads((tmp_path / "config.json").read_text())
     for change, message in (
         ({"text_config": {**config["text_config"], "hidden_size": 32}}, "weights of another CLIP"),
-        ({"model_type": "blip"}, "describes no CLIP[\\s\\S]*`blip`, not `clip`"),
-        ({"projection_dim": "wide"}, "describes no CLIP"),
+        ({"model_type": "blip"}, "not that of a CLIP[\\s\\S]*`blip`, not `clip`"),
+        ({"projection_dim": "wide"}, "not that of a CLIP"),
     ):
         (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
         with pytest.raises(CheckpointError, match=message):
@@ -437,7 +437,7 @@ def test_another_way_to_show_images(folder: Path) -> None:
     """What would be judged wrongly is refused. Oracle: the message."""
     shown = {"preprocess_cfg": {"resize_mode": "squash"}}
     (folder / "open_clip_config.json").write_text(json.dumps(shown))
-    with pytest.raises(CheckpointError, match="`resize_mode` squash; only shortest is known"):
+    with pytest.raises(CheckpointError, match="`resize_mode` squash; only shortest is supported"):
         Clip.load(folder)
     for damaged in ("[]", "{"):
         (folder / "open_clip_config.json").write_text(damaged)
@@ -461,7 +461,7 @@ def test_the_vocabulary_elsewhere(folder: Path, tmp_path_factory: pytest.TempPat
     """
     expected = Clip.load(folder).text_features(TEXTS)
     merges = (folder / "bpe_simple_vocab_16e6.txt.gz").rename(folder / "merges.gz")
-    with pytest.raises(UsageError, match="no vocabulary of CLIP") as caught:
+    with pytest.raises(UsageError, match="no vocabulary of a CLIP") as caught:
         Clip.load(folder)
     assert "--tokenizer" in caught.value.hint
     assert "--clip-tokenizer" not in caught.value.hint

@@ -60,7 +60,7 @@ def test_answers_under_unknown_settings_are_not_continued(tmp_path: Path) -> Non
     begun. Oracle: the bytes, and no file beside it.
     """
     (tmp_path / "a.json").write_text('{"x/1.jpg": "a cat"}')
-    with pytest.raises(UsageError, match=r"1 answers, and no a\.json\.run\.json tells"):
+    with pytest.raises(UsageError, match=r"1 answers, but there is no a\.json\.run\.json"):
         PredictionFile(tmp_path / "a.json", SETTINGS)
     assert (tmp_path / "a.json").read_text() == '{"x/1.jpg": "a cat"}'
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.json"]
@@ -110,7 +110,7 @@ def test_answers_to_another_question_are_not_mixed(tmp_path: Path) -> None:
     ):
         PredictionFile(path, {"prompt": SETTINGS["prompt"]})
     (tmp_path / "a.json.run.json").write_text("{}")
-    with pytest.raises(UsageError, match="holds no settings and errors"):
+    with pytest.raises(UsageError, match="does not hold the settings and errors"):
         PredictionFile(path, SETTINGS)
 
 

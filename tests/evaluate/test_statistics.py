@@ -216,10 +216,10 @@ def test_what_cannot_be_compared(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="0 images cannot be compared"):
         compare(np.zeros(0), np.zeros(0))
     for confidence in (95, 1, 0, -0.5, math.nan, 0.9999):
-        with pytest.raises(UsageError, match=f"{confidence:g} is no confidence") as caught:
+        with pytest.raises(UsageError, match=f"{confidence:g} is not a confidence level") as caught:
             judge([tmp_path / "a.json"], tmp_path, tmp_path, confidence=confidence)
         assert "0.95" in caught.value.hint
-        with pytest.raises(UsageError, match="is no confidence"):
+        with pytest.raises(UsageError, match="is not a confidence level"):
             compare(np.zeros(3), np.ones(3), confidence=confidence)
     check_confidence(0.999)
 

@@ -255,7 +255,7 @@ def test_an_image_is_not_replaced(tmp_path: Path) -> None:
     shutil.copy(CAT, photo)
     plot_throughput([measurement()], chart, "a chart")
     out = tmp_path / "t.csv"
-    refused(tmp_path, out, UsageError, "photo.png is there and is no plot", plot=photo)
+    refused(tmp_path, out, UsageError, "photo.png exists and is not a plot", plot=photo)
     refused(tmp_path, out, UsageError, "would take the place of the image", plot=chart, image=chart)
 
 

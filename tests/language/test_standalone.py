@@ -82,6 +82,6 @@ def test_a_model_with_scales_is_not_quantised(tmp_path: Path) -> None:
     registry = Registry()
     checkpoint = fabricate(registry.find("minicpm-v-2").card, "tiny", tmp_path / "checkpoint")
     opened = open_job(Request.of(str(checkpoint)), registry, Silent())
-    with pytest.raises(UnsupportedModel, match="scales what 5 of its tensors compute") as caught:
+    with pytest.raises(UnsupportedModel, match="scales the outputs of 5 tensors") as caught:
         language_of(opened, registry)
     assert caught.value.hint

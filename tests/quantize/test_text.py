@@ -59,9 +59,9 @@ def test_a_folder_is_read_in_the_order_of_names(tmp_path: Path) -> None:
         ("a.txt", b"short", "5 characters in 1 documents"),
         ("a.txt", LONG.encode() * 9, "in 1 documents"),
         ("a.txt", b"\xff\xfe", "cannot read"),
-        ("a.jsonl", b'{"text": "x"}\n{"body": "y"}', "line 2, is no JSON object with a `text`"),
-        ("a.jsonl", b"[]", "line 1, is no JSON object"),
-        ("a.jsonl", b'{"text": 3}', "line 1, is no JSON object"),
+        ("a.jsonl", b'{"text": "x"}\n{"body": "y"}', "line 2, is not a JSON object with a `text`"),
+        ("a.jsonl", b"[]", "line 1, is not a JSON object"),
+        ("a.jsonl", b'{"text": 3}', "line 1, is not a JSON object"),
     ],
 )
 def test_unfit_text_is_refused(tmp_path: Path, name: str, content: bytes, evidence: str) -> None:
