@@ -149,7 +149,7 @@ def appearing(path: Path) -> Iterator[Path]:
     partial, replaced = path.with_name(stem + _PARTIAL), path.with_name(stem + _REPLACED)
     try:
         yield partial
-        if path.is_dir() and not path.is_symlink():
+        if partial.is_dir() and path.is_dir() and not path.is_symlink():
             path.rename(replaced)  # a folder that is not empty cannot be replaced in one step
         partial.replace(path)
     finally:
