@@ -96,9 +96,7 @@ def test_a_step_may_take_over_a_result(tmp_path: Path) -> None:
         ("mkdir made/s/a.out made/s/b.out", "2 of 2 files"),
     ],
 )
-def test_a_promise_is_one_file_no_less_and_no_more(
-    tmp_path: Path, script: str, words: str
-) -> None:
+def test_a_promise_is_one_file_no_less_and_no_more(tmp_path: Path, script: str, words: str) -> None:
     """Exit code 0 proves nothing, and folders are no files. Oracle: what the shell made."""
     pattern = "*.out" if "c.out" in script else "a.out"
     with pytest.raises(ToolchainError, match=words) as caught:
