@@ -35,8 +35,9 @@ def test_every_vision_graph_is_converted_and_runs(
     ais_bench: list[Any],
     tmp_path: Path,
 ) -> None:
-    """Commands name every input with its shape; engines give what the graphs compute. Nothing is known
-    of operators, so no finding is claimed.
+    """Commands name every input with its shape; engines give what the graphs compute.
+
+    No operator table is known, so nothing is said of operators.
 
     Oracle: the stand-in for atc, which compares with the ONNX files; ONNX Runtime; the manifest.
     """
