@@ -106,7 +106,8 @@ class Checksums:
         return os.path.relpath(path, self._record.parent)
 
     def _path(self, name: str) -> Path:
-        return self._record.parent / name
+        # Normalised, for the folder of the record may not be there yet.
+        return Path(os.path.normpath(self._record.parent / name))
 
 
 def _read_record(path: Path) -> dict[str, list[Any]]:

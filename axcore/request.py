@@ -7,6 +7,7 @@ The arguments of the Python verbs, the options of the command line, the manifest
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -84,10 +85,9 @@ class CheckpointRequest:
         try:
             return parse(cls, values)
         except ValueError as error:
-            raise UsageError(
-                f"an argument is wrong: {error}",
-                hint=f"`help(axcore.{cls.__name__})` says what each takes",
-            ) from error
+            name = re.split(r"\W", str(error))[0]
+            about = cls.__dataclass_fields__[name].metadata.get("help", "")
+            raise UsageError(f"an argument is wrong: {error}", hint=f"{name}: {about}") from error
 
 
 @_documented
