@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ..progress import Progress
 
 _IN_FLIGHT_BYTES = 96 << 20  # limit on tensors in memory, read but not yet written
+_INLINE_BYTES = 256  # smaller tensors stay in the graph's own file
 _WRITERS = 2  # one reads and casts while the other writes
 
 
@@ -81,13 +82,15 @@ def export_component(
 
 def save(model: ir.Model, path: Path, progress: Progress) -> None:
     """Write `model` and its weights, materialising only a few tensors at a time."""
-    weights = model.graph.initializers.values()
-    total = sum(value.const_value.nbytes for value in weights if value.const_value is not None)
+    tensors = [value.const_value for value in model.graph.initializers.values()]
+    sizes = [tensor.nbytes for tensor in tensors if tensor is not None]
+    total = sum(size for size in sizes if size > _INLINE_BYTES)
     with progress.task(f"write {path.name}", total, "B") as task:
         ir.save(
             model,
             path,
             external_data=f"{path.name}.data",
+            size_threshold_bytes=_INLINE_BYTES,
             callback=lambda tensor, _: task.advance(tensor.nbytes),
             max_workers=_WRITERS,
             max_in_flight_bytes=_IN_FLIGHT_BYTES,

@@ -272,6 +272,16 @@ def test_a_conversation_goes_on(chat: Talk, runner: Runner) -> None:
     assert ROWS < first.prompt_tokens <= int(kept) < second.prompt_tokens
 
 
+def test_a_conversation_as_json(chat: Talk) -> None:
+    """A line for each answer, with what people are shown. Oracle: the conversation for people."""
+    lines, settings = ["What?", "/imagine", "And?"], ("--max-new-tokens", 6)
+    shown, outcome = chat(lines, *settings), chat(lines, *settings, "--json")
+    answers = [json.loads(line) for line in outcome.out.splitlines()]
+    assert "".join(f"{answer['text']}\n" for answer in answers) == shown.out
+    assert [answer["prompt_tokens"] for answer in answers] == lengths(shown)
+    assert "no command /imagine" in outcome.err
+
+
 def test_reset_begins_anew(chat: Talk, runner: Runner) -> None:
     """Messages and waiting images are gone, the system message stays.
 
