@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import tarfile
 import urllib.request
 import zipfile
@@ -17,7 +16,7 @@ from urllib.error import HTTPError
 from urllib.parse import unquote, urlsplit
 
 from ..errors import DownloadError, ImageError
-from ..files import cache_folder, sha256
+from ..files import appearing, cache_folder, sha256
 
 if TYPE_CHECKING:
     from ..component import CalibrationFormat
@@ -103,11 +102,9 @@ def _fetched(url: str, name: str, progress: Progress) -> Path:
     target = cache_folder("archives") / hashlib.sha256(url.encode()).hexdigest()[:16] / name
     if target.is_file():
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{name}.{os.getpid()}.partial")
     try:
-        _download(url, partial, progress)
-        partial.replace(target)
+        with appearing(target) as partial:
+            _download(url, partial, progress)
     except (OSError, HTTPException, ValueError) as error:
         if isinstance(error, HTTPError):
             error.close()  # an HTTPError is also the response, and holds the connection
@@ -116,8 +113,6 @@ def _fetched(url: str, name: str, progress: Progress) -> Path:
             hint="check the address and the network, or fetch it elsewhere and give the file:"
             f" --calibration-archive {name}",
         ) from error
-    finally:
-        partial.unlink(missing_ok=True)
     return target
 
 

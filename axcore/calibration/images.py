@@ -145,6 +145,7 @@ def _walk(source: Path) -> Iterator[SourceImage]:
                 yield SourceImage(str(path), partial(_read, path))
     elif _kind(_read(source, size=16)):
         yield SourceImage(str(source), partial(_read, source))
+    # Before compressed archives, because these images can be read in place.
     elif _is_plain_tar(source):
         yield from _stored_in(source)
     elif tarfile.is_tarfile(source):
@@ -200,6 +201,7 @@ def _zip_members(archive: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def _read(path: Path, offset: int = 0, size: int = MAX_IMAGE_BYTES + 1) -> bytes:
+    # One byte more than allowed is enough to see that a file is too large.
     with path.open("rb") as file:
         file.seek(offset)
         return file.read(min(size, MAX_IMAGE_BYTES + 1))

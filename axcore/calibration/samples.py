@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
-import shutil
 import tarfile
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
@@ -95,8 +92,7 @@ def store_samples(
 
     Writes ``calib_<name>_data/data_<i>.<png|npy>`` (in a folder per input where there are
     several) and an uncompressed TAR of the same files: ``<input>.tar`` for every input, or
-    ``<name>.tar`` for format "NumpyObject". Files of an earlier run are replaced once all new ones
-    are complete.
+    ``<name>.tar`` for format "NumpyObject".
 
     Args:
         name: Name of the component or part.
@@ -104,24 +100,23 @@ def store_samples(
             ``[H, W, 3]`` where the port is ``[1, 3, H, W]``, else of the port's shape and dtype.
         calibration: How to store them.
         samples: Consumed one by one, so that few are in memory at a time.
-        folder: Where to write.
+        folder: Where to write: the folder of a step, which appears when it is complete.
 
     Raises:
         ContractError: A sample does not match the ports, or there are no samples.
     """
     archives = _archives(name, ports, calibration)
     written: dict[str, list[Path]] = {archive: [] for archive in archives.values()}
-    with _replacing(folder, _data(name)) as staging:
-        encode = partial(_encode, name, ports, calibration)
-        for number, encoded in enumerate(in_order(encode, samples)):
-            for archive, path in _members(name, ports, calibration, number).items():
-                (staging / path).parent.mkdir(parents=True, exist_ok=True)
-                (staging / path).write_bytes(encoded[archive])
-                written[archive].append(path)
-        if not any(written.values()):
-            raise ContractError(f"there are no calibration samples for `{name}`", hint=_HINT)
-        for archive, files in written.items():
-            _write_tar(staging / f"{archive}.tar", [staging / path for path in files])
+    encode = partial(_encode, name, ports, calibration)
+    for number, encoded in enumerate(in_order(encode, samples)):
+        for archive, path in _members(name, ports, calibration, number).items():
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_bytes(encoded[archive])
+            written[archive].append(path)
+    if not any(written.values()):
+        raise ContractError(f"there are no calibration samples for `{name}`", hint=_HINT)
+    for archive, files in written.items():
+        _write_tar(folder / f"{archive}.tar", [folder / path for path in files])
     return CalibrationSet(
         archives={port: folder / f"{archive}.tar" for port, archive in archives.items()},
         files=[folder / path for files in written.values() for path in files],
@@ -139,7 +134,8 @@ def load_samples(
     """Yield the samples that `store_samples` wrote, one at a time, with equal arrays.
 
     Args:
-        name, ports, calibration: As they were given to `store_samples`.
+        name, ports, calibration: As they were given to `store_samples`. The format is not
+            "NumpyObject", which numpy stores as a pickle: pickles are not loaded.
         count: How many samples there are.
         locate: Returns where a file lies, given its path relative to the folder.
     """
@@ -239,29 +235,11 @@ def _decode(content: bytes, archive: str, calibration: Calibration) -> dict[str,
     from PIL import Image as PillowImage
 
     file = BytesIO(content)
-    if calibration.format == "NumpyObject":
-        np.lib.format.read_magic(file)
-        np.lib.format.read_array_header_1_0(file)
-        arrays: dict[str, Array] = _ArrayUnpickler(file).load().item()
-        return arrays
     if calibration.format == "Numpy":
         return {archive: np.load(file, allow_pickle=False)}
     with PillowImage.open(file) as image:
         stored = np.asarray(image)
     return {archive: stored[..., ::-1] if calibration.tensor_format == "BGR" else stored}
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Reads a dict of arrays, which numpy can only store pickled, and runs no other code."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        # numpy 1 calls its private package `core`, numpy 2 `_core`.
-        allowed = {("numpy", "ndarray"), ("numpy", "dtype")} | {
-            (f"numpy.{core}.multiarray", "_reconstruct") for core in ("core", "_core")
-        }
-        if (module, name) not in allowed:
-            raise pickle.UnpicklingError(f"a sample holds {module}.{name}, which is not an array")
-        return super().find_class(module, name)
 
 
 def _checked(
@@ -300,23 +278,6 @@ def _check_array(name: str, port: Port, calibration: Calibration, array: object)
 
 
 # Write -------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _replacing(folder: Path, name: str) -> Iterator[Path]:
-    """Yield an empty folder; on success, its entries replace those of `folder`."""
-    staging = folder / f".{name}.partial"
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
-    try:
-        yield staging
-        for entry in sorted(staging.iterdir()):
-            target = folder / entry.name
-            if target.is_dir():
-                shutil.rmtree(target)
-            entry.replace(target)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _write_tar(path: Path, files: Iterable[Path]) -> None:

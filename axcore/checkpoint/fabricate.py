@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import BudgetError, CheckpointError, ContractError
-from ..files import write_atomic
+from ..files import appearing, write_atomic
 from ..progress import Progress, Silent
 from .config import config_parts
 from .keys import disk_key
@@ -86,17 +86,15 @@ def fabricate(
     with FileLock(folder.with_name(f".{folder.name}.lock")):
         held = _held(folder)
         if {**held, "tokens": marker["tokens"]} != marker:
-            partial = folder.with_name(f".{folder.name}.partial")
             label = f"fabricate {card.id}"
-            _make_room(partial, total_bytes(entries), label)
-            for name, content in settings.items():
-                write_json(partial / name, content)
-            _write_tokenizer(partial, card, config)
-            write_shards(partial, entries, progress or Silent(), label, shard_bytes)
-            write_json(partial / MARKER, marker)
-            if folder.exists():
-                shutil.rmtree(folder)
-            partial.rename(folder)
+            with appearing(folder) as partial:
+                _check_room(folder, total_bytes(entries), label)
+                partial.mkdir()
+                for name, content in settings.items():
+                    write_json(partial / name, content)
+                _write_tokenizer(partial, card, config)
+                write_shards(partial, entries, progress or Silent(), label, shard_bytes)
+                write_json(partial / MARKER, marker)
         elif held != marker:
             _write_tokenizer(folder, card, config)
             write_json(folder / MARKER, marker)
@@ -160,16 +158,13 @@ def _held(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def _make_room(folder: Path, total: int, label: str) -> None:
-    """Create an empty folder on a disk with room for `total` bytes."""
-    shutil.rmtree(folder, ignore_errors=True)  # left by a run that was killed
+def _check_room(folder: Path, total: int, label: str) -> None:
     if total > (free := shutil.disk_usage(folder.parent).free):
         raise BudgetError(
             f"{label}: {total / 1e9:.1f} GB to write, {free / 1e9:.1f} GB free\n"
             f"  in: {folder.parent}",
             hint="free some space, or choose a folder on another disk",
         )
-    folder.mkdir()
 
 
 # Values ------------------------------------------------------------------------------------------

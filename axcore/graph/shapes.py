@@ -59,6 +59,7 @@ def _port(name: str, spec: Spec) -> Port:
 
 def _infer(stage: Stage, state: Sequence[Spec], dtype: torch.dtype) -> tuple[Spec, ...]:
     module = typed(stage.module, dtype)
+    # Fake tensors have shape and dtype but no data, so this takes neither memory nor time.
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         values = tuple(torch.empty(shape, dtype=kind) for shape, kind in state)
         weights = {n: torch.empty(p.shape, dtype=p.dtype) for n, p in module.named_parameters()}

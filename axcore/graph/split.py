@@ -45,6 +45,7 @@ def cuts(sizes: Sequence[int], split: int | Literal["auto"] | None) -> list[int]
             )
         return _evenly(sizes, split)
     fewest = max(1, -(-sum(sizes) // LIMIT_BYTES))
+    # Cuts lie between stages, so a share can exceed the limit; then one part more is tried.
     for parts in count(fewest):
         chosen = _evenly(sizes, min(parts, len(sizes)))
         if parts >= len(sizes) or max(part_bytes(sizes, chosen)) <= LIMIT_BYTES:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoint.config import config_parts
 from ..errors import CheckpointError, UsageError
+from ..files import appearing
 from ..language_model import Embedding
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
     from typing import BinaryIO
 
@@ -114,7 +114,10 @@ def write_embedding(
     info = checkpoint.info(embedding.key)
     dtypes = {DTYPES[name] for name in wanted}
     with ExitStack() as stack:
-        files = {name: stack.enter_context(_appearing(folder / FORMATS[name])) for name in wanted}
+        files: dict[str, BinaryIO] = {}
+        for name in wanted:
+            partial = stack.enter_context(appearing(folder / FORMATS[name]))
+            files[name] = stack.enter_context(partial.open("wb"))
         for name in files.keys() & FRAMES.keys():
             FRAMES[name](files[name], info.shape)
         task = stack.enter_context(progress.task("embedding", info.nbytes, "B"))
@@ -216,15 +219,3 @@ def scaled(chunk: memoryview, source: str, factor: float) -> memoryview:
     values = np.frombuffer(converted(chunk, source, "float32"), np.float32)
     product: np.ndarray[Any, Any] = values * np.float32(factor)
     return product.view(np.uint8).data
-
-
-@contextmanager
-def _appearing(path: Path) -> Iterator[BinaryIO]:
-    """Open a file that takes its name once it is complete, and is gone if it never is."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with partial.open("wb") as file:
-            yield file
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

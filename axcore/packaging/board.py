@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from ..bundle import MANIFEST, PACKAGED
 from ..errors import BundleError, UsageError
-from ..files import explained_full_disk, sha256
+from ..files import appearing, explained_full_disk, sha256
 from .source import Source
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from ..plugins import Registry
     from ..progress import Progress
 
@@ -55,7 +51,8 @@ def package(
     source = Source.open(bundle, registry)
     _check_target(out)
     place = Path(os.path.realpath(out))
-    with explained_full_disk(place.parent), _appearing(place) as folder:
+    with explained_full_disk(place.parent), appearing(place) as folder:
+        folder.mkdir()
         if runtime == "axllm":
             from .axllm import fill
         else:
@@ -81,22 +78,6 @@ def _manifest(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
-
-
-@contextmanager
-def _appearing(out: Path) -> Iterator[Path]:
-    """Yield an empty folder beside `out` that takes its place once it is filled."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    fresh, old = (out.with_name(f".{out.name}.{os.getpid()}.{part}") for part in ("tmp", "old"))
-    fresh.mkdir()
-    try:
-        yield fresh
-        if out.exists():
-            out.rename(old)
-        fresh.rename(out)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def _write_manifest(folder: Path, runtime: Runtime, source: Source, progress: Progress) -> None:

@@ -114,6 +114,7 @@ def _copy_distribution(name: str, library: Path) -> None:
     """Copy an installed distribution, its licence included."""
     found = distribution(name)
     for file in found.files or ():
+        # Paths with ".." are scripts outside of site-packages; bytecode fits one Python only.
         if file.suffix != ".pyc" and ".." not in file.parts:
             target = library / file
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -269,8 +270,13 @@ class _Conversion:
         (_, graph), (_, behind) = self.flow.chain[index : index + 2]
         count, locate = step.metrics["samples"], partial(self.workspace.path, step)
         name = self.flow.name(index)
+        if graph.calibration.format == "NumpyObject":
+            # A dict of arrays is stored as a pickle, and no pickle is ever loaded.
+            samples: Iterator[Sample] = islice(self.flow.samples(index, self.images), count)
+        else:
+            samples = load_samples(name, graph.inputs, graph.calibration, count, locate)
         with self.progress.task(f"calibration of {behind.stem}", count, "samples") as task:
-            for sample in load_samples(name, graph.inputs, graph.calibration, count, locate):
+            for sample in samples:
                 yield sample
                 task.advance()
 

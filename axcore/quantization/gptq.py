@@ -15,7 +15,7 @@ from ..checkpoint import Checkpoint
 from ..checkpoint.fabricate import MARKER
 from ..checkpoint.writer import write_json
 from ..errors import BudgetError, BundleError, CheckpointError, ToolchainError, UsageError
-from ..files import explained_full_disk
+from ..files import appearing, explained_full_disk
 from ..language.checkpoint import SETTINGS, write_checkpoint
 from ..pipeline.job import open_job
 from ..request import Request
@@ -126,9 +126,9 @@ def quantize(
         python = find_python(settings.python)
         run = _Run(job, language, settings, text, python, registry, progress)
         run.check_room(target.parent)
-        with explained_full_disk(target.parent), _scratch(target) as scratch:
-            done = run.carry_out(scratch, target)
-            (scratch / "merged").rename(target)
+        with explained_full_disk(target.parent), _locked(target), appearing(target) as folder:
+            folder.mkdir()
+            done = run.carry_out(folder, target)
     return done
 
 
@@ -142,17 +142,18 @@ class _Run:
     registry: Registry
     progress: Progress
 
-    def carry_out(self, scratch: Path, target: Path) -> Quantised:
-        """Write the new checkpoint to ``merged`` in `scratch`."""
-        source = self.job.checkpoint
+    def carry_out(self, folder: Path, target: Path) -> Quantised:
+        """Write the new checkpoint into `folder`, which gets the name `target` afterwards."""
+        source, scratch = self.job.checkpoint, folder / ".work"
+        scratch.mkdir()
         write_checkpoint(source, self.language.checkpoint, scratch / "model", self.progress, ())
         self._copy_tokenizer(scratch)
         found = self._work(scratch, target.with_name(f"{target.name}.log"))
         config = found.pop("quantization_config")
         self._judge(found)
-        merged = scratch / "merged"
         with Checkpoint.open(scratch / "quantised") as quantised:
-            merge(source, quantised, self.language, config, merged, self.progress)
+            merge(source, quantised, self.language, config, folder, self.progress)
+        shutil.rmtree(scratch)
         done = Quantised(
             folder=target,
             model=self.job.card.id,
@@ -161,10 +162,10 @@ class _Run:
             device=self.settings.device,
             matrices=len(self.language.matrices),
             bytes_before=_language_bytes(source, self.job.card),
-            bytes_after=self._checked_bytes(merged),
+            bytes_after=self._checked_bytes(folder),
             **found,
         )
-        write_json(merged / REPORT, {**asdict(done), "folder": target.name})
+        write_json(folder / REPORT, {**asdict(done), "folder": target.name})
         return done
 
     def check_room(self, folder: Path) -> None:
@@ -267,8 +268,8 @@ def _check_settings(settings: Settings) -> None:
 
 
 @contextmanager
-def _scratch(target: Path) -> Iterator[Path]:
-    """Yield an empty folder beside `target`, locked, and remove it afterwards.
+def _locked(target: Path) -> Iterator[None]:
+    """Hold `target` for this process.
 
     Raises:
         BundleError: Another process holds the lock.
@@ -282,12 +283,8 @@ def _scratch(target: Path) -> Iterator[Path]:
             f"another axcore process is writing {target}",
             hint="wait for it to end, or choose another folder with -o",
         ) from error
-    scratch = target.with_name(f".{target.name}.partial")
     try:
-        shutil.rmtree(scratch, ignore_errors=True)  # left by a run that was killed
-        scratch.mkdir()
-        yield scratch
+        yield
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
         lock.release()
         Path(lock.lock_file).unlink(missing_ok=True)

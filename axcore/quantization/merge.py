@@ -44,13 +44,12 @@ def merge(
         quantised: The language model, as gptqmodel wrote it.
         language: Its names in both.
         quantization_config: As gptqmodel wrote it.
-        folder: Is created; must not exist.
+        folder: Exists; files are added.
         progress: Gets the bytes written.
 
     Raises:
         ToolchainError: `quantised` lacks a packed matrix, or has one of another shape.
     """
-    folder.mkdir()
     entries = list(_entries(source, quantised, language, _scheme(quantization_config)))
     write_shards(folder, entries, progress, "merge")
     for path in sorted(source.folder.iterdir()):

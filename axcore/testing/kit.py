@@ -170,6 +170,7 @@ def _convert(prepared: Prepared, out: Path) -> Bundle:
 
 def _contents(*folders: Path) -> dict[Path, tuple[int, int]]:
     """Return size and time of the files directly in `folders`."""
+    # Not their content: a checkpoint is large, and writing a file changes its time.
     files = (path for folder in folders for path in folder.iterdir() if path.is_file())
     return {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in files}
 

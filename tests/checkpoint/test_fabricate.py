@@ -168,11 +168,12 @@ def test_what_is_there_is_kept_and_what_differs_replaced(tmp_path: Path) -> None
     before = written(folder / "model.safetensors")
     fabricate(CARD, "tiny", folder)
     assert written(folder / "model.safetensors") == before
-    (tmp_path / ".toy.partial").mkdir()
-    (tmp_path / ".toy.partial" / "rest").write_text("of a run that was killed")
+    left = tmp_path / ".toy.99999999.partial"  # no process has that number
+    left.mkdir()
+    (left / "rest").write_text("of a run that was killed")
     fabricate(CARD, "tiny", folder, seed=1)
     assert content(folder) == content(fabricate(CARD, "tiny", tmp_path / "fresh", seed=1))
-    assert not (tmp_path / ".toy.partial").exists()
+    assert not left.exists()
 
 
 # Tokenizer ---------------------------------------------------------------------------------------

@@ -289,8 +289,9 @@ def test_what_a_killed_run_left_is_cleared_away(
     checkpoints: dict[str, Path], registry: Registry, tmp_path: Path, python: Path
 ) -> None:
     """Oracle: the scratch folder that it would have left."""
-    (tmp_path / ".out.partial/merged").mkdir(parents=True)
-    (tmp_path / ".out.partial/merged/model.safetensors").write_text("half")
+    left = tmp_path / ".out.99999999.partial"  # no process has that number
+    left.mkdir()
+    (left / "model.safetensors").write_text("half")
     run(checkpoints["flat"], registry, tmp_path / "out", python)
     assert {path.name for path in tmp_path.iterdir()} == {"python", "out"}
     assert (tmp_path / "out/model.safetensors").read_bytes()[:4] != b"half"
