@@ -31,23 +31,28 @@ from .errors import (
 )
 from .hookspecs import hookimpl
 from .job import Job
+from .language.tensors import affine_tensors, llama_tensors
 from .language.tokenizer import Rows, encode_prompt, load_tokenizer, message_parts
 from .language_model import Decoder, Embedding, LlmBuildArgs, LlmCheckpoint, Prompt
-from .model_card import ModelCard, Profile
+from .model_card import Layout, ModelCard, Profile, Published
 from .plugins import Registry
 from .progress import Progress, Silent
-from .request import Options
+from .request import Options, Request
 from .runtime.contract import Backend
 from .toolchains.contract import BuildRequest, GraphFile, Toolchain
 
 if TYPE_CHECKING:
+    from . import backend, evaluate, toolchain
     from .runtime.runner import Answer, Runner
     from .runtime.sampling import Sampling
 else:
     _LATER = {"Answer": "runner", "Runner": "runner", "Sampling": "sampling"}
+    _MODULES = ("backend", "evaluate", "toolchain")
 
     def __getattr__(name: str) -> Any:
-        """Import what needs numpy when it is first asked for."""
+        """Import what needs numpy or more when it is first asked for."""
+        if name in _MODULES:
+            return import_module(f"{__name__}.{name}")
         if name not in _LATER:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         return getattr(import_module(f"{__name__}.runtime.{_LATER[name]}"), name)
@@ -76,6 +81,7 @@ __all__ = [
     "GraphFile",
     "ImageError",
     "Job",
+    "Layout",
     "LlmBuildArgs",
     "LlmCheckpoint",
     "ModelCard",
@@ -85,7 +91,9 @@ __all__ = [
     "Profile",
     "Progress",
     "Prompt",
+    "Published",
     "Registry",
+    "Request",
     "Rows",
     "Runner",
     "Sample",
@@ -101,12 +109,16 @@ __all__ = [
     "VerificationError",
     "Weight",
     "__version__",
+    "affine_tensors",
+    "backend",
     "build",
     "convert",
     "encode_prompt",
+    "evaluate",
     "hookimpl",
     "lint",
     "list_models",
+    "llama_tensors",
     "load",
     "load_tokenizer",
     "message_parts",
@@ -114,5 +126,6 @@ __all__ = [
     "plan",
     "quantize",
     "read_image",
+    "toolchain",
     "verify",
 ]

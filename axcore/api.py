@@ -1,28 +1,32 @@
-"""The library's verbs, the same that the command line has."""
+"""The library's verbs, the same that the command line has.
+
+`plan`, `convert` and `quantize` take the fields of a `Request` as keyword arguments, or a whole
+`Request` in place of the model. Paths may be strings. ``progress=True`` shows bars.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .choices import resolve
-from .errors import UsageError
 from .plugins import Registry
-from .progress import Progress, Silent
-from .request import Options
+from .progress import as_progress
+from .request import CheckpointRequest, Request, takes
 
 if TYPE_CHECKING:
     from .bundle import Bundle
     from .graph.lint import Finding
     from .graph.verify import Verification
+    from .model_card import Entry
     from .packaging import Runtime
-    from .pipeline.job import Request, Source, Weights
     from .pipeline.plan import Plan
-    from .plugins import Entry
+    from .progress import Progress
     from .quantization.gptq import Device, Quantised
     from .runtime.runner import Runner
+
+    Reporter = Progress | bool | None
+    PathLike = str | Path
 
 
 def list_models(registry: Registry | None = None) -> list[Entry]:
@@ -30,105 +34,89 @@ def list_models(registry: Registry | None = None) -> list[Entry]:
     return (registry or Registry()).entries
 
 
+@takes(Request)
 def plan(
-    model: str,
+    model: PathLike | Request,
     *,
-    out: Path | None = None,
-    checkpoint: str | None = None,
-    weights: Weights | None = None,
-    source: Source = "huggingface",
-    revision: str | None = None,
-    images: Sequence[Path] = (),
-    calibration_archive: str | None = None,
-    options: Options | None = None,
-    verify: bool = True,
-    vision_only: bool = False,
-    toolchain: str = "pulsar2",
-    progress: Progress | None = None,
+    out: PathLike | None = None,
+    progress: Reporter = None,
     registry: Registry | None = None,
+    **arguments: Any,
 ) -> Plan:
     """Say what `convert` would write, need and run; reads no weight.
 
     Args:
-        model: Id, alias or checkpoint folder.
+        model: Id, alias, repository or checkpoint folder; or a whole request.
         out: Where the bundle would go; its disk is checked. None checks nothing.
-        checkpoint: Folder or Hugging Face id; None takes the card's repository.
-        weights: "random-tiny" or "random-full" fabricates a checkpoint of the card's layout.
-        source: "huggingface" or "modelscope".
-        revision: Branch, tag or commit.
-        images: Folders, archives or files with calibration images.
-        calibration_archive: File or URL of an archive of finished calibration samples, used as it
-            is in place of `images`.
-        options: Size, precision, lengths and target.
-        verify: Whether `convert` would compare with PyTorch.
-        vision_only: Leave the language model's side out.
-        toolchain: Whose configuration is written.
-        progress: Where to report.
+        progress: Where to report; True shows bars.
         registry: The plugins; None finds the installed ones.
+        arguments: Fields of `Request`, and options of the model or the toolchain, e.g. ``chip``.
 
     Raises:
-        AxcoreError: One of its subclasses says what is wrong.
+        UsageError: An argument is unknown, or does not take the value.
+        AxcoreError: Another subclass says what is wrong.
     """
     from .calibration import find_archive, find_images
     from .pipeline.job import open_job
     from .pipeline.plan import check_room, make_plan
     from .pipeline.prepared import prepare
 
-    request = _request(locals())
-    registry, progress = registry or Registry(), progress or Silent()
-    job = open_job(request, registry, progress)
-    archive = find_archive(calibration_archive, progress) if calibration_archive else None
+    request = Request.of(model, **arguments)
+    registry, reporter = registry or Registry(), as_progress(progress)
+    job, archived = open_job(request, registry, reporter), request.calibration_archive
+    archive = find_archive(archived, reporter) if archived else None
     with job.checkpoint:
         prepared = prepare(request, registry, job, archive)
-        made = make_plan(prepared, find_images(images) if images else [])
+        made = make_plan(prepared, find_images(request.images) if request.images else [])
     if out is not None:
-        check_room(made, out)
+        check_room(made, Path(out))
     return made
 
 
+@takes(Request)
 def convert(
-    model: str,
-    out: Path,
+    model: PathLike | Request,
+    out: PathLike,
     *,
-    checkpoint: str | None = None,
-    weights: Weights | None = None,
-    source: Source = "huggingface",
-    revision: str | None = None,
-    images: Sequence[Path] = (),
-    calibration_archive: str | None = None,
-    options: Options | None = None,
-    verify: bool = True,
-    vision_only: bool = False,
-    toolchain: str = "pulsar2",
-    progress: Progress | None = None,
+    progress: Reporter = None,
     registry: Registry | None = None,
+    **arguments: Any,
 ) -> Bundle:
-    """Fill `out` with everything a board build needs; see `plan` for the arguments.
+    """Fill `out` with everything a board build needs.
 
     Run again it continues: finished steps are kept. `out` changes only after every step has
     succeeded.
 
+    Args:
+        model: Id, alias, repository or checkpoint folder; or a whole request.
+        out: The bundle folder.
+        progress: Where to report; True shows bars.
+        registry: The plugins; None finds the installed ones.
+        arguments: Fields of `Request`, and options of the model or the toolchain, e.g. ``chip``.
+
     Raises:
-        AxcoreError: One of its subclasses says what is wrong.
+        UsageError: An argument is unknown, or does not take the value.
+        AxcoreError: Another subclass says what is wrong.
     """
     from .pipeline.convert import convert as run
 
-    return run(_request(locals()), Path(out), registry or Registry(), progress or Silent())
+    request = Request.of(model, **arguments)
+    return run(request, Path(out), registry or Registry(), as_progress(progress))
 
 
 def verify(
-    bundle: Path,
+    bundle: PathLike,
     *,
-    images: Sequence[Path] = (),
-    progress: Progress | None = None,
+    images: PathLike | Sequence[PathLike] = (),
+    progress: Reporter = None,
     registry: Registry | None = None,
 ) -> list[Verification]:
     """Compare a bundle's graphs with PyTorch on one image.
 
     Args:
         bundle: A folder that `convert` wrote; its checkpoint must still be there.
-        images: Images to take the first of; None takes one that comes with axcore.
-        progress: Where to report.
+        images: Images to take the first of; none takes one that comes with axcore.
+        progress: Where to report; True shows bars.
         registry: The plugins; None finds the installed ones.
 
     Raises:
@@ -138,16 +126,22 @@ def verify(
     from .bundle import Bundle
     from .pipeline.verify import verify_bundle
 
-    return verify_bundle(Bundle.open(bundle), images, registry or Registry(), progress or Silent())
+    sources = [images] if isinstance(images, (str, Path)) else images
+    return verify_bundle(
+        Bundle.open(Path(bundle)),
+        [*map(Path, sources)],
+        registry or Registry(),
+        as_progress(progress),
+    )
 
 
 def build(
-    bundle: Path,
+    bundle: PathLike,
     *,
     toolchain: str | None = None,
     command: str | None = None,
     options: Mapping[str, str] | None = None,
-    progress: Progress | None = None,
+    progress: Reporter = None,
     registry: Registry | None = None,
 ) -> list[Path]:
     """Run a toolchain on a bundle; finished steps are not repeated.
@@ -157,7 +151,7 @@ def build(
         toolchain: Its name; None takes the one the bundle was converted for.
         command: How the tool is called where it is not on PATH, e.g. ``docker run … pulsar2``.
         options: Options of the toolchain (see `Toolchain.options`).
-        progress: Told each line the tool prints.
+        progress: Told each line the tool prints; True shows bars.
         registry: The plugins; None finds the installed ones.
 
     Returns:
@@ -165,40 +159,27 @@ def build(
 
     Raises:
         ToolchainError: The tool is missing, or a step failed.
+        AxcoreError: Another subclass says what is wrong.
     """
     from .bundle import Bundle
-    from .files import explained_full_disk
-    from .pipeline.decoder import open_decoder
-    from .pipeline.workspace import Workspace
+    from .pipeline.build import build_bundle
 
-    opened, known, reporter = Bundle.open(bundle), registry or Registry(), progress or Silent()
-    request, name = opened.build_request, toolchain or opened.manifest["toolchain"]
-    tool = known.toolchains.get(name)
-    if tool is None:
-        installed = ", ".join(known.toolchains) or "none"
-        raise UsageError(f"no toolchain `{name}`", hint=f"installed: {installed}")
-    chosen = resolve(f"toolchain `{name}`", tool.options, options or {})
-    opened.check_files({file for file in opened.files if tool.reads(request, file)})
-    with (
-        Workspace(opened.folder, request.model).locked(),
-        explained_full_disk(opened.folder, "finished steps"),
-    ):
-        return tool.build(
-            opened.folder,
-            request,
-            reporter,
-            command=command,
-            options=chosen,
-            decoder=lambda: open_decoder(opened, known, reporter),
-        )
+    return build_bundle(
+        Bundle.open(Path(bundle)),
+        toolchain,
+        command,
+        options or {},
+        registry or Registry(),
+        as_progress(progress),
+    )
 
 
 def load(
-    bundle: Path,
+    bundle: PathLike,
     *,
     backend: str = "onnx",
     options: Mapping[str, str] | None = None,
-    progress: Progress | None = None,
+    progress: Reporter = None,
     registry: Registry | None = None,
 ) -> Runner:
     """Open a bundle whose language model was built, to ask it.
@@ -208,7 +189,7 @@ def load(
         backend: "onnx" runs on this machine what the embedded toolchain built, "axengine" runs
             on a board what Pulsar2 built.
         options: Options of the backend (see `Backend.options`).
-        progress: Where to report.
+        progress: Where to report; True shows bars.
         registry: The plugins; None finds the installed ones.
 
     Raises:
@@ -216,16 +197,17 @@ def load(
     """
     from .runtime.runner import Runner
 
-    with (progress or Silent()).task("load", 1, "model"):
-        return Runner.open(Path(bundle), registry or Registry(), backend, options)
+    return Runner.open(
+        Path(bundle), registry or Registry(), backend, options, as_progress(progress)
+    )
 
 
 def package(
-    bundle: Path,
-    out: Path,
+    bundle: PathLike,
+    out: PathLike,
     *,
     runtime: Runtime,
-    progress: Progress | None = None,
+    progress: Reporter = None,
     registry: Registry | None = None,
 ) -> Bundle:
     """Lay a built bundle out for a board, in a folder that can be copied there as it is.
@@ -235,7 +217,7 @@ def package(
         out: The new folder. One that was packaged before is replaced.
         runtime: "axllm" for Axera's ``axllm run`` and ``axllm serve``, "python" for the loop that
             `load` runs.
-        progress: Where to report.
+        progress: Where to report; True shows bars.
         registry: The plugins; None finds the installed ones.
 
     Returns:
@@ -247,30 +229,29 @@ def package(
     from .bundle import Bundle
     from .packaging import package as run
 
-    known = registry or Registry()
-    return Bundle.open(run(Path(bundle), Path(out), runtime, known, progress or Silent()))
+    return Bundle.open(
+        run(Path(bundle), Path(out), runtime, registry or Registry(), as_progress(progress))
+    )
 
 
+@takes(CheckpointRequest)
 def quantize(
-    model: str,
-    out: Path | None = None,
+    model: PathLike | CheckpointRequest,
+    out: PathLike | None = None,
     *,
     bits: int = 4,
     group_size: int = 128,
     device: Device = "cpu",
-    text: Path | None = None,
-    python: Path | None = None,
-    checkpoint: str | None = None,
-    weights: Weights | None = None,
-    source: Source = "huggingface",
-    revision: str | None = None,
-    progress: Progress | None = None,
+    text: PathLike | None = None,
+    python: PathLike | None = None,
+    progress: Reporter = None,
     registry: Registry | None = None,
+    **arguments: Any,
 ) -> Quantised:
     """Write a checkpoint anew with its language model quantised by GPTQ; `convert` takes it.
 
     Args:
-        model: Id, alias or checkpoint folder.
+        model: Id, alias, repository or checkpoint folder; or a whole request.
         out: The new folder; None names it after the model, in the working folder.
         bits: Of one weight: 4 or 8.
         group_size: Consecutive inputs that share a scale; -1 for all.
@@ -278,9 +259,9 @@ def quantize(
         text: File or folder to calibrate with (see `axcore.quantization.text`); None takes a small
             text that comes with axcore.
         python: A Python that has gptqmodel; None takes the running one.
-        checkpoint, weights, source, revision: See `plan`.
-        progress: Where to report.
+        progress: Where to report; True shows bars.
         registry: The plugins; None finds the installed ones.
+        arguments: Fields of `CheckpointRequest`.
 
     Returns:
         Sizes, and how the model answers before and after.
@@ -288,40 +269,35 @@ def quantize(
     Raises:
         AxcoreError: One of its subclasses says what is wrong; no half-written folder is left.
     """
-    from .pipeline.job import Request
     from .quantization.gptq import Settings
     from .quantization.gptq import quantize as run
 
-    request = Request(model, checkpoint, weights, source, revision)
-    settings = Settings(bits, group_size, device, text, python)
-    return run(request, settings, out, registry or Registry(), progress or Silent())
+    request = Request(**vars(CheckpointRequest.of(model, **arguments)))
+    given = [Path(path) if path else None for path in (text, python, out)]
+    settings = Settings(bits, group_size, device, given[0], given[1])
+    return run(request, settings, given[2], registry or Registry(), as_progress(progress))
 
 
-def lint(target: Path, *, chip: str | None = None) -> list[Finding]:
-    """Check an ONNX file, or every graph of a bundle, against a chip's operator table.
+def lint(
+    target: PathLike,
+    *,
+    toolchain: str | None = None,
+    options: Mapping[str, str] | None = None,
+    registry: Registry | None = None,
+) -> list[Finding]:
+    """Check an ONNX file, or every graph of a bundle, against an operator table.
 
     Args:
         target: An ``.onnx`` file or a bundle folder.
-        chip: Name of the chip; None takes the bundle's, or AX650 for a file.
+        toolchain: Whose table; None takes the bundle's, or Pulsar2's for a file.
+        options: Options of the toolchain, such as ``{"chip": "AX620E"}``; those of the bundle hold
+            where none is given.
+        registry: The plugins; None finds the installed ones.
 
     Raises:
-        AxcoreError: The target cannot be read, or the chip is unknown.
+        UsageError: There is no such target, or no operator table of it.
+        AxcoreError: Another subclass says why the file or bundle cannot be read.
     """
-    from .bundle import Bundle
-    from .graph.lint import lint_model
+    from .pipeline.lint import lint_target
 
-    if not target.is_dir():
-        return lint_model(target, chip or Options().chip)
-    bundle = Bundle.open(target)
-    wanted = chip or bundle.build_request.chip
-    return [finding for path in bundle.graphs for finding in lint_model(path, wanted)]
-
-
-def _request(arguments: dict[str, Any]) -> Request:
-    """Return a request from the arguments of `plan` or `convert`."""
-    from .pipeline.job import Request
-
-    given = {field.name: arguments[field.name] for field in fields(Request)}
-    given["images"] = tuple(Path(path) for path in given["images"])
-    given["options"] = given["options"] or Options()
-    return Request(**given)
+    return lint_target(Path(target), toolchain, options or {}, registry or Registry())

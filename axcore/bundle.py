@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from .errors import BundleError
-from .files import Stamp, write_atomic
+from .files import Checksums
 from .plain import parse
 from .request import Options
 from .toolchains.contract import BuildRequest
@@ -22,10 +21,18 @@ PACKAGED = "packaged_for"
 ASSET_SUFFIXES = (".json", ".txt", ".jinja", ".model")
 """Of configuration, tokenizer and processor files."""
 
-_SEEN = ".axcore/seen.json"
+STATE = ".axcore"
+"""Folder in a bundle for what is no result: unfinished steps, records, the lock."""
+
+CHECKSUMS = f"{STATE}/checksums.json"
+"""The record of checksums of a bundle's files (see `Checksums`)."""
+
 SCHEMA = 2
 T = TypeVar("T")
-_FIELDS = {"model", "checkpoint", "options", "vision_only", "toolchain", "build", "notes", "files"}
+_FIELDS = {
+    *("model", "checkpoint", "options", "vision_only"),
+    *("toolchain", "target", "build", "notes", "files"),
+}
 _HINT = "give the folder that `axcore convert` wrote, or finish it by the same command"
 
 
@@ -67,6 +74,9 @@ class Bundle:
             raise BundleError(f"{path} lacks {', '.join(missing)}", hint=_HINT)
         return cls(folder, manifest)
 
+    def __repr__(self) -> str:
+        return f"<Bundle {self.manifest['model']['id']} in {self.folder}>"
+
     @property
     def files(self) -> dict[str, Path]:
         """Every file of the bundle, by name."""
@@ -99,12 +109,10 @@ class Bundle:
         Raises:
             BundleError: Files are missing or were changed; names them.
         """
-        stamps = self._stamps()
-        seen = dict(stamps)
+        checksums = Checksums(self.folder / CHECKSUMS)
         listed = [name for name in self.manifest["files"] if names is None or name in names]
-        wrong = [reason for name in listed if (reason := self._difference(name, seen))]
-        if seen != stamps:
-            self._remember(seen)
+        wrong = [reason for name in listed if (reason := self._difference(name, checksums))]
+        checksums.save()
         if wrong:
             raise BundleError(
                 f"{self.folder} is not as it was written\n  " + "\n  ".join(wrong[:10]),
@@ -113,25 +121,12 @@ class Bundle:
                 else "run the same `axcore convert` again; what is whole is kept",
             )
 
-    def _difference(self, name: str, seen: dict[str, Stamp]) -> str:
-        """Say how a file differs from the manifest; it is not read again while its time stays."""
+    def _difference(self, name: str, checksums: Checksums) -> str:
+        """Say how a file differs from the manifest."""
         path, entry = self.folder / name, self.manifest["files"][name]
         if not path.is_file():
             return f"{name} is missing"
         if (size := path.stat().st_size) != entry["size"]:
             return f"{name} has {size} bytes, not {entry['size']}"
-        if name not in seen or not seen[name].is_of(path):
-            seen[name] = Stamp.of(path)
-        return "" if seen[name].sha256 == entry["sha256"] else f"{name} has another content"
-
-    def _stamps(self) -> dict[str, Stamp]:
-        try:
-            return parse(dict[str, Stamp], json.loads((self.folder / _SEEN).read_bytes()))
-        except (OSError, ValueError):
-            return {}
-
-    def _remember(self, seen: Mapping[str, Stamp]) -> None:
-        # Where nothing may be written it only costs time: files are read again.
-        with contextlib.suppress(OSError):
-            text = json.dumps({name: asdict(stamp) for name, stamp in seen.items()})
-            write_atomic(self.folder / _SEEN, text)
+        same = checksums.of(path).sha256 == entry["sha256"]
+        return "" if same else f"{name} has another content"

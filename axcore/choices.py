@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,7 @@ def resolve(owner: str, declared: Mapping[str, Choice], given: Mapping[str, str]
     for name, value in given.items():
         choice = declared.get(name)
         if choice is None:
-            own = ", ".join(f"--{known}" for known in declared) or "none"
-            raise UsageError(f"{owner} has no option --{name}", hint=f"its options: {own}")
+            raise unknown_option(owner, declared, name)
         if choice.values and value not in choice.values:
             raise UsageError(
                 f"--{name} {value} is not offered",
@@ -51,3 +51,21 @@ def resolve(owner: str, declared: Mapping[str, Choice], given: Mapping[str, str]
             )
     defaults = {name: choice.values[0] for name, choice in declared.items() if choice.values}
     return {**defaults, **given}
+
+
+def unknown_option(
+    owner: str, declared: Iterable[str], name: str, others: Iterable[str] = ()
+) -> UsageError:
+    """Return what to raise of an option that does not exist; the nearest one is suggested.
+
+    Args:
+        owner: See `resolve`.
+        declared: Names of its options.
+        name: What was given.
+        others: Names of options that are taken beside them, as those of a command.
+    """
+    own = list(declared)
+    nearest = difflib.get_close_matches(name, [*own, *others], n=1)
+    listed = ", ".join(f"--{known}" for known in own) or "none"
+    hint = f"did you mean --{nearest[0]}?" if nearest else f"its options: {listed}"
+    return UsageError(f"{owner} has no option --{name}", hint=hint)

@@ -31,8 +31,7 @@ def split_graph(job: Job, component: Component) -> Sequence[int]:
     """Cut where ``Options.split`` asks."""
     from .graph.split import cuts, stage_bytes
 
-    itemsize = 4 if job.options.dtype == "float32" else 2
-    return cuts(stage_bytes(component, itemsize), job.options.split)
+    return cuts(stage_bytes(component, job.options.itemsize), job.options.split)
 
 
 @hookimpl(trylast=True)

@@ -1,20 +1,27 @@
-"""Files: atomic writes, content stamps, and errors of a full disk."""
+"""Files: what appears whole, checksums, and errors of a full disk."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
+import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .errors import BudgetError, BundleError
 
 _CHUNK_BYTES = 4 << 20
+_READERS = 4  # hashing is slower than reading, and threads hash at the same time
+_PARTIAL, _REPLACED = ".partial", ".replaced"
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 _NO_FOLDER = {errno.ENOENT, errno.ENOTDIR, errno.EEXIST}
@@ -23,33 +30,92 @@ _ELSEWHERE = "choose a place that you may write to with -o"
 
 
 @dataclass(frozen=True)
-class Stamp:
-    """Identity of a file's content: size and sha256, and when that was last seen to hold."""
+class Content:
+    """What a file holds: its size in bytes, and its SHA-256 in hexadecimal digits."""
 
     size: int
     sha256: str
-    mtime_ns: int = 0
 
-    @classmethod
-    def of(cls, path: Path) -> Stamp:
-        """Read `path` once."""
-        stat = path.stat()
-        return cls(stat.st_size, sha256(path), stat.st_mtime_ns)
 
-    def is_of(self, path: Path) -> bool:
-        """Whether `path` looks as it did then: it has the same size and time."""
-        stat = path.stat()
-        return (stat.st_size, stat.st_mtime_ns) == (self.size, self.mtime_ns)
+class Checksums:
+    """SHA-256 of files; a file is read again only when it looks changed.
 
-    def holds(self, path: Path) -> bool:
-        """Whether `path` has this content; reads it only when its time has changed."""
+    Looking changed means another size, inode or time of writing. All that is known of a bundle's
+    files, and of the checkpoint files that a toolchain reads, is in one record.
+
+    Args:
+        record: The JSON file that keeps what is known. A missing or damaged one only costs time.
+    """
+
+    def __init__(self, record: Path) -> None:
+        self._record = record
+        self._known = _read_record(record)
+        self._saved = dict(self._known)
+
+    def of(self, path: Path) -> Content:
+        """Return what `path` holds.
+
+        Raises:
+            OSError: It cannot be read.
+        """
+        name, stat = self._name(path), path.stat()
+        looks = (stat.st_size, stat.st_ino, stat.st_mtime_ns)
+        known = self._known.get(name)
+        if known is None or tuple(known[:3]) != looks:
+            known = self._known[name] = [*looks, sha256(path)]
+        return Content(known[0], known[3])
+
+    def of_all(self, paths: Iterable[Path]) -> dict[Path, Content]:
+        """Return what each file holds; several are read at the same time."""
+        found = list(paths)
+        with ThreadPoolExecutor(_READERS) as pool:
+            return dict(zip(found, pool.map(self.of, found), strict=True))
+
+    def holds(self, path: Path, content: Content) -> bool:
+        """Say whether `path` is a file with that content."""
         try:
-            stat = path.stat()
+            return path.stat().st_size == content.size and self.of(path) == content
         except OSError:
             return False
-        if stat.st_size != self.size:
-            return False
-        return stat.st_mtime_ns == self.mtime_ns or sha256(path) == self.sha256
+
+    def move(self, source: Path, target: Path) -> None:
+        """Rename a file; what is known of it stays known."""
+        source.replace(target)
+        self.rename(source, target)
+
+    def rename(self, source: Path, target: Path) -> None:
+        """Follow a file or folder that was renamed."""
+        before, after = self._name(source), self._name(target)
+        for name in list(self._known):
+            if name == before or name.startswith(f"{before}/"):
+                self._known[after + name.removeprefix(before)] = self._known.pop(name)
+
+    def save(self) -> None:
+        """Write the record, if there is anything new in it and the disk takes it."""
+        gone = [name for name in self._known if not self._path(name).exists()]
+        for name in gone:
+            del self._known[name]
+        # Where nothing may be written it only costs time: files are read again.
+        with contextlib.suppress(OSError):
+            if self._known != self._saved:
+                write_atomic(self._record, json.dumps(self._known))
+                self._saved = dict(self._known)
+
+    def _name(self, path: Path) -> str:
+        """Return a name that stays when the folder of the record is moved."""
+        return os.path.relpath(path, self._record.parent)
+
+    def _path(self, name: str) -> Path:
+        return self._record.parent / name
+
+
+def _read_record(path: Path) -> dict[str, list[Any]]:
+    try:
+        known = json.loads(path.read_bytes())
+        shapes = {name: [*map(type, entry)] for name, entry in known.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
+    return {name: known[name] for name, shape in shapes.items() if shape == [int, int, int, str]}
 
 
 def cache_folder(name: str) -> Path:
@@ -70,15 +136,66 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+@contextmanager
+def appearing(path: Path) -> Iterator[Path]:
+    """Yield where to write a file or folder that gets the name `path` when it is complete.
+
+    Until then `path` stays as it is; when the block ends it is replaced. If the block raises,
+    what was written is removed, and so is what an earlier process left when it was killed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _clear_leftovers(path)
+    stem = f".{path.name}.{os.getpid()}"
+    partial, replaced = path.with_name(stem + _PARTIAL), path.with_name(stem + _REPLACED)
+    try:
+        yield partial
+        if path.is_dir() and not path.is_symlink():
+            path.rename(replaced)  # a folder that is not empty cannot be replaced in one step
+        partial.replace(path)
+    finally:
+        _remove(partial)
+        if replaced.exists() and not path.exists():
+            replaced.rename(path)
+        _remove(replaced)
+
+
 def write_atomic(path: Path, text: str) -> None:
     """Write `text` so that `path` holds either its old or its new content."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with appearing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+
+
+def _clear_leftovers(path: Path) -> None:
+    """Remove what processes left that were killed while they wrote `path`."""
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.(\d+)({_PARTIAL}|{_REPLACED})")
+    for other in list(path.parent.iterdir()):
+        match = pattern.fullmatch(other.name)
+        if not match or _is_another_running(int(match[1])):
+            continue
+        if match[2] == _REPLACED and not path.exists():
+            other.rename(path)  # killed before the new folder was in place
+        else:
+            _remove(other)
+
+
+def _is_another_running(process: int) -> bool:
+    """Say whether a process runs that is not this one."""
+    if process == os.getpid():
+        return False
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # it runs, and is another user's
+        pass
+    return True
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_at(descriptor: int, data: memoryview, offset: int) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from .checkpoint.config import text_config
+
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint
     from .model_card import ModelCard, Profile
@@ -23,6 +25,7 @@ class Job:
         task: Name of the profile in use.
         profile: The profile with the user's changes applied.
         options: What the user chose.
+        target: The device that is built for, in the toolchain's spelling, such as ``AX650``.
     """
 
     card: ModelCard
@@ -31,6 +34,7 @@ class Job:
     task: str
     profile: Profile
     options: Options
+    target: str = ""
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -44,10 +48,7 @@ class Job:
     @property
     def text_config(self) -> Mapping[str, Any]:
         """The language model's part of the config: nested in some layouts, flat in others."""
-        for name in ("text_config", "llm_config"):
-            if isinstance(nested := self.config.get(name), Mapping):
-                return nested
-        return self.config
+        return text_config(self.config)
 
     @property
     def text_width(self) -> int:

@@ -1,7 +1,8 @@
-"""What the files of a layer model say of themselves, so that a stranger among them is noticed.
+"""Provenance of layer models, so that swapped, stale and mixed files are detected when loaded.
 
-A layer model is a graph, ``<name>.onnx``, and its weights, ``<name>.onnx.data``. The graph says in
-its metadata what it is; the weights end with a seal made from the same words.
+A layer model is a graph, ``<name>.onnx``, and its weights, ``<name>.onnx.data``. The metadata of
+the graph records its provenance, and the weights file ends with a fingerprint of the same values.
+Comparing the two finds weights that belong to another graph without hashing gigabytes.
 """
 
 from __future__ import annotations
@@ -20,17 +21,17 @@ GROUPS = "axcore.shape_groups"
 """The metadata property that lists the shapes a graph may be run with."""
 
 _BUILD, _WEIGHTS = "axcore.build", "axcore.weights"
-SEAL_BYTES = 32
+_FINGERPRINT_BYTES = 32  # a sha256
 
 
 @dataclass(frozen=True)
-class Origin:
-    """Where a layer model comes from.
+class Provenance:
+    """What a layer model was made from.
 
     Attributes:
-        name: Of the file, without suffix.
-        build: The same in all files of one build, and in no other's.
-        weights: `Checkpoint.fingerprint` of what it was made from.
+        name: File name without suffix.
+        build: Identifies the build; all files of one build share it.
+        weights: `Checkpoint.fingerprint` of the source checkpoint.
     """
 
     name: str
@@ -38,80 +39,86 @@ class Origin:
     weights: str
 
     @classmethod
-    def of(cls, name: str, properties: Mapping[str, str]) -> Origin | None:
-        """Read a graph's name and metadata; None where they say nothing."""
+    def of(cls, name: str, properties: Mapping[str, str]) -> Provenance | None:
+        """Parse a graph's name and metadata; None when there is no provenance metadata."""
         if _BUILD not in properties:
             return None
         return cls(name, properties[_BUILD], properties.get(_WEIGHTS, ""))
 
     @property
     def properties(self) -> dict[str, str]:
-        """What a graph's metadata says beside its name."""
+        """The metadata properties to store in the graph; the name is stored as the graph's name."""
         return {_BUILD: self.build, _WEIGHTS: self.weights}
 
     @property
-    def seal(self) -> bytes:
-        """The last `SEAL_BYTES` bytes of the weights."""
+    def fingerprint(self) -> bytes:
+        """Digest of this provenance; the weights file ends with it."""
         return hashlib.sha256("\n".join((self.name, self.build, self.weights)).encode()).digest()
 
 
 def data_file(graph: Path) -> Path:
-    """Return where the weights of a graph lie, also for a link to it of another suffix."""
+    """Return the weights file of a graph.
+
+    The suffix of `graph` does not matter: an ``.axmodel`` may be a link to an ONNX graph.
+    """
     return graph.with_name(f"{graph.stem}.onnx.data")
 
 
 def build_command(folder: Path, suffix: str) -> str:
-    """Return the command that makes layer models of a suffix: ".onnx", or ".axmodel"."""
+    """Return the command that builds layer models with `suffix`, ".onnx" or ".axmodel"."""
     return f"axcore build {folder} --toolchain {'onnx' if suffix == '.onnx' else 'pulsar2'}"
 
 
-def read_origin(graph: Path) -> Origin | None:
-    """Return what a graph says of itself; None where it is damaged or says nothing."""
+def read_provenance(graph: Path) -> Provenance | None:
+    """Read the provenance of a graph file; None when the file is damaged or has none."""
     import onnx
 
     try:
         model = onnx.load_model(graph, load_external_data=False)
-    except Exception:  # protobuf names no error that onnx makes public
+    except Exception:  # onnx has no public name for protobuf's error
         return None
-    return Origin.of(model.graph.name, {prop.key: prop.value for prop in model.metadata_props})
+    return Provenance.of(model.graph.name, {prop.key: prop.value for prop in model.metadata_props})
 
 
-def is_sealed(graph: Path, origin: Origin) -> bool:
-    """Say whether the weights of a graph are those of `origin`."""
+def weights_match(graph: Path, provenance: Provenance) -> bool:
+    """Whether the weights file of a graph ends with the fingerprint of `provenance`."""
     try:
         with data_file(graph).open("rb") as file:
-            file.seek(-SEAL_BYTES, 2)
-            return file.read() == origin.seal
-    except OSError:  # also where there are fewer bytes
+            file.seek(-_FINGERPRINT_BYTES, 2)
+            return file.read() == provenance.fingerprint
+    except OSError:  # missing, or shorter than a fingerprint: seeking before the start fails
         return False
 
 
-def check_origins(origins: Mapping[Path, Origin | None], weights: str) -> None:
-    """Refuse a file of another layer, build or checkpoint. What says nothing of itself passes.
+def check_provenance(provenances: Mapping[Path, Provenance | None], weights: str) -> None:
+    """Refuse files from another layer, build or checkpoint.
+
+    Files without provenance metadata are accepted: compiled ``.axmodel`` files have none.
 
     Args:
-        origins: Graph to what it says.
-        weights: Fingerprint of the bundle's checkpoint; empty where it is not known.
+        provenances: Provenance of each graph file.
+        weights: Fingerprint of the bundle's checkpoint; empty when unknown.
 
     Raises:
-        BundleError: Names the first stranger.
+        BundleError: Names the first file that does not match.
     """
-    builds = [origin.build for origin in origins.values() if origin]
-    for graph, origin in origins.items():
-        if origin and (reason := _stranger(graph, origin, builds, weights)):
+    # The build of the majority counts as the bundle's own, so that the odd file is the one named.
+    builds = [provenance.build for provenance in provenances.values() if provenance]
+    for graph, provenance in provenances.items():
+        if provenance and (reason := _mismatch(graph, provenance, builds, weights)):
             raise BundleError(
                 f"{graph} {reason}",
                 hint=f"run `{build_command(graph.parent, '.onnx')}`, which replaces it",
             )
 
 
-def _stranger(graph: Path, origin: Origin, builds: list[str], weights: str) -> str:
-    if origin.name != graph.stem:
-        return f"is really {origin.name}"
-    if origin.build != max(builds, key=builds.count):
-        return "is not of the same build as the files beside it"
-    if weights and origin.weights != weights:
-        return "was built from other weights than the rest of the bundle"
-    if not is_sealed(graph, origin):
-        return f"has a {data_file(graph).name} of another layer or build beside it"
+def _mismatch(graph: Path, provenance: Provenance, builds: list[str], weights: str) -> str:
+    if provenance.name != graph.stem:
+        return f"contains the layer model {provenance.name}"
+    if provenance.build != max(builds, key=builds.count):
+        return "is from another build than the files beside it"
+    if weights and provenance.weights != weights:
+        return "was built from other weights than the bundle"
+    if not weights_match(graph, provenance):
+        return f"does not match its weights: {data_file(graph).name} is from another layer or build"
     return ""

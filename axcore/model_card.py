@@ -1,12 +1,15 @@
-"""What a family says about a model without reading anything."""
+"""What a family declares about a model before any checkpoint is read."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from .choices import Choice
     from .component import Shape
 
@@ -40,8 +43,81 @@ class Profile:
 
 
 @dataclass(frozen=True)
+class Published:
+    """The small files of a published checkpoint, from which one with random weights is made.
+
+    Attributes:
+        config: The content of ``config.json``. Also decides between models of one architecture:
+            a checkpoint belongs to the one whose published config agrees in most fields.
+        files: Further JSON files (name to content), such as ``preprocessor_config.json``.
+        tiny: Nested overrides of `config` for a checkpoint that converts in seconds.
+        tokens: Returns the special tokens and their ids for a config, for the tokenizer of a
+            fabricated checkpoint. None fabricates no tokenizer.
+    """
+
+    config: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    tiny: Mapping[str, Any] = field(default_factory=dict)
+    tokens: Callable[[Mapping[str, Any]], Mapping[str, int]] | None = None
+
+    @classmethod
+    def read(cls, folder: Path, **others: Any) -> Published:
+        """Read ``config.json`` and all other JSON files of `folder`.
+
+        Args:
+            folder: Package data of a family, laid out like the published repository.
+            others: Further attributes.
+
+        >>> Published.read(Path(__file__).parent / "data" / "foo-vl-1b", tiny=TINY)
+        """
+        files = {path.name: json.loads(path.read_bytes()) for path in sorted(folder.glob("*.json"))}
+        return cls(files.pop("config.json"), files, **others)
+
+    @property
+    def tiny_config(self) -> dict[str, Any]:
+        """`config` with the overrides of `tiny` applied."""
+        return _merge(self.config, self.tiny)
+
+
+def _merge(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for name, value in overrides.items():
+        under = merged.get(name)
+        if isinstance(value, Mapping) and isinstance(under, Mapping):
+            value = _merge(under, value)
+        merged[name] = value
+    return merged
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a checkpoint names its tensors, and which of them belong to the language model.
+
+    Attributes:
+        tensors: Returns name (canonical key) and shape of every tensor for a config. Checked
+            against a checkpoint's headers, and used to fabricate one. None skips the check.
+        prefixes: Canonical key prefix to the spellings found on disk; the longest match wins.
+            Plugins use canonical keys only.
+        text_prefixes: Canonical prefixes of the language model. Every other tensor must be used
+            by a vision stage.
+        spare: Canonical prefixes of tensors that a conversion may leave unused, because some form
+            of the model does without them or because checkpoints hold more than `tensors` lists.
+        text_model: Config fields that turn the language model's part of the config into that of a
+            plain text model (``architectures``, ``model_type`` and whatever differs), for tools
+            that take a language model alone. None as a value removes the field. Empty if that part
+            of the config is complete.
+    """
+
+    tensors: Callable[[Mapping[str, Any]], Mapping[str, Shape]] | None = None
+    prefixes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    text_prefixes: tuple[str, ...] = ("model.", "lm_head.")
+    spare: tuple[str, ...] = ()
+    text_model: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class ModelCard:
-    """What a family says about one model, without reading anything.
+    """One model of a family. The first four fields are all that a conversion needs.
 
     Attributes:
         id: The name on the command line, e.g. ``foo-vl-1b``.
@@ -51,34 +127,16 @@ class ModelCard:
         aliases: Further names on the command line.
         licence: SPDX identifier or name of the weights' licence.
         parameters: Number of parameters of the published checkpoint.
-        config: The published ``config.json``. Tells models of one architecture apart, and is what
-            a fabricated checkpoint is made from.
-        tiny: Nested overrides of `config` for a fabricated checkpoint that converts in seconds.
-        prefixes: Canonical key prefix to the spellings met on disk, longest match first. Plugins
-            use canonical keys only.
-        text_prefixes: Canonical prefixes of the language model; every other tensor must be
-            consumed by a vision stage.
-        tensors: Names and shapes of all tensors (canonical keys) for a config. Checked against a
-            checkpoint's headers, and used to fabricate one.
-        spare: Canonical prefixes of tensors that a conversion may leave unused, be it that some
-            form of the model does without them or that a checkpoint holds more than `tensors`
-            lists.
-        choices: Options of this model alone, by name; read with `Job.choice`.
-        recognises: Tells from a config whether it is of this model, where several models share
-            an architecture but not a layout. None takes every config of `architectures`.
-        unsupported: Why the model cannot be converted, and what could be instead. Such a card is
-            not listed; it lets a checkpoint be recognised and refused by name.
-        text_model: Fields laid over the language model's part of the config to make it that of a
-            plain text model (``architectures``, ``model_type`` and what differs), for tools that
-            take a language model alone; None takes a field out. Needless where that part says so
-            itself.
-        files: Further small JSON files of the published checkpoint (name to content), such as
-            ``preprocessor_config.json``, written when one is fabricated.
-        tokens: Special tokens and their ids for a config: what the tokenizer of a fabricated
-            checkpoint must know. None fabricates no tokenizer.
-        axllm: Settings of Axera's ``axllm`` that only the family can know, in its own terms:
-            ``tokenizer_type``, ``vlm_type`` and what else its ``config.json`` takes. Empty where
-            it has no type for the model.
+        choices: Options that only this model has, by name; read with `Job.choice`.
+        recognises: Says whether a config is of this model, for models that share an architecture
+            but not a layout. None accepts every config with one of `architectures`.
+        unsupported: Why the model cannot be converted, and what can be instead. Such a card is not
+            listed; it lets a checkpoint be recognised and refused by name.
+        layout: How checkpoints name their tensors.
+        published: Config and further small files, to convert without downloading weights.
+        runtimes: Settings for runtimes that need to be told about the model, in their own terms,
+            by runtime; e.g. ``{"axllm": {"tokenizer_type": ..., "vlm_type": ...}}``. A runtime
+            that has no support for the model is left out.
     """
 
     id: str
@@ -88,21 +146,25 @@ class ModelCard:
     aliases: tuple[str, ...] = ()
     licence: str = ""
     parameters: int = 0
-    config: Mapping[str, Any] = field(default_factory=dict)
-    tiny: Mapping[str, Any] = field(default_factory=dict)
-    prefixes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    text_prefixes: tuple[str, ...] = ("model.", "lm_head.")
-    tensors: Callable[[Mapping[str, Any]], Mapping[str, Shape]] | None = None
-    spare: tuple[str, ...] = ()
     choices: Mapping[str, Choice] = field(default_factory=dict)
     recognises: Callable[[Mapping[str, Any]], bool] | None = None
     unsupported: str = ""
-    text_model: Mapping[str, Any] = field(default_factory=dict)
-    files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    tokens: Callable[[Mapping[str, Any]], Mapping[str, int]] | None = None
-    axllm: Mapping[str, Any] = field(default_factory=dict)
+    layout: Layout = field(default_factory=Layout)
+    published: Published = field(default_factory=Published)
+    runtimes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def stem(self) -> str:
         """The repository's last part, e.g. ``Foo-VL-1B``."""
         return self.repo.rpartition("/")[2]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model that is installed: its card, and the family that it comes from."""
+
+    family: str
+    card: ModelCard
+
+    def __repr__(self) -> str:
+        return f"<Entry {self.family}/{self.card.id}>"

@@ -1,6 +1,6 @@
-"""Dataclasses as JSON-like data, and back.
+"""Convert dataclasses to JSON-like data and back.
 
-A board reads manifests too, where a validation library cannot be had.
+Written by hand because a board reads manifests too, and pydantic is not available there.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import json
 import types
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, fields, is_dataclass
+from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
@@ -16,17 +17,17 @@ _UNIONS = (Union, types.UnionType)
 
 
 def plain(value: object) -> Any:
-    """Return a dataclass instance as JSON-like data."""
+    """Convert a dataclass instance to dicts, lists, strings and numbers."""
     return json.loads(json.dumps(asdict(value), default=str))  # type: ignore[call-overload]
 
 
 def parse(kind: type[T], data: Any) -> T:
-    """Return what `plain` was given: an instance of the dataclass `kind`.
+    """Build an instance of the dataclass `kind` from data made by `plain`.
 
-    Unknown names are ignored, so that a later version may add some.
+    Unknown names are ignored, so that later versions can add fields.
 
     Raises:
-        ValueError: A value is missing or of another type; the message says which and where.
+        ValueError: A value is missing or has the wrong type; the message names its path.
     """
     return _parse(kind, data, "")  # type: ignore[no-any-return]
 
@@ -35,13 +36,15 @@ def _parse(kind: Any, data: Any, where: str) -> Any:
     origin, arguments = get_origin(kind), get_args(kind)
     if kind is Any:
         return data
+    if kind is Path and isinstance(data, str):
+        return Path(data)
     if is_dataclass(kind):
         return _record(kind, _typed(Mapping, data, where), where)
     if origin in _UNIONS:
         return _first_fitting(arguments, data, where)
     if origin is Literal:
         if data not in arguments:
-            raise ValueError(f"{where}: {data!r} is none of {', '.join(map(repr, arguments))}")
+            raise ValueError(f"{where}: {data!r} is not one of {', '.join(map(repr, arguments))}")
         return data
     if origin is tuple:
         items = _typed(list, list(data) if isinstance(data, tuple) else data, where)
@@ -49,6 +52,7 @@ def _parse(kind: Any, data: Any, where: str) -> Any:
     if origin is not None:
         pairs = _typed(Mapping, data, where).items()
         return {name: _parse(arguments[1], value, f"{where}.{name}") for name, value in pairs}
+    # JSON written elsewhere may spell 1.0 as 1.
     return float(data) if kind is float and type(data) is int else _typed(kind, data, where)
 
 
@@ -74,6 +78,7 @@ def _first_fitting(kinds: tuple[Any, ...], data: Any, where: str) -> Any:
 
 
 def _typed(kind: Any, data: Any, where: str) -> Any:
+    # bool is a subclass of int, but true is not a number in a manifest.
     if not isinstance(data, kind) or (isinstance(data, bool) and kind is not bool):
-        raise ValueError(f"{where}: {data!r} is no {getattr(kind, '__name__', kind)}")
+        raise ValueError(f"{where}: {data!r} is not of type {getattr(kind, '__name__', kind)}")
     return data

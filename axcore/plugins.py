@@ -26,7 +26,7 @@ import pluggy
 
 from . import defaults, hookspecs
 from .errors import AxcoreError, ContractError, PluginNotFound, UnsupportedModel
-from .model_card import ModelCard
+from .model_card import Entry, ModelCard
 
 if TYPE_CHECKING:
     from .runtime.contract import Backend
@@ -56,14 +56,6 @@ class Problem:
 
     plugin: PluginInfo
     error: str
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A model card and the family it comes from."""
-
-    family: str
-    card: ModelCard
 
 
 class Registry:
@@ -191,7 +183,9 @@ class Registry:
                 hint="install the family's plugin, or write one: a package with an entry point in"
                 f" the group `{GROUP}` (docs/plugins.md shows a whole one)",
             )
-        return _supported(max(fitting, key=lambda entry: _agreement(entry.card.config, config)))
+        return _supported(
+            max(fitting, key=lambda entry: _agreement(entry.card.published.config, config))
+        )
 
     def call(self, family: str, hook: str, **arguments: Any) -> Any:
         """Call `hook` as `family` implements it, with the default behind it.

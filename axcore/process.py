@@ -1,4 +1,4 @@
-"""Running another program as a child that never outlives us."""
+"""Run another program as a child process that never outlives this one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-_GRACE_S = 10  # a container needs a moment to stop what runs inside it
+_GRACE_S = 10  # between SIGTERM and SIGKILL: a container needs time to stop its processes
 
 
 @contextmanager
@@ -21,26 +21,28 @@ def child(
     environment: Mapping[str, str],
     stderr: int | IO[str] = subprocess.STDOUT,
 ) -> Iterator[subprocess.Popen[str]]:
-    """Start a process group of its own, and leave nothing of it behind on any way out.
+    """Start a program in a new process group; if the block raises, stop the whole group.
 
     Args:
         words: The program and its arguments.
-        folder: Where it works.
-        environment: Laid over our own.
-        stderr: Where its standard error goes; to its standard output, which is a pipe, by default.
+        folder: The working directory.
+        environment: Variables added to, or replacing, those of this process.
+        stderr: As for `subprocess.Popen`; merged into standard output, a pipe, by default.
     """
     with (
         _signals_raise(),
         subprocess.Popen(
             words,
             cwd=folder,
-            # A Python program would hold its lines back from a pipe.
+            # Python buffers what it writes to a pipe; progress should appear line by line.
             env={**os.environ, "PYTHONUNBUFFERED": "1", **environment},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=stderr,
             text=True,
             errors="replace",
+            # Vendor tools start processes of their own; a group can be stopped as one. Ctrl-C in
+            # the terminal then reaches only this process, which stops the group.
             start_new_session=True,
         ) as process,
     ):
@@ -52,22 +54,24 @@ def child(
 
 
 def ending(code: int) -> str:
-    """Say how a process ended: ``exited with 3``, ``was killed by SIGKILL``."""
+    """Describe an exit code: ``exited with 3``, ``was killed by SIGKILL``."""
     return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
 
 
 def short_of_memory(code: int) -> bool:
-    """Whether a process ended the way the kernel ends those that take too much memory."""
+    """Whether an exit code is the one left by the kernel's out-of-memory killer."""
+    # Behind a shell or a container, a process killed by signal n exits with 128 + n.
     return code in (-signal.SIGKILL, 128 + signal.SIGKILL)
 
 
 @contextmanager
 def _signals_raise() -> Iterator[None]:
-    """Turn signals that would end us at once into `SystemExit`, so that the child is stopped too.
+    """Make SIGTERM and SIGHUP raise `SystemExit`, so that the child is stopped too.
 
-    Signals that somebody handles or ignores (``nohup``) stay as they are.
+    Signals with a handler, or ignored (``nohup``), are left alone.
     """
     ours: list[signal.Signals] = []
+    # Python installs signal handlers in the main thread only.
     if threading.current_thread() is threading.main_thread():
         fatal = (signal.SIGTERM, signal.SIGHUP)
         ours = [number for number in fatal if signal.getsignal(number) is signal.SIG_DFL]
@@ -91,6 +95,7 @@ def _stop(process: subprocess.Popen[str]) -> None:
     except subprocess.TimeoutExpired:
         pass
     finally:
+        # Also when the program itself has ended: its own children may still be running.
         _signal_group(process, signal.SIGKILL)
 
 
@@ -98,4 +103,4 @@ def _signal_group(process: subprocess.Popen[str], number: signal.Signals) -> Non
     try:
         os.killpg(process.pid, number)
     except ProcessLookupError:
-        return  # nobody is left
+        return  # the whole group has ended

@@ -45,6 +45,20 @@ class Silent:
         yield _Uncounted()
 
 
+def as_progress(progress: Progress | bool | None) -> Progress:
+    """Return where to report.
+
+    Args:
+        progress: True for bars on a terminal or in a notebook and for lines elsewhere; None or
+            False for nothing; a `Progress` is returned as it is.
+    """
+    if progress is True:
+        from .display import for_people
+
+        return for_people()
+    return progress or Silent()
+
+
 class _Uncounted:
     def advance(self, amount: float = 1) -> None:
         """Count nothing."""

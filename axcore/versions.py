@@ -1,4 +1,4 @@
-"""What a result depends on besides its inputs: code and tool versions."""
+"""Versions of code and tools, which a result depends on besides its inputs."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ TOOLS = ("torch", "onnx", "onnx_ir", "onnxscript", "onnxslim", "onnxruntime", "n
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of every package that shapes a result."""
+    """Return the versions of Python and of every package that affects a result."""
     found = {"python": platform.python_version(), "axcore": _version("axcore")}
     return found | {name: _version(name) for name in TOOLS}
 
 
 @cache
 def code_digest(module: str) -> str:
-    """Return the sha256 over the sources of an installed package that can shape a result.
+    """Return the sha256 of the source files of an installed package that can affect a result.
 
-    A version number alone would not tell two states of an editable installation apart.
+    Args:
+        module: Import name of a package or of a single module; "" is returned if not found.
     """
+    # A version number does not change with every edit of an editable installation.
     spec = find_spec(module)
     digest = hashlib.sha256()
     if spec is None or spec.origin is None:

@@ -1,10 +1,16 @@
-"""What is known of each InternVL model before anything is read."""
+"""The cards of the InternVL models.
+
+Two fields of the published configs look like mistakes and are not: ``intern_vit_6b`` is the type
+of the small tower too, and Qwen2's ``eos_token_id`` is not the token that ends a chat.
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from axcore import ModelCard, Profile
+from axcore import Layout, ModelCard, Profile, Published
 
 from . import layouts
 from .tiling import TILES
@@ -12,109 +18,21 @@ from .tiling import TILES
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+DATA = Path(__file__).parent / "data"  # the small files of each published repository
 ARCHITECTURES = ("InternVLChatModel", "InternVLForConditionalGeneration")
 PREFILL_LEN = 128
 HISTORIES = tuple(range(PREFILL_LEN, 1025, PREFILL_LEN))
 TINY_BOS = 480  # the special tokens of a small checkpoint follow
 
-# How far behind `bos_token_id` the published tokens lie; `</img>` of Qwen3 is inferred.
+# Ids relative to `bos_token_id`; that of `</img>` in Qwen3 is inferred.
 _TURNS = {"<|endoftext|>": 0, "<|im_start|>": 1, "<|im_end|>": 2}
 _BRACKETS = {
     "qwen2": {"<img>": 22, "</img>": 23, "<IMG_CONTEXT>": 24},
     "qwen3": {"<img>": 26, "</img>": 27, "<IMG_CONTEXT>": 28},
 }
 
-_VISION: Mapping[str, Any] = {
-    "architectures": ["InternVisionModel"],
-    "attention_dropout": 0.0,
-    "drop_path_rate": 0.0,
-    "dropout": 0.0,
-    "hidden_act": "gelu",
-    "hidden_size": 1024,
-    "image_size": 448,
-    "initializer_factor": 1.0,
-    "initializer_range": 0.02,
-    "intermediate_size": 4096,
-    "layer_norm_eps": 1e-06,
-    "model_type": "intern_vit_6b",  # sic
-    "norm_type": "layer_norm",
-    "num_attention_heads": 16,
-    "num_channels": 3,
-    "num_hidden_layers": 24,
-    "patch_size": 14,
-    "qk_normalization": False,
-    "qkv_bias": True,
-    "use_flash_attn": True,
-}
-
-_QWEN3: Mapping[str, Any] = {
-    "architectures": ["Qwen3ForCausalLM"],
-    "attention_bias": False,
-    "bos_token_id": 151643,
-    "eos_token_id": 151645,
-    "head_dim": 128,
-    "hidden_act": "silu",
-    "max_position_embeddings": 40960,
-    "model_type": "qwen3",
-    "num_attention_heads": 16,
-    "num_hidden_layers": 28,
-    "num_key_value_heads": 8,
-    "rms_norm_eps": 1e-06,
-    "rope_scaling": None,
-    "rope_theta": 1000000,
-    "tie_word_embeddings": False,
-    "vocab_size": 151936,
-}
-
-_QWEN2: Mapping[str, Any] = {
-    "architectures": ["Qwen2ForCausalLM"],
-    "bos_token_id": 151643,
-    "eos_token_id": 151643,  # sic; a chat stops on 151645
-    "hidden_act": "silu",
-    "max_position_embeddings": 32768,
-    "model_type": "qwen2",
-    "num_key_value_heads": 2,
-    "rms_norm_eps": 1e-06,
-    "rope_theta": 1000000.0,
-    "tie_word_embeddings": False,
-    "vocab_size": 151674,
-}
-
-_LANGUAGE: Mapping[str, Mapping[str, Any]] = {
-    "internvl3.5-1b": {**_QWEN3, "hidden_size": 1024, "intermediate_size": 3072},
-    "internvl3.5-2b": {**_QWEN3, "hidden_size": 2048, "intermediate_size": 6144},
-    "internvl3-1b": {
-        **_QWEN2,
-        "hidden_size": 896,
-        "intermediate_size": 4864,
-        "num_attention_heads": 14,
-        "num_hidden_layers": 24,
-        # Without effect up to 32768 tokens.
-        "rope_scaling": {"factor": 2.0, "rope_type": "dynamic", "type": "dynamic"},
-    },
-    "internvl3-2b": {
-        **_QWEN2,
-        "hidden_size": 1536,
-        "intermediate_size": 8960,
-        "num_attention_heads": 12,
-        "num_hidden_layers": 28,
-    },
-}
-
-# axllm's tokenizer of a language model; its images are treated alike.
+# axllm has a tokenizer type for each language model, and one vision type for all.
 _TOKENIZER_TYPES = {"qwen2": "InternVL3", "qwen3": "InternVL3_5"}
-
-_PROCESSOR: Mapping[str, Any] = {
-    "crop_size": 448,
-    "do_center_crop": True,
-    "do_normalize": True,
-    "do_resize": True,
-    "feature_extractor_type": "CLIPFeatureExtractor",
-    "image_mean": [0.485, 0.456, 0.406],
-    "image_std": [0.229, 0.224, 0.225],
-    "resample": 3,
-    "size": 448,
-}
 
 _PROFILES: Mapping[str, Profile] = {
     "image": Profile(
@@ -147,6 +65,8 @@ def cards() -> list[ModelCard]:
 
 def _card(name: str, repo: str, tiny: int, licence: str, parameters: int) -> ModelCard:
     """Describe a supported model; `tiny` is the width of its small language model."""
+    published = Published.read(DATA / name, tokens=tokens)
+    language = published.config["llm_config"]
     return ModelCard(
         id=name,
         repo=f"OpenGVLab/{repo}",
@@ -154,48 +74,23 @@ def _card(name: str, repo: str, tiny: int, licence: str, parameters: int) -> Mod
         profiles=_PROFILES,
         licence=licence,
         parameters=parameters,
-        config=_config(_LANGUAGE[name]),
-        tiny=_tiny(_LANGUAGE[name], tiny),
-        prefixes=_PREFIXES,
-        text_prefixes=(layouts.TEXT,),
-        tensors=layouts.tensors,
         choices={"tiles": TILES},
-        files={"preprocessor_config.json": _PROCESSOR},
-        tokens=tokens,
-        axllm={
-            "tokenizer_type": _TOKENIZER_TYPES[_LANGUAGE[name]["model_type"]],
-            "vlm_type": "InternVL3",
+        layout=Layout(layouts.tensors, _PREFIXES, text_prefixes=(layouts.TEXT,)),
+        published=replace(published, tiny=_tiny(language, tiny)),
+        runtimes={
+            "axllm": {
+                "tokenizer_type": _TOKENIZER_TYPES[language["model_type"]],
+                "vlm_type": "InternVL3",
+            }
         },
     )
 
 
 def tokens(config: Mapping[str, Any]) -> dict[str, int]:
-    """Return the special tokens that a prompt needs, with their ids for `config`."""
+    """Return the special tokens of a prompt with their ids for `config`."""
     text = layouts.text_config(config)
     offsets = {**_TURNS, **_BRACKETS[text["model_type"]]}
     return {token: text["bos_token_id"] + offset for token, offset in offsets.items()}
-
-
-def _config(language: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "architectures": [ARCHITECTURES[0]],
-        "downsample_ratio": 0.5,
-        "dynamic_image_size": True,
-        "force_image_size": 448,
-        "llm_config": language,
-        "max_dynamic_patch": 12,
-        "min_dynamic_patch": 1,
-        "model_type": "internvl_chat",
-        "pad2square": False,
-        "ps_version": "v2",
-        "select_layer": -1,
-        "template": "internvl2_5",
-        "torch_dtype": "bfloat16",
-        "use_backbone_lora": 0,
-        "use_llm_lora": 0,
-        "use_thumbnail": True,
-        "vision_config": _VISION,
-    }
 
 
 def _tiny(language: Mapping[str, Any], width: int) -> dict[str, Any]:

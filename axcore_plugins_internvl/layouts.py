@@ -10,14 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from axcore import Weight
+from axcore import Weight, affine_tensors, llama_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from axcore import Shape
-
-    Tensors = Iterator[tuple[str, Shape]]
 
 CHANNELS = 3
 MERGE = 2  # patches along each side of the square that becomes a token, `downsample_ratio` 0.5
@@ -101,10 +99,12 @@ def tensors(config: Mapping[str, Any]) -> dict[str, Shape]:
     """Return the key and shape of every tensor that `config` implies, in its own layout."""
     text = text_config(config)
     tower = Tower.of(config)
-    shapes = {**dict(_vision(tower)), **dict(_projector(tower, text["hidden_size"]))}
+    shapes = {**_vision(tower), **_projector(tower, text["hidden_size"])}
     if is_native(config):
         shapes = dict(_translated(shapes))
-    return {**shapes, **dict(_language(text))}
+    kind = text["model_type"]
+    language = llama_tensors(text, TEXT, qkv_bias=kind == "qwen2", qk_norm=kind == "qwen3")
+    return {**shapes, **language}
 
 
 def _length(side: int | list[int]) -> int:
@@ -123,68 +123,39 @@ def _native(key: str) -> tuple[str, ...]:
     return tuple(start + native + name.removeprefix(stem) for native in table[stem])
 
 
-def _translated(shapes: Mapping[str, Shape]) -> Tensors:
+def _translated(shapes: Mapping[str, Shape]) -> Iterator[tuple[str, Shape]]:
     for key, shape in shapes.items():
         names = _native(key)
         for name in names:
             yield name, (shape[0] // len(names), *shape[1:])
 
 
-def _vision(tower: Tower) -> Tensors:
-    hidden, inner = tower.hidden, tower.inner
-    yield EMBEDDINGS + "class_embedding", (1, 1, hidden)
-    yield EMBEDDINGS + "position_embedding", (1, tower.side**2 + 1, hidden)
-    yield from _both(EMBEDDINGS + "patch_embedding", hidden, CHANNELS, tower.patch, tower.patch)
+def _vision(tower: Tower) -> dict[str, Shape]:
+    hidden, inner, patch = tower.hidden, tower.inner, tower.patch
+    shapes: dict[str, Shape] = {
+        EMBEDDINGS + "class_embedding": (1, 1, hidden),
+        EMBEDDINGS + "position_embedding": (1, tower.side**2 + 1, hidden),
+        **affine_tensors(EMBEDDINGS + "patch_embedding", hidden, CHANNELS, patch, patch),
+    }
     for index in range(tower.depth):
         layer = f"{LAYERS}{index}."
-        yield from _both(layer + "norm1", hidden)
-        yield from _both(layer + "attn.qkv", 3 * hidden, hidden)
-        yield from _both(layer + "attn.proj", hidden, hidden)
-        yield layer + "ls1", (hidden,)
-        yield from _both(layer + "norm2", hidden)
-        yield from _both(layer + "mlp.fc1", inner, hidden)
-        yield from _both(layer + "mlp.fc2", hidden, inner)
-        yield layer + "ls2", (hidden,)
+        shapes |= {
+            **affine_tensors(layer + "norm1", hidden),
+            **affine_tensors(layer + "attn.qkv", 3 * hidden, hidden),
+            **affine_tensors(layer + "attn.proj", hidden, hidden),
+            layer + "ls1": (hidden,),
+            **affine_tensors(layer + "norm2", hidden),
+            **affine_tensors(layer + "mlp.fc1", inner, hidden),
+            **affine_tensors(layer + "mlp.fc2", hidden, inner),
+            layer + "ls2": (hidden,),
+        }
+    return shapes
 
 
-def _projector(tower: Tower, width: int) -> Tensors:
+def _projector(tower: Tower, width: int) -> dict[str, Shape]:
     merged = tower.hidden * MERGE**2
-    yield from _both("mlp1.0", merged)
-    yield from _both("mlp1.1", width, merged)
-    yield from _both("mlp1.3", width, width)
-
-
-def _language(config: Mapping[str, Any]) -> Tensors:
-    """Yield what a Qwen2 or Qwen3 consists of; whether the head is stored, the file decides."""
-    hidden, inner = config["hidden_size"], config["intermediate_size"]
-    yield TEXT + "model.embed_tokens.weight", (config["vocab_size"], hidden)
-    for index in range(config["num_hidden_layers"]):
-        layer = f"{TEXT}model.layers.{index}."
-        yield layer + "input_layernorm.weight", (hidden,)
-        yield layer + "post_attention_layernorm.weight", (hidden,)
-        yield from _attention(layer + "self_attn.", config)
-        yield layer + "mlp.gate_proj.weight", (inner, hidden)
-        yield layer + "mlp.up_proj.weight", (inner, hidden)
-        yield layer + "mlp.down_proj.weight", (hidden, inner)
-    yield TEXT + "model.norm.weight", (hidden,)
-    yield TEXT + "lm_head.weight", (config["vocab_size"], hidden)
-
-
-def _attention(prefix: str, config: Mapping[str, Any]) -> Tensors:
-    hidden, heads = config["hidden_size"], config["num_attention_heads"]
-    head_dim = config.get("head_dim") or hidden // heads
-    queries, keys = heads * head_dim, config["num_key_value_heads"] * head_dim
-    for name, width in (("q_proj", queries), ("k_proj", keys), ("v_proj", keys)):
-        yield f"{prefix}{name}.weight", (width, hidden)
-        if config["model_type"] == "qwen2":
-            yield f"{prefix}{name}.bias", (width,)
-    yield prefix + "o_proj.weight", (hidden, queries)
-    if config["model_type"] == "qwen3":
-        yield prefix + "q_norm.weight", (head_dim,)
-        yield prefix + "k_norm.weight", (head_dim,)
-
-
-def _both(key: str, *shape: int) -> Tensors:
-    """Yield weight and bias of a projection, convolution or norm."""
-    yield key + ".weight", shape
-    yield key + ".bias", shape[:1]
+    return {
+        **affine_tensors("mlp1.0", merged),
+        **affine_tensors("mlp1.1", width, merged),
+        **affine_tensors("mlp1.3", width, width),
+    }

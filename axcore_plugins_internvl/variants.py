@@ -55,7 +55,11 @@ _TOWER = {
 
 def told_apart(supported: Sequence[ModelCard]) -> list[ModelCard]:
     """Let each card recognise its own configs, and add cards of what is known and refused."""
-    sizes = {_size(config): card.id for card in supported for config in _configs(card)}
+    sizes = {
+        _size(config): card.id
+        for card in supported
+        for config in (card.published.config, card.published.tiny_config)
+    }
     refused = {
         **{_id(name): name for name in _UNSUPPORTED.values()},
         FLASH: "InternVL3_5-*-Flash",
@@ -103,12 +107,6 @@ def _is_computed(config: Mapping[str, Any]) -> bool:
         for part, expected in ((config, _TOP), (vision, _TOWER))
         for name, value in expected.items()
     )
-
-
-def _configs(card: ModelCard) -> tuple[Mapping[str, Any], ...]:
-    """Return the published config, and that of the small checkpoint as far as a size goes."""
-    small = {**card.config["llm_config"], **card.tiny["llm_config"]}
-    return card.config, {"llm_config": small}
 
 
 def _size(config: Mapping[str, Any]) -> Size:

@@ -16,17 +16,14 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import ModuleType
 
-MODULES: dict[str, ModuleType] = {
-    card.id: module for module in (v4, v2, v46) for card in module.cards()
-}
+MODULES: dict[str, ModuleType] = {"minicpm-v-4": v4, "minicpm-v-2": v2, "minicpm-v-4.6": v46}
 """Model id to the module that describes it."""
 
 
 @hookimpl
 def model_cards() -> list[ModelCard]:
     """Register the supported models, and those that are known and refused."""
-    modules = dict.fromkeys(MODULES.values())
-    return [*(card for module in modules for card in module.cards()), *versions.unsupported()]
+    return [*(module.card() for module in MODULES.values()), *versions.unsupported()]
 
 
 @hookimpl

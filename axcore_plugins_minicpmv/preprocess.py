@@ -9,10 +9,12 @@ from axcore import Choice, UnsupportedProfile
 from .slicing import Slicing, slicing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     import numpy as np
     from PIL.Image import Image
+
+    from axcore import Job
 
     Array = np.ndarray[Any, np.dtype[np.float32]]
 
@@ -28,6 +30,19 @@ FIT = Choice(
     " slice: the image and up to 9 cells of it, cut as published and each stretched: full"
     " detail, for up to 10 runs and 640 tokens an image",
 )
+
+
+def grid(job: Job) -> tuple[int, int]:
+    """Return the patches down and across the static size."""
+    return job.profile.height // PATCH_PX, job.profile.width // PATCH_PX
+
+
+def pieces(job: Job, images: Iterable[Image], multiple: int = PATCH_PX) -> Iterator[Array]:
+    """Yield what the graph is run on for all `images`; see `samples`."""
+    for image in images:
+        yield from samples(
+            image, job.profile.height, job.profile.width, job.choice("fit"), multiple
+        )
 
 
 def samples(
@@ -76,8 +91,8 @@ def strip(pixels: Array) -> Array:
     import numpy as np
 
     _, channels, height, width = pixels.shape
-    grid = (channels, height // PATCH_PX, PATCH_PX, width // PATCH_PX, PATCH_PX)
-    patches = pixels.reshape(grid).transpose(0, 2, 1, 3, 4)
+    split = (channels, height // PATCH_PX, PATCH_PX, width // PATCH_PX, PATCH_PX)
+    patches = pixels.reshape(split).transpose(0, 2, 1, 3, 4)
     return np.ascontiguousarray(patches.reshape(1, channels, PATCH_PX, -1))
 
 

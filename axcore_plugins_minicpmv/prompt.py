@@ -82,9 +82,26 @@ def lines(message: Mapping[str, Any]) -> list[Part]:
     return content
 
 
-def trimmed(content: Sequence[Part]) -> list[Part]:
-    """Return a message without white space at its beginning and end."""
-    parts = list(content)
+def chatml(
+    messages: Iterable[Mapping[str, Any]],
+    write: Callable[[Mapping[str, Any]], Iterable[Part]] = lines,
+) -> Iterator[Part]:
+    """Yield text and images of a conversation, up to where the assistant answers.
+
+    Args:
+        messages: Chat messages.
+        write: Returns the content of one: `lines` or `trimmed`.
+    """
+    for message in messages:
+        yield f"<|im_start|>{message['role']}\n"
+        yield from write(message)
+        yield "<|im_end|>\n"
+    yield "<|im_start|>assistant\n"
+
+
+def trimmed(message: Mapping[str, Any]) -> list[Part]:
+    """Return the content of a message without white space at its beginning and end."""
+    parts = lines(message)
     if parts and isinstance(parts[0], str):
         parts[0] = parts[0].lstrip()
     if parts and isinstance(parts[-1], str):

@@ -5,6 +5,7 @@ Source: MiniCPM-V-4 and MiniCPM-V-2, ``Resampler``.
 
 from __future__ import annotations
 
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,10 +13,16 @@ from torch import Tensor, nn
 
 from axcore import Calibration, Component, Port, Stage, Weight
 
-from .siglip import attend
+from . import preprocess, siglip
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from PIL.Image import Image
+
+    from axcore import Job, Sample
+
+    BuildOptions = Mapping[str, Mapping[str, Any]]
 
 HEAD_DIM = 128
 EPS = 1e-6  # upstream's constant, not in config.json
@@ -66,7 +73,7 @@ class Resampler(nn.Module):
         if self.pos_embed is not None:
             queries = queries + self.pos_embed
         keys = self.k_proj(values + self.positions)
-        seen = attend(self.q_proj(queries), keys, self.v_proj(values), self.heads)
+        seen = siglip.attend(self.q_proj(queries), keys, self.v_proj(values), self.heads)
         # Stored as it is used: `proj` is not transposed.
         tokens: Tensor = self.ln_post(self.out_proj(seen)) @ self.proj
         return tokens
@@ -88,51 +95,62 @@ def sincos(rows: int, columns: int, width: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], -1).reshape(rows * columns, width)
 
 
-def component(
-    width: int,
-    queries: int,
-    grid: tuple[int, int],
-    patches: Port,
+def components(
+    job: Job,
+    stages: Iterable[Stage],
+    inputs: tuple[Port, ...],
+    samples: Callable[[Sequence[Image]], Iterable[Sample]],
+    hidden: int,
     *,
     placed_queries: bool,
     calibration: Calibration,
-    build_options: Mapping[str, Mapping[str, Any]] | None = None,
-) -> Component:
-    """Return the resampler behind a tower; see `Resampler`.
+    build_options: tuple[BuildOptions, BuildOptions] = ({}, {}),
+) -> list[Component]:
+    """Return a tower and the resampler behind it.
 
     Args:
-        width: Of the language model.
-        queries: Tokens made.
-        grid: Rows and columns of patches.
-        patches: The tower's output, ``[1, N, vision]``.
-        placed_queries: Whether positions of the queries are stored.
-        calibration: How samples, the features of the tower, are stored.
-        build_options: See `axcore.Component`.
+        job: Gives the image size, and through its config the number of tokens and their width.
+        stages: Of the tower.
+        inputs: Of the tower.
+        samples: See `axcore.Component.preprocess`.
+        hidden: Width of the tower.
+        placed_queries: Whether the checkpoint stores positions of the queries.
+        calibration: How the samples of both are stored.
+        build_options: See `axcore.Component`; for the tower and for the resampler.
     """
-    module = Resampler(width, patches.shape[-1], queries, grid, placed_queries=placed_queries)
-    return Component(
+    grid, queries = preprocess.grid(job), job.config["query_num"]
+    patches = Port("vision_embedding", (1, prod(grid), hidden))
+    tower = Component(
+        "siglip",
+        "siglip",
+        tuple(stages),
+        inputs=inputs,
+        outputs=(patches,),
+        preprocess=samples,
+        calibration=calibration,
+        build_options=build_options[0],
+    )
+    module = Resampler(job.text_width, hidden, queries, grid, placed_queries=placed_queries)
+    behind = Component(
         "resampler",
         "resampler",
         (Stage("resampler", module, keys(module)),),
         inputs=(patches,),
-        outputs=(Port("vision_embedding_out", (1, queries, width)),),
+        outputs=(Port("vision_embedding_out", (1, queries, job.text_width)),),
         calibration=calibration,
-        build_options=build_options or {},
+        build_options=build_options[1],
     )
+    return [tower, behind]
 
 
 def keys(module: Resampler) -> dict[str, str | Weight]:
     """Return where the parameters come from: the checkpoint packs those of the three inputs."""
-    found: dict[str, str | Weight] = {
-        name: f"resampler.{name}" for name, _ in module.named_parameters()
+    names = [name for name, _ in module.named_parameters()]
+    return {
+        **{name: f"resampler.{name}" for name in names},
+        **{name: f"resampler.attn.{name}" for name in names if name.startswith("out_proj.")},
+        **siglip.unpacked("resampler.attn.in_proj_", len(module.proj)),
     }
-    width = len(module.proj)
-    for kind in ("weight", "bias"):
-        packed = Weight(f"resampler.attn.in_proj_{kind}")
-        for index, part in enumerate("qkv"):
-            found[f"{part}_proj.{kind}"] = packed.slice(0, index * width, (index + 1) * width)
-        found[f"out_proj.{kind}"] = f"resampler.attn.out_proj.{kind}"
-    return found
 
 
 def _parameter(*shape: int) -> nn.Parameter:

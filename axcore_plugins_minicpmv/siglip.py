@@ -10,16 +10,16 @@ Source: transformers, ``SiglipVisionTransformer``; timm, ``VisionTransformer``.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from axcore import Weight
 
-    from axcore import Weight
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
 CHANNELS = 3
 Matrix = tuple[tuple[float, ...], ...]
@@ -42,6 +42,18 @@ class Tower:
     gelu: Literal["tanh", "none"]
     patch: int = 14
     eps: float = 1e-6
+
+
+def tower(vision: Mapping[str, Any]) -> Tower:
+    """Return the dimensions that a ``vision_config`` gives."""
+    return Tower(
+        vision["hidden_size"],
+        vision["intermediate_size"],
+        vision["num_attention_heads"],
+        gelu="tanh",
+        patch=vision["patch_size"],
+        eps=vision["layer_norm_eps"],
+    )
 
 
 class Embedding(nn.Module):
@@ -146,6 +158,34 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     shape = (1, -1, heads, q.shape[-1] // heads)
     q, k, v = (part.reshape(shape).transpose(1, 2) for part in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+# Keys --------------------------------------------------------------------------------------------
+
+
+def embedding_keys(convolution: str, position: Weight) -> dict[str, str | Weight]:
+    """Return where the parameters of an embedding come from.
+
+    Args:
+        convolution: Key prefix of the patch embedding.
+        position: A row for each patch, or for each position that can be named.
+    """
+    found = {f"patch_embedding.{name}": convolution + name for name in ("weight", "bias")}
+    return {**found, "position": position}
+
+
+def unpacked(packed: str, width: int) -> dict[str, str | Weight]:
+    """Return where the parameters of q, k and v projections come from if one tensor holds all.
+
+    Args:
+        packed: Key of weight and bias without these words, e.g. ``attn.qkv.``.
+        width: Rows of each.
+    """
+    return {
+        f"{part}_proj.{kind}": Weight(packed + kind).slice(0, index * width, (index + 1) * width)
+        for kind in ("weight", "bias")
+        for index, part in enumerate("qkv")
+    }
 
 
 # Positions ---------------------------------------------------------------------------------------

@@ -12,39 +12,39 @@ from axcore import (
     Choice,
     Component,
     Embedding,
+    Layout,
     LlmBuildArgs,
     LlmCheckpoint,
     ModelCard,
     Port,
-    Profile,
     Prompt,
+    Published,
     Rows,
-    Shape,
     Stage,
     UsageError,
     Weight,
+    affine_tensors,
+    llama_tensors,
 )
 
-from . import layouts, preprocess, slicing
-from .versions import version
+from . import layouts, preprocess, slicing, versions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from PIL.Image import Image
 
-    from axcore import Job, Sample
+    from axcore import Job, Sample, Shape
 
     from .siglip import Tower
 
 LANGUAGE = "llm."
 EMBEDDING = "llm.model.embed_tokens.weight"
-PATCH_PX = 14
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """What timm knows of a tower by its name, as config.json does not spell it out.
+    """Dimensions of a tower, which timm derives from its name; ``config.json`` has the name alone.
 
     Attributes:
         hidden, inner, heads: Of a block.
@@ -64,44 +64,6 @@ ENCODERS: Mapping[str, Encoder] = {
     "vit_tiny_patch14_siglip": Encoder(64, 96, 4, 4, 27),  # of fabricated checkpoints
 }
 
-_CONFIG: Mapping[str, Any] = {
-    "architectures": ["MiniCPMV"],
-    "attention_bias": False,
-    "attention_dropout": 0.0,
-    "bos_token_id": 1,
-    "dim_model_base": 256,
-    "drop_vision_last_layer": True,
-    "eos_token_id": 2,
-    "hidden_act": "silu",
-    "hidden_size": 2304,
-    "image_size": 448,
-    "initializer_range": 0.1,
-    "intermediate_size": 5760,
-    "max_position_embeddings": 4096,
-    "max_slice_nums": 9,
-    "mm_use_im_start_end": True,
-    "model_type": "minicpmv",
-    "num_attention_heads": 36,
-    "num_hidden_layers": 40,
-    "num_key_value_heads": 36,
-    "patch_size": PATCH_PX,
-    "pretraining_tp": 1,
-    "query_num": 64,
-    "rms_norm_eps": 1e-05,
-    "rope_scaling": None,
-    "rope_theta": 10000.0,
-    "scale_depth": 1.4,
-    "scale_emb": 12,
-    "scale_resolution": 448,
-    "slice_mode": True,
-    "tie_word_embeddings": False,
-    "torch_dtype": "bfloat16",
-    "transformers_version": "4.36.0",
-    "use_cache": True,
-    "vision_encoder": "vit_so400m_patch14_siglip_384.webli",
-    "vocab_size": 122753,
-}
-
 _TINY: Mapping[str, Any] = {
     "dim_model_base": 64,
     "hidden_size": 256,
@@ -111,24 +73,6 @@ _TINY: Mapping[str, Any] = {
     "num_key_value_heads": 4,
     "vision_encoder": "vit_tiny_patch14_siglip",
     "vocab_size": 512,
-}
-
-_FILES: Mapping[str, Mapping[str, Any]] = {
-    "preprocessor_config.json": {
-        "image_processor_type": "MiniCPMVImageProcessor",
-        "processor_class": "MiniCPMVProcessor",
-        "max_slice_nums": 9,
-        "scale_resolution": 448,
-        "patch_size": PATCH_PX,
-        "image_feature_size": 64,
-        "im_start": "<image>",
-        "im_end": "</image>",
-        "slice_start": "<slice>",
-        "slice_end": "</slice>",
-        "unk": "<unk>",
-        "norm_mean": [0.5, 0.5, 0.5],
-        "norm_std": [0.5, 0.5, 0.5],
-    }
 }
 
 TOKENS: Mapping[str, int] = {
@@ -141,16 +85,6 @@ TOKENS: Mapping[str, int] = {
     "</slice>": 112,
 }
 ROLES: Mapping[str, str] = {"user": "<用户>", "assistant": "<AI>"}  # plain text, not tokens
-
-_PROFILES: Mapping[str, Profile] = {
-    "image": Profile(
-        height=448,
-        width=448,
-        prefill_len=320,
-        kv_cache_len=1023,
-        about="64 tokens an image, and 256 for the rest of the prompt",
-    )
-}
 
 _FOLD = Choice(
     ("no", "yes"),
@@ -185,33 +119,30 @@ _LLAMA_FIELDS = (
 )
 
 
-def cards() -> list[ModelCard]:
+def card() -> ModelCard:
     """Return the card of the published model."""
-    return [
-        ModelCard(
-            id="minicpm-v-2",
-            repo="openbmb/MiniCPM-V-2",
-            architectures=("MiniCPMV",),
-            profiles=_PROFILES,
-            aliases=("minicpm-v-2.0", "minicpmv2"),
-            licence="MiniCPM Model License or Apache-2.0 (the published pages disagree)",
-            parameters=3_434_965_792,
-            config=_CONFIG,
-            tiny=_TINY,
-            text_prefixes=(LANGUAGE,),
-            tensors=tensors,
-            choices={"fit": preprocess.FIT, "fold-scales": _FOLD},
-            recognises=_recognises,
-            text_model={"architectures": ["LlamaForCausalLM"], "model_type": "llama"},
-            files=_FILES,
-            tokens=lambda _: TOKENS,
-        )
-    ]
+    return ModelCard(
+        id="minicpm-v-2",
+        repo="openbmb/MiniCPM-V-2",
+        architectures=("MiniCPMV",),
+        profiles=versions.PROFILES,
+        aliases=("minicpm-v-2.0", "minicpmv2"),
+        licence=versions.LICENCE,
+        parameters=3_434_965_792,
+        choices={"fit": preprocess.FIT, "fold-scales": _FOLD},
+        recognises=_recognises,
+        layout=Layout(tensors, text_prefixes=(LANGUAGE,), text_model=versions.TEXT_MODEL),
+        published=Published.read(
+            versions.DATA / "minicpm-v-2", tiny=_TINY, tokens=lambda _: TOKENS
+        ),
+    )
 
 
 def _recognises(config: Mapping[str, Any]) -> bool:
     """The first models carry no version; later ones have another number of queries or no scale."""
-    return version(config) is None and config.get("query_num") == 64 and "scale_emb" in config
+    return (
+        versions.version(config) is None and config.get("query_num") == 64 and "scale_emb" in config
+    )
 
 
 # Vision ------------------------------------------------------------------------------------------
@@ -227,71 +158,51 @@ def export_vision(job: Job) -> list[Component]:
 
     height, width = job.profile.height, job.profile.width
     preprocess.check_size(height, width)
-    grid = height // PATCH_PX, width // PATCH_PX
-    tower = _tower(job, *grid)
-    behind = resampler.component(
-        job.text_width,
-        job.config["query_num"],
-        grid,
-        tower.outputs[0],
+    return resampler.components(
+        job,
+        _stages(job.config, *preprocess.grid(job)),
+        (Port("pixel_values", (1, 3, height, width)),),
+        partial(_samples, job),
+        ENCODERS[job.config["vision_encoder"]].hidden,
         placed_queries=True,
         calibration=_CALIBRATION,
     )
-    return [tower, behind]
 
 
-def _tower(job: Job, rows: int, columns: int) -> Component:
+def _stages(config: Mapping[str, Any], rows: int, columns: int) -> Iterator[Stage]:
     from . import siglip
 
-    size = job.profile.height, job.profile.width
-    encoder = ENCODERS[job.config["vision_encoder"]]
+    encoder = ENCODERS[config["vision_encoder"]]
     tower = siglip.Tower(encoder.hidden, encoder.inner, encoder.heads, gelu="none")
-    chain = [_embedding(tower, encoder.side, rows, columns)]
-    for index in range(_depth(job.config)):
+    yield _embedding(tower, encoder.side, rows, columns)
+    for index in range(_depth(config)):
         keys = _block_keys(f"vpm.blocks.{index}.", encoder.hidden)
-        chain.append(Stage(f"blocks.{index}", siglip.Layer(tower), keys, "block"))
-    chain.append(Stage("norm", siglip.norm(tower), "vpm.norm."))
-
-    return Component(
-        "siglip",
-        "siglip",
-        tuple(chain),
-        inputs=(Port("pixel_values", (1, 3, *size)),),
-        outputs=(Port("vision_embedding", (1, rows * columns, encoder.hidden)),),
-        preprocess=partial(_samples, job),
-        calibration=_CALIBRATION,
-    )
+        yield Stage(f"blocks.{index}", siglip.Layer(tower), keys, "block")
+    yield Stage("norm", siglip.norm(tower), "vpm.norm.")
 
 
 def _samples(job: Job, images: Sequence[Image]) -> Iterator[Sample]:
-    size = job.profile.height, job.profile.width
-    for image in images:
-        for pixels in preprocess.samples(image, *size, job.choice("fit")):
-            yield {"pixel_values": pixels}
+    for pixels in preprocess.pieces(job, images):
+        yield {"pixel_values": pixels}
 
 
 def _embedding(tower: Tower, side: int, rows: int, columns: int) -> Stage:
     """The position table is interpolated while the weights are read."""
     from . import siglip
 
-    down, across = siglip.interpolation(rows, side), siglip.interpolation(columns, side)
-    table = Weight("vpm.pos_embed")
-    keys: dict[str, str | Weight] = {
-        "patch_embedding.weight": "vpm.patch_embed.proj.weight",
-        "patch_embedding.bias": "vpm.patch_embed.proj.bias",
-        "position": siglip.gridded(table, side, down, across),
-    }
+    maps = siglip.interpolation(rows, side), siglip.interpolation(columns, side)
+    position = siglip.gridded(Weight("vpm.pos_embed"), side, *maps)
+    keys = siglip.embedding_keys("vpm.patch_embed.proj.", position)
     return Stage("patch_embed", siglip.Embedding(tower, rows * columns), keys)
 
 
 def _block_keys(block: str, hidden: int) -> dict[str, str | Weight]:
     """Return where a layer's parameters are in a block of timm, which packs queries to values."""
-    keys: dict[str, str | Weight] = {}
+    from . import siglip
+
+    packed = siglip.unpacked(f"{block}attn.qkv.", hidden)
+    keys = {f"self_attn.{name}": weight for name, weight in packed.items()}
     for kind in ("weight", "bias"):
-        packed = Weight(f"{block}attn.qkv.{kind}")
-        for index, part in enumerate("qkv"):
-            rows = packed.slice(0, index * hidden, (index + 1) * hidden)
-            keys[f"self_attn.{part}_proj.{kind}"] = rows
         keys[f"self_attn.out_proj.{kind}"] = f"{block}attn.proj.{kind}"
         keys |= {f"layer_norm{number}.{kind}": f"{block}norm{number}.{kind}" for number in (1, 2)}
         keys |= {f"mlp.{name}.{kind}": f"{block}mlp.{name}.{kind}" for name in ("fc1", "fc2")}
@@ -346,7 +257,7 @@ def _plain_llama(config: Mapping[str, Any]) -> LlmCheckpoint:
     fields = {name: config[name] for name in _LLAMA_FIELDS if name in config}
     origins = {
         key.removeprefix(LANGUAGE): (key, float(factors.get(key.split(".")[-2], 1)))
-        for key, _ in layouts.language(config)
+        for key in llama_tensors(config, LANGUAGE)
     }
     # float32, so that a loader keeps what was multiplied.
     named = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "torch_dtype": "float32"}
@@ -373,10 +284,10 @@ def _folded_note(config: Mapping[str, Any]) -> str:
 
 
 def prepare_prompt(job: Job, messages: Sequence[Mapping[str, Any]]) -> Prompt:
-    """Write who speaks and what, with a run of the tower for each piece of an image.
+    """Write roles and contents as plain text, with a run of the tower for each piece of an image.
 
     Raises:
-        UsageError: Someone speaks whom the model does not know.
+        UsageError: A message has a role that the model does not know.
     """
     from . import prompt
 
@@ -419,23 +330,27 @@ def tensors(config: Mapping[str, Any]) -> dict[str, Shape]:
     encoder = ENCODERS[config["vision_encoder"]]
     width, queries = config["hidden_size"], config["query_num"]
     return {
-        **dict(_vision(encoder, _depth(config))),
-        **dict(layouts.resampler(width, encoder.hidden, queries)),
+        **_vision(encoder, _depth(config)),
+        **layouts.resampler(width, encoder.hidden, queries),
         "resampler.pos_embed": (queries, width),
-        **dict(layouts.language(config)),
+        **llama_tensors(config, LANGUAGE),
     }
 
 
-def _vision(encoder: Encoder, depth: int) -> Iterator[tuple[str, Shape]]:
-    hidden, inner = encoder.hidden, encoder.inner
-    yield from layouts.linear("vpm.patch_embed.proj", hidden, 3, PATCH_PX, PATCH_PX)
-    yield "vpm.pos_embed", (1, encoder.side**2, hidden)
+def _vision(encoder: Encoder, depth: int) -> dict[str, Shape]:
+    hidden, inner, patch = encoder.hidden, encoder.inner, preprocess.PATCH_PX
+    shapes: dict[str, Shape] = {
+        **affine_tensors("vpm.patch_embed.proj", hidden, 3, patch, patch),
+        "vpm.pos_embed": (1, encoder.side**2, hidden),
+    }
     for index in range(depth):
         block = f"vpm.blocks.{index}."
-        yield from layouts.affine(block + "norm1", hidden)
-        yield from layouts.affine(block + "norm2", hidden)
-        yield from layouts.linear(block + "attn.qkv", 3 * hidden, hidden)
-        yield from layouts.linear(block + "attn.proj", hidden, hidden)
-        yield from layouts.linear(block + "mlp.fc1", inner, hidden)
-        yield from layouts.linear(block + "mlp.fc2", hidden, inner)
-    yield from layouts.affine("vpm.norm", hidden)
+        shapes |= {
+            **affine_tensors(block + "norm1", hidden),
+            **affine_tensors(block + "norm2", hidden),
+            **affine_tensors(block + "attn.qkv", 3 * hidden, hidden),
+            **affine_tensors(block + "attn.proj", hidden, hidden),
+            **affine_tensors(block + "mlp.fc1", inner, hidden),
+            **affine_tensors(block + "mlp.fc2", hidden, inner),
+        }
+    return {**shapes, **affine_tensors("vpm.norm", hidden)}

@@ -12,16 +12,18 @@ from axcore import (
     Calibration,
     Choice,
     Component,
+    Layout,
     LlmBuildArgs,
     ModelCard,
     Port,
     Profile,
     Prompt,
+    Published,
     Rows,
+    affine_tensors,
 )
 
-from . import preprocess, slicing
-from .layouts import affine, linear
+from . import layouts, preprocess, slicing, versions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 
     from axcore import Job, Sample, Shape
 
-    from .layouts import Tensors
+    Tensors = Iterator[tuple[str, Shape]]
 
 PREFILL_LEN = 128
 HISTORIES = tuple(range(PREFILL_LEN, 1153, PREFILL_LEN))
@@ -41,68 +43,6 @@ DOWNSAMPLE = Choice(
     " sides are multiples of 56 px. 4x: without it; finer detail in 256 tokens, for about twice"
     " the computation, sides are multiples of 28 px",
 )
-
-_VISION: Mapping[str, Any] = {
-    "model_type": "minicpmv4_6_vision",
-    "hidden_act": "gelu_pytorch_tanh",
-    "hidden_size": 1152,
-    "image_size": 980,
-    "insert_layer_id": 6,
-    "intermediate_size": 4304,
-    "layer_norm_eps": 1e-06,
-    "num_attention_heads": 16,
-    "num_channels": 3,
-    "num_hidden_layers": 27,
-    "patch_size": 14,
-    "window_kernel_size": [2, 2],
-}
-
-_TEXT: Mapping[str, Any] = {
-    "model_type": "qwen3_5_text",
-    "attention_bias": False,
-    "attn_output_gate": True,
-    "bos_token_id": 248045,
-    "eos_token_id": 248044,
-    "full_attention_interval": 4,
-    "head_dim": 256,
-    "hidden_act": "silu",
-    "hidden_size": 1024,
-    "intermediate_size": 3584,
-    "linear_conv_kernel_dim": 4,
-    "linear_key_head_dim": 128,
-    "linear_num_key_heads": 16,
-    "linear_num_value_heads": 16,
-    "linear_value_head_dim": 128,
-    "max_position_embeddings": 262144,
-    "mtp_num_hidden_layers": 1,
-    "num_attention_heads": 8,
-    "num_hidden_layers": 24,
-    "num_key_value_heads": 2,
-    "rms_norm_eps": 1e-06,
-    "rope_parameters": {
-        "partial_rotary_factor": 0.25,
-        "rope_theta": 10000000,
-        "rope_type": "default",
-    },
-    "tie_word_embeddings": True,
-    "vocab_size": 248094,
-}
-
-_CONFIG: Mapping[str, Any] = {
-    "architectures": ["MiniCPMV4_6ForConditionalGeneration"],
-    "model_type": "minicpmv4_6",
-    "downsample_mode": "16x",
-    "drop_vision_last_layer": False,
-    "image_size": 1120,
-    "image_token_id": 248056,
-    "insert_layer_id": 6,
-    "merge_kernel_size": [2, 2],
-    "merger_times": 1,
-    "text_config": _TEXT,
-    "tie_word_embeddings": True,
-    "video_token_id": 248057,
-    "vision_config": _VISION,
-}
 
 _TINY: Mapping[str, Any] = {
     "image_token_id": 476,
@@ -143,26 +83,12 @@ _PROFILES: Mapping[str, Profile] = {
     ),
 }
 
-_FILES: Mapping[str, Mapping[str, Any]] = {
-    "generation_config.json": {"bos_token_id": 248045, "eos_token_id": [248044, 248046]},
-    "preprocessor_config.json": {
-        "downsample_mode": "16x",
-        "image_mean": [0.5, 0.5, 0.5],
-        "image_processor_type": "MiniCPMV4_6ImageProcessor",
-        "image_std": [0.5, 0.5, 0.5],
-        "max_slice_nums": 9,
-        "patch_size": 14,
-        "scale_resolution": 448,
-        "slice_mode": True,
-        "use_image_id": True,
-    },
-}
-
+NO_THINKING = "<think>\n\n</think>\n\n"
 PLACEHOLDER = "<|image_pad|>"
 STOP = ("<|im_end|>", "<|endoftext|>")
 
-# How far behind `bos_token_id` the published tokens lie; brackets are inferred from the order
-# that they have in MiniCPM-V-4.
+# Ids relative to `bos_token_id`; those of the brackets are inferred from their order in
+# MiniCPM-V-4.
 _OFFSETS: Mapping[str, int] = {
     "<|im_start|>": 0,
     "<|im_end|>": 1,
@@ -179,37 +105,39 @@ _OFFSETS: Mapping[str, int] = {
 CALIBRATION = Calibration(format="Numpy", src_dtype="FP32", size=64)
 
 
-def cards() -> list[ModelCard]:
+def card() -> ModelCard:
     """Return the card of the published model."""
-    return [
-        ModelCard(
-            id="minicpm-v-4.6",
-            repo="openbmb/MiniCPM-V-4.6",
-            architectures=("MiniCPMV4_6ForConditionalGeneration",),
-            profiles=_PROFILES,
-            aliases=("minicpm-v-4_6", "minicpmv4_6"),
-            licence="Apache-2.0",
-            parameters=1_300_428_016,
-            config=_CONFIG,
-            tiny=_TINY,
+    published = Published.read(versions.DATA / "minicpm-v-4.6", tiny=_TINY, tokens=tokens)
+    return ModelCard(
+        id="minicpm-v-4.6",
+        repo="openbmb/MiniCPM-V-4.6",
+        architectures=("MiniCPMV4_6ForConditionalGeneration",),
+        profiles=_PROFILES,
+        aliases=("minicpm-v-4_6", "minicpmv4_6"),
+        licence="Apache-2.0",
+        parameters=1_300_428_016,
+        choices={"downsample": DOWNSAMPLE, "fit": preprocess.FIT},
+        layout=Layout(
+            tensors,
             text_prefixes=("model.language_model.", "lm_head.", "mtp."),
-            tensors=tensors,
-            # The merger inside the tower serves 16x alone; multi-token prediction is not used.
+            # Only 16x uses the merger inside the tower; multi-token prediction is not used.
             spare=("model.vision_tower.vit_merger.", "mtp."),
-            choices={"downsample": DOWNSAMPLE, "fit": preprocess.FIT},
-            files=_FILES,
-            tokens=tokens,
-            axllm={
+        ),
+        published=published,
+        runtimes={
+            "axllm": {
                 "tokenizer_type": "MiniCPMV46VL",
                 "vlm_type": "MiniCPMV46VL",
-                "full_attention_interval": _TEXT["full_attention_interval"],
-            },
-        )
-    ]
+                "full_attention_interval": published.config["text_config"][
+                    "full_attention_interval"
+                ],
+            }
+        },
+    )
 
 
 def tokens(config: Mapping[str, Any]) -> dict[str, int]:
-    """Return the special tokens that a prompt needs, with their ids for `config`."""
+    """Return the special tokens of a prompt with their ids for `config`."""
     text = config["text_config"]
     offsets = {token: text["bos_token_id"] + offset for token, offset in _OFFSETS.items()}
     pads = {PLACEHOLDER: config["image_token_id"], "<|video_pad|>": config["video_token_id"]}
@@ -226,8 +154,7 @@ def export_vision(job: Job) -> list[Component]:
 
     height, width = job.profile.height, job.profile.width
     preprocess.check_size(height, width, _cell_px(job))
-    patch = preprocess.PATCH_PX
-    rows, columns = height // patch, width // patch
+    patch, (rows, columns) = preprocess.PATCH_PX, preprocess.grid(job)
     early_merge = job.choice("downsample") == "16x"
 
     size = str(height) if height == width else f"{height}x{width}"
@@ -245,37 +172,27 @@ def export_vision(job: Job) -> list[Component]:
 
 
 def _samples(job: Job, images: Sequence[Image]) -> Iterator[Sample]:
-    size, fit = (job.profile.height, job.profile.width), job.choice("fit")
-    for image in images:
-        for pixels in preprocess.samples(image, *size, fit, _cell_px(job)):
-            yield {"pixel_values": preprocess.strip(pixels)}
+    for pixels in preprocess.pieces(job, images, _cell_px(job)):
+        yield {"pixel_values": preprocess.strip(pixels)}
 
 
 def prepare_prompt(job: Job, messages: Sequence[Mapping[str, Any]]) -> Prompt:
-    """Write the messages as ChatML without thinking, with a run of the graph for each piece."""
+    """Write the messages as ChatML without thinking, with a run of the graph for each piece.
+
+    The published template trims every message.
+    """
     from . import prompt
 
     preprocess.check_size(job.profile.height, job.profile.width, _cell_px(job))
     return prompt.assemble(
         job,
-        _written(messages),
+        [*prompt.chatml(messages, prompt.trimmed), NO_THINKING],
         prompt.numbered(Rows(PLACEHOLDER, _tokens(job))),
         partial(_samples, job),
         components=("vision", "vision"),
         markers={**dict.fromkeys(_OFFSETS), PLACEHOLDER: job.config["image_token_id"]},
         stop=STOP,
     )
-
-
-def _written(messages: Sequence[Mapping[str, Any]]) -> Iterator[str | Image]:
-    """Yield text and images; the published template trims every message."""
-    from . import prompt
-
-    for message in messages:
-        yield f"<|im_start|>{message['role']}\n"
-        yield from prompt.trimmed(prompt.lines(message))
-        yield "<|im_end|>\n"
-    yield "<|im_start|>assistant\n<think>\n\n</think>\n\n"
 
 
 def llm_build_args(job: Job) -> LlmBuildArgs:
@@ -317,44 +234,29 @@ def _slice_notes(job: Job) -> Iterator[str]:
 def tensors(config: Mapping[str, Any]) -> dict[str, Shape]:
     """Return the key and shape of every tensor that `config` implies."""
     text = config["text_config"]
-    shapes = {
-        **dict(_vision(config["vision_config"], text["hidden_size"])),
-        **dict(_language(text)),
-    }
+    shapes = {**_vision(config["vision_config"], text["hidden_size"]), **dict(_language(text))}
     if not config["tie_word_embeddings"]:
         shapes["lm_head.weight"] = (text["vocab_size"], text["hidden_size"])
     return shapes
 
 
-def _vision(config: Mapping[str, Any], width: int) -> Tensors:
-    tower, merger = "model.vision_tower.", "model.merger.mlp.0."
-    hidden, inner = config["hidden_size"], config["intermediate_size"]
-    patch = config["patch_size"]
-    side = config["image_size"] // patch
-    yield from linear(tower + "embeddings.patch_embedding", hidden, 3, patch, patch)
-    yield tower + "embeddings.position_embedding.weight", (side**2, hidden)
-    for index in range(config["num_hidden_layers"]):
-        layer = f"{tower}encoder.layers.{index}."
-        yield from _attention(layer, hidden)
-        yield from affine(layer + "layer_norm2", hidden)
-        yield from linear(layer + "mlp.fc1", inner, hidden)
-        yield from linear(layer + "mlp.fc2", hidden, inner)
-    yield from affine(tower + "post_layernorm", hidden)
-    yield from _attention(tower + "vit_merger.", hidden)
-    yield from _merge(tower + "vit_merger.", 4 * hidden, 4 * inner, hidden)
-    yield from _merge(merger, 4 * hidden, 4 * hidden, width)
+def _vision(config: Mapping[str, Any], width: int) -> dict[str, Shape]:
+    tower, hidden = "model.vision_tower.", config["hidden_size"]
+    merger = tower + "vit_merger."
+    return {
+        **layouts.siglip(tower, config, config["num_hidden_layers"]),
+        **layouts.attention(merger, hidden),
+        **_merge(merger, 4 * hidden, 4 * config["intermediate_size"], hidden),
+        **_merge("model.merger.mlp.0.", 4 * hidden, 4 * hidden, width),
+    }
 
 
-def _attention(prefix: str, hidden: int) -> Tensors:
-    yield from affine(prefix + "layer_norm1", hidden)
-    for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
-        yield from linear(f"{prefix}self_attn.{name}", hidden, hidden)
-
-
-def _merge(prefix: str, merged: int, inner: int, width: int) -> Tensors:
-    yield from affine(prefix + "pre_norm", merged)
-    yield from linear(prefix + "linear_1", inner, merged)
-    yield from linear(prefix + "linear_2", width, inner)
+def _merge(prefix: str, merged: int, inner: int, width: int) -> dict[str, Shape]:
+    return {
+        **affine_tensors(prefix + "pre_norm", merged),
+        **affine_tensors(prefix + "linear_1", inner, merged),
+        **affine_tensors(prefix + "linear_2", width, inner),
+    }
 
 
 def _language(config: Mapping[str, Any]) -> Tensors:

@@ -42,14 +42,7 @@ def stages(
             16 patches rather than 4.
     """
     vision = config["vision_config"]
-    tower = Tower(
-        vision["hidden_size"],
-        vision["intermediate_size"],
-        vision["num_attention_heads"],
-        gelu="tanh",
-        patch=vision["patch_size"],
-        eps=vision["layer_norm_eps"],
-    )
+    tower = siglip.tower(vision)
     order = cell_order(rows, columns, merges=1 + early_merge)
     side = vision["image_size"] // tower.patch
     chain = [Stage("embeddings", Embedding(tower, order), _embedding_keys(rows, columns, side))]
@@ -65,13 +58,10 @@ def stages(
 
 
 def _embedding_keys(rows: int, columns: int, side: int) -> dict[str, str | Weight]:
-    patches, table = TOWER + "embeddings.patch_embedding.", TOWER + "embeddings.position_embedding."
     down, across = (siglip.selection(buckets(count, side), side) for count in (rows, columns))
-    return {
-        "patch_embedding.weight": patches + "weight",
-        "patch_embedding.bias": patches + "bias",
-        "position": siglip.gridded(Weight(table + "weight"), side, down, across),
-    }
+    table = Weight(TOWER + "embeddings.position_embedding.weight")
+    placed = siglip.gridded(table, side, down, across)
+    return siglip.embedding_keys(TOWER + "embeddings.patch_embedding.", placed)
 
 
 def cell_order(rows: int, columns: int, merges: int) -> Tensor:

@@ -1,8 +1,9 @@
-"""Models of one architecture told apart by their configs, and those known but not supported."""
+"""What the models share, and the models that are recognised but not supported."""
 
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from axcore import ModelCard, Profile
@@ -11,11 +12,24 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _REMEDY = "this plugin converts MiniCPM-V-2, MiniCPM-V-4 and MiniCPM-V-4.6"
-_PROFILES = {"image": Profile(height=448, width=448, prefill_len=320, kv_cache_len=1023)}
+
+DATA = Path(__file__).parent / "data"
+"""The small files of each published repository."""
+LICENCE = "MiniCPM Model License or Apache-2.0 (the published pages disagree)"
+TEXT_MODEL = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
+PROFILES = {
+    "image": Profile(
+        height=448,
+        width=448,
+        prefill_len=320,
+        kv_cache_len=1023,
+        about="64 tokens an image, and 256 for the rest of the prompt",
+    )
+}
 
 
 def version(config: Mapping[str, Any]) -> float | None:
-    """Return the model's version, written as a number or as text; None where there is none."""
+    """Return the version in a config, a number or a numeric string; None if there is none."""
     try:
         return float(config["version"])
     except (KeyError, TypeError, ValueError):
@@ -38,7 +52,7 @@ def _card(name: str, repo: str, architecture: str, number: float) -> ModelCard:
         id=name,
         repo=repo,
         architectures=(architecture,),
-        profiles=_PROFILES,
+        profiles=PROFILES,
         recognises=partial(_is_version, number),
         unsupported=_REMEDY,
     )

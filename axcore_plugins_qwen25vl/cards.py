@@ -1,78 +1,19 @@
-"""What is known of each Qwen2.5-VL model before anything is read."""
+"""The cards of the Qwen2.5-VL models."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from axcore import ModelCard, Profile, Shape
+from axcore import Layout, ModelCard, Profile, Published, affine_tensors, llama_tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
+    from axcore import Shape
+
+DATA = Path(__file__).parent / "data"  # the small files of each published repository
 VIDEO = "video"  # the task whose samples are two frames: one temporal step
-
-_VISION: Mapping[str, Any] = {
-    "depth": 32,
-    "hidden_act": "silu",
-    "hidden_size": 1280,
-    "intermediate_size": 3420,
-    "num_heads": 16,
-    "in_chans": 3,
-    "out_hidden_size": 2048,
-    "patch_size": 14,
-    "spatial_merge_size": 2,
-    "spatial_patch_size": 14,
-    "window_size": 112,
-    "fullatt_block_indexes": [7, 15, 23, 31],
-    "tokens_per_second": 2,
-    "temporal_patch_size": 2,
-}
-
-_CONFIG_3B: Mapping[str, Any] = {
-    "architectures": ["Qwen2_5_VLForConditionalGeneration"],
-    "attention_dropout": 0.0,
-    "bos_token_id": 151643,
-    "eos_token_id": 151645,
-    "vision_start_token_id": 151652,
-    "vision_end_token_id": 151653,
-    "vision_token_id": 151654,
-    "image_token_id": 151655,
-    "video_token_id": 151656,
-    "hidden_act": "silu",
-    "hidden_size": 2048,
-    "initializer_range": 0.02,
-    "intermediate_size": 11008,
-    "max_position_embeddings": 128000,
-    "max_window_layers": 70,
-    "model_type": "qwen2_5_vl",
-    "num_attention_heads": 16,
-    "num_hidden_layers": 36,
-    "num_key_value_heads": 2,
-    "rms_norm_eps": 1e-06,
-    "rope_theta": 1000000.0,
-    "sliding_window": 32768,
-    "tie_word_embeddings": True,
-    "torch_dtype": "bfloat16",
-    "transformers_version": "4.41.2",
-    "use_cache": True,
-    "use_sliding_window": False,
-    "vision_config": _VISION,
-    "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
-    "vocab_size": 151936,
-}
-
-_CONFIG_7B: Mapping[str, Any] = {
-    **_CONFIG_3B,
-    "hidden_size": 3584,
-    "intermediate_size": 18944,
-    "max_window_layers": 28,
-    "num_attention_heads": 28,
-    "num_hidden_layers": 28,
-    "num_key_value_heads": 4,
-    "tie_word_embeddings": False,
-    "vision_config": {**_VISION, "out_hidden_size": 3584},
-    "vocab_size": 152064,
-}
 
 _TINY: Mapping[str, Any] = {
     "bos_token_id": 499,
@@ -117,19 +58,11 @@ _PROFILES: Mapping[str, Profile] = {
     ),
 }
 
-# Positions of text are equal in all three of their rows, so plain rotation is exact.
+# For text, all three rows of positions are equal, so the rotation of a plain model is exact.
 _TEXT_MODEL: Mapping[str, Any] = {
     "architectures": ["Qwen2ForCausalLM"],
     "model_type": "qwen2",
     "rope_scaling": None,
-}
-
-# axllm has this tokenizer under the later model's name alone.
-_AXLLM: Mapping[str, Any] = {
-    "tokenizer_type": "Qwen3VL",
-    "vlm_type": "Qwen2_5VL",
-    "system_prompt": "You are a helpful assistant.",
-    "vision_tokens_per_second": _VISION["tokens_per_second"],
 }
 
 _PREFIXES: Mapping[str, tuple[str, ...]] = {
@@ -138,65 +71,43 @@ _PREFIXES: Mapping[str, tuple[str, ...]] = {
     "lm_head.": ("lm_head.",),
 }
 
-_FILES: Mapping[str, Mapping[str, Any]] = {
-    "generation_config.json": {
-        "bos_token_id": 151643,
-        "do_sample": True,
-        "eos_token_id": [151645, 151643],
-        "pad_token_id": 151643,
-        "repetition_penalty": 1.05,
-        "temperature": 0.1,
-        "top_k": 1,
-        "top_p": 0.001,
-        "transformers_version": "4.49.0",
-    },
-    "preprocessor_config.json": {
-        "min_pixels": 3136,
-        "max_pixels": 12845056,
-        "patch_size": 14,
-        "temporal_patch_size": 2,
-        "merge_size": 2,
-        "image_mean": [0.48145466, 0.4578275, 0.40821073],
-        "image_std": [0.26862954, 0.26130258, 0.27577711],
-        "image_processor_type": "Qwen2VLImageProcessor",
-        "processor_class": "Qwen2_5_VLProcessor",
-    },
-}
-
 
 def cards() -> list[ModelCard]:
     """Return the cards of the published sizes."""
     return [
-        _card("3b", "Qwen Research License (non-commercial)", 3_754_622_976, _CONFIG_3B),
-        _card("7b", "Apache-2.0", 8_292_166_656, _CONFIG_7B),
+        _card("3b", "Qwen Research License (non-commercial)", 3_754_622_976),
+        _card("7b", "Apache-2.0", 8_292_166_656),
     ]
 
 
-def _card(size: str, licence: str, parameters: int, config: Mapping[str, Any]) -> ModelCard:
+def _card(size: str, licence: str, parameters: int) -> ModelCard:
+    name = f"qwen2.5-vl-{size}"
+    published = Published.read(DATA / name, tiny=_TINY, tokens=tokens)
     return ModelCard(
-        id=f"qwen2.5-vl-{size}",
+        id=name,
         repo=f"Qwen/Qwen2.5-VL-{size.upper()}-Instruct",
         architectures=("Qwen2_5_VLForConditionalGeneration",),
         profiles=_PROFILES,
         aliases=(f"qwen25vl-{size}",),
         licence=licence,
         parameters=parameters,
-        config=config,
-        tiny=_TINY,
-        prefixes=_PREFIXES,
-        text_prefixes=("model.", "lm_head."),
-        tensors=tensors,
-        files=_FILES,
-        text_model=_TEXT_MODEL,
-        tokens=tokens,
-        axllm=_AXLLM,
+        layout=Layout(tensors, _PREFIXES, text_model=_TEXT_MODEL),
+        published=published,
+        runtimes={
+            "axllm": {
+                "tokenizer_type": "Qwen3VL",  # the tokenizer is known by the later model's name
+                "vlm_type": "Qwen2_5VL",
+                "system_prompt": "You are a helpful assistant.",
+                "vision_tokens_per_second": published.config["vision_config"]["tokens_per_second"],
+            }
+        },
     )
 
 
 def tokens(config: Mapping[str, Any]) -> dict[str, int]:
-    """Return the special tokens that a prompt needs, with the ids that `config` gives or implies.
+    """Return the special tokens of a prompt with their ids for `config`.
 
-    What begins a turn has the id before what ends it, in the published models and the small one.
+    The config does not name ``<|im_start|>``; its id is one less than that of ``<|im_end|>``.
     """
     return {
         "<|endoftext|>": config["bos_token_id"],
@@ -218,49 +129,29 @@ def tensors(config: Mapping[str, Any]) -> dict[str, Shape]:
             ``text_config`` as newer transformers write them.
     """
     text = config.get("text_config", config)
-    shapes = {**dict(_vision(config["vision_config"])), **dict(_language(text))}
-    if not config["tie_word_embeddings"]:
-        shapes["lm_head.weight"] = (text["vocab_size"], text["hidden_size"])
-    return shapes
+    language = {**text, "tie_word_embeddings": config["tie_word_embeddings"]}
+    return {**_vision(config["vision_config"]), **llama_tensors(language, qkv_bias=True)}
 
 
-def _vision(config: Mapping[str, Any]) -> Iterator[tuple[str, Shape]]:
+def _vision(config: Mapping[str, Any]) -> dict[str, Shape]:
     hidden, inner = config["hidden_size"], config["intermediate_size"]
     patch, frames = config["patch_size"], config["temporal_patch_size"]
     merged = hidden * config["spatial_merge_size"] ** 2
-    yield "visual.patch_embed.proj.weight", (hidden, 3, frames, patch, patch)
+    shapes: dict[str, Shape] = {"visual.patch_embed.proj.weight": (hidden, 3, frames, patch, patch)}
     for index in range(config["depth"]):
         block = f"visual.blocks.{index}."
-        yield block + "norm1.weight", (hidden,)
-        yield block + "norm2.weight", (hidden,)
-        yield from _linear(block + "attn.qkv", 3 * hidden, hidden)
-        yield from _linear(block + "attn.proj", hidden, hidden)
-        yield from _linear(block + "mlp.gate_proj", inner, hidden)
-        yield from _linear(block + "mlp.up_proj", inner, hidden)
-        yield from _linear(block + "mlp.down_proj", hidden, inner)
-    yield "visual.merger.ln_q.weight", (hidden,)
-    yield from _linear("visual.merger.mlp.0", merged, merged)
-    yield from _linear("visual.merger.mlp.2", config["out_hidden_size"], merged)
-
-
-def _language(config: Mapping[str, Any]) -> Iterator[tuple[str, Shape]]:
-    hidden, inner = config["hidden_size"], config["intermediate_size"]
-    key_width = hidden // config["num_attention_heads"] * config["num_key_value_heads"]
-    yield "model.embed_tokens.weight", (config["vocab_size"], hidden)
-    for index in range(config["num_hidden_layers"]):
-        layer = f"model.layers.{index}."
-        yield layer + "input_layernorm.weight", (hidden,)
-        yield layer + "post_attention_layernorm.weight", (hidden,)
-        yield from _linear(layer + "self_attn.q_proj", hidden, hidden)
-        yield from _linear(layer + "self_attn.k_proj", key_width, hidden)
-        yield from _linear(layer + "self_attn.v_proj", key_width, hidden)
-        yield layer + "self_attn.o_proj.weight", (hidden, hidden)
-        yield layer + "mlp.gate_proj.weight", (inner, hidden)
-        yield layer + "mlp.up_proj.weight", (inner, hidden)
-        yield layer + "mlp.down_proj.weight", (hidden, inner)
-    yield "model.norm.weight", (hidden,)
-
-
-def _linear(key: str, rows: int, columns: int) -> Iterator[tuple[str, Shape]]:
-    yield key + ".weight", (rows, columns)
-    yield key + ".bias", (rows,)
+        shapes |= {
+            block + "norm1.weight": (hidden,),
+            block + "norm2.weight": (hidden,),
+            **affine_tensors(block + "attn.qkv", 3 * hidden, hidden),
+            **affine_tensors(block + "attn.proj", hidden, hidden),
+            **affine_tensors(block + "mlp.gate_proj", inner, hidden),
+            **affine_tensors(block + "mlp.up_proj", inner, hidden),
+            **affine_tensors(block + "mlp.down_proj", hidden, inner),
+        }
+    return {
+        **shapes,
+        "visual.merger.ln_q.weight": (hidden,),
+        **affine_tensors("visual.merger.mlp.0", merged, merged),
+        **affine_tensors("visual.merger.mlp.2", config["out_hidden_size"], merged),
+    }

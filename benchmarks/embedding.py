@@ -9,7 +9,8 @@ from pathlib import Path
 
 from axcore import Registry, Silent
 from axcore.language.embedding import write_embedding
-from axcore.pipeline.job import Request, open_job
+from axcore.pipeline.job import open_job
+from axcore.request import Request
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("checkpoint")
@@ -17,7 +18,7 @@ parser.add_argument("out", type=Path, help="folder")
 arguments = parser.parse_args()
 
 registry = Registry()
-job = open_job(Request(arguments.checkpoint), registry, Silent())
+job = open_job(Request.of(arguments.checkpoint), registry, Silent())
 with job.checkpoint:
     embedding = registry.call(job.family, "embed_extract", job=job)
     started = time.perf_counter()

@@ -12,9 +12,10 @@ from pathlib import Path
 from axcore import Options, Registry, Silent
 from axcore.graph.export import export_component, torch_dtype
 from axcore.graph.stitch import Tracer
-from axcore.pipeline.job import Request, open_job
+from axcore.pipeline.job import open_job
 from axcore.pipeline.prepared import Prepared, prepare
 from axcore.progress import Task
+from axcore.request import Request
 
 
 class Stopwatch(Silent):
@@ -48,7 +49,7 @@ parser.add_argument("--plain-attention", action="store_true", help="skip `patch_
 arguments = parser.parse_args()
 
 watch, registry = Stopwatch(), Registry()
-request = Request(arguments.checkpoint, options=Options(), verify=False, vision_only=True)
+request = Request.of(arguments.checkpoint, options=Options(), verify=False, vision_only=True)
 job = open_job(request, registry, watch)
 files = []
 with job.checkpoint:

@@ -28,13 +28,13 @@ parser.add_argument("--folder", type=Path, help="default: where `axcore convert 
 arguments = parser.parse_args()
 
 card = Registry().find(arguments.model).card
+published = card.published
 folder = arguments.folder or fabricated_folder(card, arguments.size)
 if arguments.native:
-    config = {**in_newer_layout(card.config), "architectures": [arguments.native]}
-    card = replace(card, config=config, tiny=in_newer_layout(card.tiny))
+    config = {**in_newer_layout(published.config), "architectures": [arguments.native]}
+    published = replace(published, config=config, tiny=in_newer_layout(published.tiny))
 if arguments.changes:
     # What makes a checkpoint tiny are overrides of the published config, so these take their place.
-    fabricate(replace(card, tiny=arguments.changes), "tiny", folder)
-else:
-    fabricate(card, arguments.size, folder)
+    published, arguments.size = replace(published, tiny=arguments.changes), "tiny"
+fabricate(replace(card, published=published), arguments.size, folder)
 print(json.dumps(str(folder)))

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from axcore import Options, Registry, Silent
 from axcore.language.checkpoint import write_checkpoint
-from axcore.pipeline.job import Request, open_job
+from axcore.pipeline.job import open_job
+from axcore.request import Request
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("checkpoint")
@@ -18,7 +19,9 @@ arguments, options = parser.parse_known_args()
 
 registry = Registry()
 choices = {name.removeprefix("--"): "yes" for name in options}
-job = open_job(Request(arguments.checkpoint, options=Options(choices=choices)), registry, Silent())
+job = open_job(
+    Request.of(arguments.checkpoint, options=Options(choices=choices)), registry, Silent()
+)
 with job.checkpoint:
     wanted = registry.call(job.family, "llm_build_args", job=job).checkpoint
     started = time.perf_counter()

@@ -19,8 +19,9 @@ from transformers.generation.streamers import BaseStreamer
 
 from axcore import Registry, Silent
 from axcore.language.checkpoint import write_checkpoint
-from axcore.pipeline.job import Request, open_job
+from axcore.pipeline.job import open_job
 from axcore.quantization.language import language_of
+from axcore.request import Request
 
 
 class Clock(BaseStreamer):
@@ -41,7 +42,7 @@ class Clock(BaseStreamer):
 def write(checkpoint: str, folder: Path) -> None:
     """Write the language model as a checkpoint of its own."""
     registry = Registry()
-    job = open_job(Request(checkpoint), registry, Silent())
+    job = open_job(Request.of(checkpoint), registry, Silent())
     with job.checkpoint:
         wanted = language_of(job, registry).checkpoint
         write_checkpoint(job.checkpoint, wanted, folder, Silent())

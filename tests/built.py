@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,15 @@ import onnx
 import pytest
 
 import axcore
-from axcore import Answer, Runner
 
 from .bundles import IMAGES, convert
 
 HEIGHT, WIDTH, ROWS = 56, 84, 6  # an image is 6 tokens
 CHUNK, CACHE, HISTORIES = 64, 300, (64, 128)
+LENGTHS: dict[str, Any] = {
+    "height": HEIGHT, "width": WIDTH,
+    "prefill_len": CHUNK, "kv_cache_len": CACHE, "last_kv_cache_len": HISTORIES,
+}  # fmt: skip
 LIMIT = CHUNK + HISTORIES[-1]  # tokens of the longest prompt
 LAYER, HEAD = "qwen2_5_vl_p64_l{}_together.onnx", "qwen2_5_vl_post.onnx"
 TABLE = "model.embed_tokens.weight.bfloat16.bin"
@@ -26,9 +28,14 @@ IMAGE = sorted(IMAGES.glob("*.jpg"))[0]
 
 
 @pytest.fixture(scope="session")
-def finished(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(once: Callable[..., Path], checkpoint: Path) -> Path:
     """The bundle. Tests do not change it."""
-    return _finished(checkpoint, tmp_path_factory.getbasetemp())
+
+    def make(out: Path) -> None:
+        convert(checkpoint, out, verify=False, **LENGTHS)
+        axcore.build(out, toolchain="onnx")
+
+    return once("finished", make)
 
 
 @pytest.fixture
@@ -37,27 +44,9 @@ def own(finished: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished, tmp_path / "own"))
 
 
-@cache  # once for all folders that import the fixtures
-def _finished(checkpoint: Path, base: Path) -> Path:
-    bundle = convert(
-        checkpoint, base / "finished", verify=False, height=HEIGHT, width=WIDTH,
-        prefill_len=CHUNK, kv_cache_len=CACHE, last_kv_cache_len=HISTORIES,
-    )  # fmt: skip
-    axcore.build(bundle.folder, toolchain="onnx")
-    return bundle.folder
-
-
 def message(text: str, *images: Any) -> dict[str, Any]:
     parts = [{"type": "image", "image": image} for image in images]
     return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
-
-
-def answered(runner: Runner, messages: Sequence[Any], *arguments: Any) -> Answer:
-    """Return the whole answer of the library; `arguments` are sampling and number of tokens."""
-    answer = Answer()
-    for _ in runner.answer(runner.prepare(messages), *arguments, answer=answer):
-        pass
-    return answer
 
 
 def change_groups(path: Path, change: Callable[[dict[str, Any]], object]) -> None:

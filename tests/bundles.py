@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,14 +52,14 @@ class Outcome:
 
 
 class Interrupted(Recorder):
-    """A `Progress` whose user presses Ctrl-C after so many units of work."""
+    """A `Progress` whose user presses Ctrl-C after so many units of work, of one task or of any."""
 
-    def __init__(self, after: int = 1) -> None:
+    def __init__(self, after: int = 1, label: str = "") -> None:
         super().__init__()
-        self.left = after
+        self.left, self.label = after, label
 
     def add(self, label: str, amount: float) -> None:
-        self.left -= 1
+        self.left -= label.startswith(self.label)
         if self.left == 0:
             raise KeyboardInterrupt
 
@@ -68,25 +67,17 @@ class Interrupted(Recorder):
 # Fixtures ----------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="session", autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Fabricated checkpoints of these tests go into a folder of their own."""
-    folder = tmp_path_factory.getbasetemp() / "cache"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AXCORE_CACHE", str(folder))
-        yield folder
-
-
 @pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkpoint(once: Callable[..., Path]) -> Path:
     """A tiny checkpoint in four shards. Tests do not change it."""
-    return _checkpoint(tmp_path_factory.getbasetemp())
+    card = Registry().find(MODEL).card
+    return once("checkpoint", lambda out: fabricate(card, "tiny", out, shard_bytes=SHARD_BYTES))
 
 
 @pytest.fixture(scope="session")
-def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def converted(once: Callable[..., Path], checkpoint: Path) -> Path:
     """The bundle of `checkpoint` and `IMAGES`. Tests do not change it."""
-    return _converted(tmp_path_factory.getbasetemp())
+    return once("converted", lambda out: convert(checkpoint, out))
 
 
 @pytest.fixture
@@ -118,17 +109,6 @@ def axcore_command(
         return Outcome(code, *capsys.readouterr())
 
     return run
-
-
-@cache  # once for all folders that import the fixtures
-def _checkpoint(base: Path) -> Path:
-    card = Registry().find(MODEL).card
-    return fabricate(card, "tiny", base / "checkpoint", shard_bytes=SHARD_BYTES)
-
-
-@cache
-def _converted(base: Path) -> Path:
-    return convert(_checkpoint(base), base / "converted").folder
 
 
 # Converting --------------------------------------------------------------------------------------

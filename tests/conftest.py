@@ -1,7 +1,18 @@
-"""Settings of all tests."""
+"""The checkpoint and the bundles that tests share, and the command line in this process."""
 
-from hypothesis import settings
+from .built import finished, impatient, own
+from .bundles import axcore_command, bundle, checkpoint, converted, own_checkpoint
+from .evaluate.answering import batched_model, model
 
-# How long an example takes says more about the machine than about the code.
-settings.register_profile("untimed", deadline=None)
-settings.load_profile("untimed")
+__all__ = [
+    "axcore_command",
+    "batched_model",
+    "bundle",
+    "checkpoint",
+    "converted",
+    "finished",
+    "impatient",
+    "model",
+    "own",
+    "own_checkpoint",
+]

@@ -102,6 +102,17 @@ def test_a_family_accepts_this_core(project: Path) -> None:
             assert requirement.specifier.contains(axcore.__version__)
 
 
+@pytest.mark.parametrize("project", PROJECTS[1:], ids=lambda path: path.parent.name)
+def test_the_wheel_of_a_family_has_its_data(project: Path) -> None:
+    """What a card reads at import is shipped. Oracle: the files in the family's folder."""
+    (patterns,) = read(project)["tool"]["setuptools"]["package-data"].values()
+    folder = project.parent
+    shipped = {path for pattern in patterns for path in folder.glob(pattern)}
+    found = {path for path in folder.glob("data/**/*") if path.is_file()}
+    assert found
+    assert found <= shipped
+
+
 def test_every_dependency_has_a_lower_bound() -> None:
     """An old installation is upgraded rather than met with an error. Oracle: packaging."""
     for requirement in requirements(extras=True):

@@ -90,7 +90,7 @@ def test_the_package_is_found(environment: Environment) -> None:
 @pytest.mark.parametrize("verify", [True, False], ids=["verify", "no-verify"])
 def test_a_model_is_converted_with_it(environment: Environment, verify: bool) -> None:
     """From a fabricated checkpoint to a bundle. Oracle: the manifest, and PyTorch where asked."""
-    out = environment.folder / ("verified" if verify else "plain")
+    out = environment.folder / "bundle"
     chosen = "--verify" if verify else "--no-verify"
     environment.axcore("convert", "toy-vlm", "-o", str(out), "--weights", "random-tiny", chosen)
     manifest = json.loads((out / "axcore.json").read_text())

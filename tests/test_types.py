@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -12,7 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from axcore import Calibration, Component, ModelCard, Port, Profile, Stage, Weight
+from axcore import Calibration, Component, ModelCard, Port, Profile, Published, Stage, Weight
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 shapes = st.lists(st.integers(1, 4), min_size=1, max_size=4).map(tuple)
 
@@ -112,6 +117,24 @@ def test_longest_prompt() -> None:
     profile = Profile(448, 448, prefill_len=128, kv_cache_len=1023)
     assert profile.max_prompt == 128
     assert replace(profile, last_kv_cache_len=(128, 512, 256)).max_prompt == 640
+
+
+def test_published_files_are_read_from_a_folder(tmp_path: Path) -> None:
+    """`config.json` apart from the others; overrides reach into nested parts alone.
+
+    Oracle: what was written, merged by hand.
+    """
+    config = {"layers": 9, "text_config": {"width": 64, "kept": 1}, "rope": None}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "generation_config.json").write_text('{"top_k": 1}')
+    (tmp_path / "README.md").write_text("none of them")
+    tiny = {"layers": 1, "text_config": {"width": 8}, "rope": {"factor": 2}}
+    published = Published.read(tmp_path, tiny=tiny)
+    assert published == Published(config, {"generation_config.json": {"top_k": 1}}, tiny)
+    assert published.tiny_config == {
+        "layers": 1, "text_config": {"width": 8, "kept": 1}, "rope": {"factor": 2}
+    }  # fmt: skip
+    assert published.config == config
 
 
 def test_stem_is_the_repository_without_its_owner() -> None:

@@ -9,7 +9,7 @@ from .images import (
     read_image,
     warn_of_few,
 )
-from .samples import CalibrationSet, image_samples, store_samples
+from .samples import CalibrationSet, image_samples, load_samples, store_samples
 
 __all__ = [
     "Archive",
@@ -20,6 +20,7 @@ __all__ = [
     "find_archive",
     "find_images",
     "image_samples",
+    "load_samples",
     "read_image",
     "store_samples",
     "warn_of_few",

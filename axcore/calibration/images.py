@@ -9,7 +9,7 @@ import tarfile
 import zipfile
 import zlib
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from importlib import resources
 from io import BytesIO
 from pathlib import Path
@@ -52,6 +52,11 @@ class SourceImage:
 
     name: str
     read: Callable[[], bytes]
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hexadecimal sha256 of the encoded bytes, which are read for it once."""
+        return hashlib.sha256(self.read()).hexdigest()
 
     def load(self, *, upright: bool = True) -> Image:
         """Decode the image.

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
+
+from ..system import cores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -22,13 +23,13 @@ def in_order(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
     Raises:
         Exception: What `work` raised for the first item that failed; nothing new is begun then.
     """
-    cores = len(os.sched_getaffinity(0))
+    count = cores()
     waiting: deque[Future[R]] = deque()
-    with ThreadPoolExecutor(cores) as pool:
+    with ThreadPoolExecutor(count) as pool:
         try:
             for item in items:
                 waiting.append(pool.submit(work, item))
-                if len(waiting) == 2 * cores:
+                if len(waiting) == 2 * count:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()

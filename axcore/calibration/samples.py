@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import shutil
 import tarfile
 from contextlib import contextmanager
@@ -110,14 +111,12 @@ def store_samples(
     """
     archives = _archives(name, ports, calibration)
     written: dict[str, list[Path]] = {archive: [] for archive in archives.values()}
-    data = f"calib_{name}_data"
-    with _replacing(folder, data) as staging:
+    with _replacing(folder, _data(name)) as staging:
         encode = partial(_encode, name, ports, calibration)
         for number, encoded in enumerate(in_order(encode, samples)):
-            for archive, content in encoded.items():
-                path = Path(data, archive if len(written) > 1 else "", _file(calibration, number))
+            for archive, path in _members(name, ports, calibration, number).items():
                 (staging / path).parent.mkdir(parents=True, exist_ok=True)
-                (staging / path).write_bytes(content)
+                (staging / path).write_bytes(encoded[archive])
                 written[archive].append(path)
         if not any(written.values()):
             raise ContractError(f"there is no calibration sample of `{name}`", hint=_HINT)
@@ -130,14 +129,47 @@ def store_samples(
     )
 
 
+def load_samples(
+    name: str,
+    ports: Sequence[Port],
+    calibration: Calibration,
+    count: int,
+    locate: Callable[[str], Path],
+) -> Iterator[Sample]:
+    """Yield the samples that `store_samples` wrote, one at a time, with equal arrays.
+
+    Args:
+        name, ports, calibration: As they were given to `store_samples`.
+        count: How many samples there are.
+        locate: Returns where a file lies, given its path relative to the folder.
+    """
+    for number in range(count):
+        sample: dict[str, Array] = {}
+        for archive, path in _members(name, ports, calibration, number).items():
+            sample |= _decode(locate(str(path)).read_bytes(), archive, calibration)
+        yield sample
+
+
 def _archives(name: str, ports: Sequence[Port], calibration: Calibration) -> dict[str, str]:
     """Return, for every input, the name of the archive that holds its samples."""
     shared = calibration.format == "NumpyObject"
     return {port.name: name if shared else port.name for port in ports}
 
 
-def _file(calibration: Calibration, number: int) -> str:
-    return f"data_{number}.{'png' if calibration.format == 'Image' else 'npy'}"
+def _data(name: str) -> str:
+    return f"calib_{name}_data"
+
+
+def _members(
+    name: str, ports: Sequence[Port], calibration: Calibration, number: int
+) -> dict[str, Path]:
+    """Map each archive to its member `number` as a single file, relative to the folder."""
+    archives = dict.fromkeys(_archives(name, ports, calibration).values())
+    file = f"data_{number}.{'png' if calibration.format == 'Image' else 'npy'}"
+    return {
+        archive: Path(_data(name), archive if len(archives) > 1 else "", file)
+        for archive in archives
+    }
 
 
 # Make --------------------------------------------------------------------------------------------
@@ -199,6 +231,37 @@ def _png(array: Array, calibration: Calibration) -> bytes:
     image = PillowImage.fromarray(np.ascontiguousarray(stored))
     image.save(file, "PNG", compress_level=PNG_LEVEL)
     return file.getvalue()
+
+
+def _decode(content: bytes, archive: str, calibration: Calibration) -> dict[str, Array]:
+    """Return the arrays of one file: the inverse of `_encode`."""
+    import numpy as np
+    from PIL import Image as PillowImage
+
+    file = BytesIO(content)
+    if calibration.format == "NumpyObject":
+        np.lib.format.read_magic(file)
+        np.lib.format.read_array_header_1_0(file)
+        arrays: dict[str, Array] = _ArrayUnpickler(file).load().item()
+        return arrays
+    if calibration.format == "Numpy":
+        return {archive: np.load(file, allow_pickle=False)}
+    with PillowImage.open(file) as image:
+        stored = np.asarray(image)
+    return {archive: stored[..., ::-1] if calibration.tensor_format == "BGR" else stored}
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Reads a dict of arrays, which numpy can only store pickled, and runs no other code."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        # numpy 1 calls its private package `core`, numpy 2 `_core`.
+        allowed = {("numpy", "ndarray"), ("numpy", "dtype")} | {
+            (f"numpy.{core}.multiarray", "_reconstruct") for core in ("core", "_core")
+        }
+        if (module, name) not in allowed:
+            raise pickle.UnpicklingError(f"a sample holds {module}.{name}, which is not an array")
+        return super().find_class(module, name)
 
 
 def _checked(

@@ -1,21 +1,25 @@
 """Read, check, fetch and fabricate Hugging Face checkpoints; no model is known here."""
 
 from .check import check_layout
+from .config import TEXT_PARTS, config_parts, read_config, text_config
 from .fabricate import fabricate
 from .headers import TensorInfo
 from .hub import fetch
 from .keys import canonical_key, disk_key
 from .quantised import as_stored
-from .reader import Checkpoint, read_config
+from .reader import Checkpoint
 
 __all__ = [
+    "TEXT_PARTS",
     "Checkpoint",
     "TensorInfo",
     "as_stored",
     "canonical_key",
     "check_layout",
+    "config_parts",
     "disk_key",
     "fabricate",
     "fetch",
     "read_config",
+    "text_config",
 ]

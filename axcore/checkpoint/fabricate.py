@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..errors import BudgetError, CheckpointError, ContractError
 from ..files import write_atomic
 from ..progress import Progress, Silent
+from .config import config_parts
 from .keys import disk_key
 from .writer import SHARD_BYTES, Entry, total_bytes, write_json, write_shards
 
@@ -46,18 +47,18 @@ def fabricate(
 ) -> Path:
     """Write a checkpoint of the card's layout with seeded random bfloat16 weights.
 
-    ``config.json`` is the card's, merged with its overrides for "tiny". Keys use the first spelling
-    of their prefix in ``card.prefixes``. Matrices are normal with standard deviation 0.02,
-    one-dimensional weights (norms) are near 1 and biases near 0. A tensor depends only on seed,
-    canonical key and shape. If the card has `tokens`, ``tokenizer.json`` has these, all bytes,
-    pieces of English words, and made-up words for all other ids.
+    ``config.json`` is the published one, for "tiny" with the card's overrides; keys use the first
+    spelling of each of ``card.layout.prefixes``. Matrices are normal with standard deviation 0.02,
+    one-dimensional weights (norms) are near 1 and biases near 0. A tensor depends on seed,
+    canonical key and shape alone. If the card has `Published.tokens`, ``tokenizer.json`` contains
+    them, all bytes, pieces of English words, and made-up words for all other ids.
 
     The folder appears complete or not at all. It is kept if it already has the same content, and
     replaced if it is another fabricated checkpoint; if only the tokenizer differs, only that is
     written. Peak memory is about 100 MB for any size.
 
     Args:
-        card: The model; must have `tensors`.
+        card: The model; must have `layout.tensors`.
         size: Published dimensions, or small ones that convert in seconds.
         folder: The folder to write; its parent is created.
         seed: Any integer.
@@ -75,11 +76,12 @@ def fabricate(
     """
     from filelock import FileLock
 
-    config = _merge(card.config, card.tiny) if size == "tiny" else dict(card.config)
+    published = card.published
+    config = published.tiny_config if size == "tiny" else dict(published.config)
     entries = _entries(card, config, seed)
-    settings = {"config.json": config, **card.files}
+    settings = {"config.json": config, **published.files}
     marker = _marker(card, size, seed, entries, shard_bytes, settings)
-    marker["tokens"] = [MOST_MERGES, dict(card.tokens(config))] if card.tokens else None
+    marker["tokens"] = [MOST_MERGES, dict(published.tokens(config))] if published.tokens else None
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f".{folder.name}.lock")):
         held = _held(folder)
@@ -104,31 +106,20 @@ def fabricate(
 # What is written ---------------------------------------------------------------------------------
 
 
-def _merge(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge nested overrides into a config."""
-    merged = dict(base)
-    for name, value in overrides.items():
-        under = merged.get(name)
-        if isinstance(value, Mapping) and isinstance(under, Mapping):
-            value = _merge(under, value)
-        merged[name] = value
-    return merged
-
-
 def _entries(card: ModelCard, config: Mapping[str, Any], seed: int) -> list[Entry]:
-    if card.tensors is None:
+    if card.layout.tensors is None:
         raise ContractError(
             f"the card of `{card.id}` does not list its tensors, so none can be fabricated",
-            hint="use a real checkpoint, or give the card `tensors`",
+            hint="use a real checkpoint, or give the card `layout.tensors`",
         )
     return [
         Entry(
-            disk_key(key, card.prefixes),
+            disk_key(key, card.layout.prefixes),
             "bfloat16",
             tuple(shape),
             functools.partial(_values, key, tuple(shape), seed),
         )
-        for key, shape in card.tensors(config).items()
+        for key, shape in card.layout.tensors(config).items()
     ]
 
 
@@ -223,9 +214,9 @@ def _normal(seed: int, count: int, centre: float) -> memoryview:
 
 def _write_tokenizer(folder: Path, card: ModelCard, config: Mapping[str, Any]) -> None:
     """Write a byte-level BPE with some English: any text has ids, any id decodes to text."""
-    if card.tokens is None:
+    if card.published.tokens is None:
         return
-    special = dict(card.tokens(config))
+    special = dict(card.published.tokens(config))
     vocabulary, merges = _vocabulary(card, config, special)
     flags = dict.fromkeys(("add_prefix_space", "trim_offsets"), False)
     byte_level = {"type": "ByteLevel", "use_regex": True, **flags}
@@ -279,8 +270,8 @@ def _merges(count: int) -> list[tuple[str, str]]:
 
 
 def _vocabulary_size(config: Mapping[str, Any]) -> int:
-    parts = (config.get("text_config"), config.get("llm_config"), config)
-    return next((int(part["vocab_size"]) for part in parts if part and "vocab_size" in part), 0)
+    sizes = (part["vocab_size"] for part in config_parts(config) if "vocab_size" in part)
+    return int(next(sizes, 0))
 
 
 def _alphabet() -> list[str]:

@@ -5,21 +5,45 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import CheckpointError
+from .config import config_parts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from torch import Tensor
 
     from ..component import Shape
-    from .reader import Checkpoint
+    from .headers import TensorInfo
 
 PACKED = (".qweight", ".qzeros", ".g_idx")  # int32; all other tensors are float
 _WORD_BITS = 32
 _HINT = "use the original checkpoint, or a language model quantised by GPTQ"
+
+
+class Tensors(Protocol):
+    """What is asked of a checkpoint here; `Checkpoint` is one."""
+
+    @property
+    def folder(self) -> Path:
+        """Where it lies."""
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """Its ``config.json``."""
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """Every tensor, by canonical key."""
+
+    def info(self, key: str) -> TensorInfo:
+        """Return what the header says of a tensor; raises CheckpointError."""
+
+    def tensor(self, key: str) -> Tensor:
+        """Read a tensor as it is stored; raises CheckpointError."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +69,7 @@ class Scheme:
 
 
 def as_stored(
-    checkpoint: Checkpoint, expected: Mapping[str, Shape], text: Sequence[str]
+    checkpoint: Tensors, expected: Mapping[str, Shape], text: Sequence[str]
 ) -> Mapping[str, Shape]:
     """Return `expected` with the packed tensors of quantised projections.
 
@@ -76,7 +100,7 @@ def as_stored(
     return stored
 
 
-def float_keys(checkpoint: Checkpoint) -> list[str]:
+def float_keys(checkpoint: Tensors) -> list[str]:
     """Return the keys of the float model; a quantised projection is one tensor."""
     packed = (".qzeros", ".g_idx", ".scales")
     return [
@@ -86,7 +110,7 @@ def float_keys(checkpoint: Checkpoint) -> list[str]:
     ]
 
 
-def float_shape(checkpoint: Checkpoint, key: str) -> Shape:
+def float_shape(checkpoint: Tensors, key: str) -> Shape:
     """Return the shape of what `float_tensor` returns; raises as it does."""
     stem = key.removesuffix(".weight")
     if key in checkpoint.tensors or f"{stem}.qweight" not in checkpoint.tensors:
@@ -95,7 +119,7 @@ def float_shape(checkpoint: Checkpoint, key: str) -> Shape:
     return rows, columns
 
 
-def float_tensor(checkpoint: Checkpoint, key: str) -> Tensor:
+def float_tensor(checkpoint: Tensors, key: str) -> Tensor:
     """Read a tensor; a quantised projection is dequantised to float16 ``[out, in]``.
 
     Args:
@@ -130,10 +154,8 @@ def _unpacked(words: Tensor, bits: int, axis: int) -> Tensor:
     return unpacked
 
 
-def _scheme(checkpoint: Checkpoint) -> Scheme:
-    config = checkpoint.config
-    parts = [config, config.get("text_config"), config.get("llm_config")]
-    said = [part.get("quantization_config") for part in parts if isinstance(part, Mapping)]
+def _scheme(checkpoint: Tensors) -> Scheme:
+    said = [part.get("quantization_config") for part in reversed(config_parts(checkpoint.config))]
     found: Mapping[str, Any] = next((part for part in said if isinstance(part, Mapping)), {})
     method = found.get("quant_method") or found.get("method")
     if method != "gptq":

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError
 from ..files import write_at
+from ..system import require_linux
+from .config import read_config
 from .headers import DAMAGED, Shard, TensorInfo, read_shard
 from .keys import Prefixes, canonical_key
 from .quantised import float_shape, float_tensor
@@ -78,7 +80,9 @@ class Checkpoint:
 
         Raises:
             CheckpointError: A file is missing or damaged, or files contradict each other.
+            AxcoreError: The system is not Linux.
         """
+        require_linux()
         config = read_config(folder)
         wanted = only or _everything
         shards = [
@@ -272,39 +276,6 @@ class Checkpoint:
             if file not in self._descriptors:
                 self._descriptors[file] = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
             return self._descriptors[file]
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """Read ``config.json`` as plain JSON.
-
-    Raises:
-        CheckpointError: The file is missing, or not a JSON object.
-    """
-    path = folder / "config.json"
-    if not path.is_file():
-        raise CheckpointError(
-            f"no `config.json`\n  in: {folder}",
-            hint="name the folder that holds `config.json` and the `*.safetensors` files",
-        )
-    return read_json(path)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        CheckpointError: The file cannot be read, or holds something else.
-    """
-    try:
-        content = json.loads(path.read_bytes())
-        if not isinstance(content, dict):
-            raise ValueError(f"it holds {type(content).__name__}")
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"`{path.name}` is not a JSON object: {error}\n  file: {path}",
-            hint="fetch the file again",
-        ) from error
-    return content
 
 
 def _shard_keys(folder: Path) -> Mapping[str, frozenset[str] | None]:

@@ -8,8 +8,9 @@ import sys
 from ..errors import AxcoreError, UsageError
 from . import package, run  # noqa: F401 - they register their commands
 from .app import app
-from .console import explained_output, fail
+from .console import explained_output
 from .evaluate import evaluate_app
+from .invocation import Invocation
 from .quantize import quantize_app
 
 __all__ = ["app", "main"]
@@ -24,11 +25,12 @@ def main() -> None:
     Any other exception is a bug and keeps its traceback; ``AXCORE_TRACEBACK`` shows that of
     expected failures too.
     """
-    try:
-        with explained_output():
-            app()
-    except AxcoreError as error:
-        if os.environ.get("AXCORE_TRACEBACK"):
-            raise
-        fail(error)
-        sys.exit(2 if isinstance(error, UsageError) else 1)
+    with Invocation() as invocation:
+        try:
+            with explained_output():
+                app(obj=invocation)
+        except AxcoreError as error:
+            if os.environ.get("AXCORE_TRACEBACK"):
+                raise
+            invocation.fail(error)
+            sys.exit(2 if isinstance(error, UsageError) else 1)

@@ -5,21 +5,28 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .. import __version__, api
-from ..plugins import Entry, Registry
-from ..request import Options
-from .console import emit, progress, size, table
+from ..display import size
+from ..request import Request
+from ..system import require_linux
+from .console import emit, table
+from .invocation import Invocation, LogFile, Quiet, Root, Verbose
+from .options import given_choices, models, of_conversion, of_toolchain, toolchains
+from .request_options import spelt_out
 
 if TYPE_CHECKING:
+    from ..bundle import Bundle
+    from ..model_card import Entry
     from ..pipeline.plan import Plan
+    from ..plugins import Registry
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
+    cls=Root,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,
@@ -28,23 +35,21 @@ plugins_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(plugins_app, name="plugins", help="Look at the installed plugins.")
 
 # What a command does not know may be an option of the model or of the toolchain, checked by it.
-FAMILY_OPTIONS = {"allow_extra_args": True, "ignore_unknown_options": True}
+OWN_OPTIONS = {"allow_extra_args": True, "ignore_unknown_options": True}
+
 
 Json = Annotated[bool, typer.Option("--json", help="Print data as JSON on stdout.")]
-Model = Annotated[str, typer.Argument(help="Model id, alias, repository or checkpoint folder.")]
+Model = Annotated[
+    str,
+    typer.Argument(
+        help="Model id, alias, repository or checkpoint folder.",
+        autocompletion=models,
+    ),
+]
 BundleFolder = Annotated[Path, typer.Argument(help="Folder written by `axcore convert`.")]
-CheckpointName = Annotated[
-    str | None,
-    typer.Option(help="Checkpoint folder or Hugging Face id; default: the model's own."),
+Out = Annotated[
+    Path | None, typer.Option("-o", "--out", help="Bundle folder; default: ./MODEL-bundle.")
 ]
-Weights = Annotated[
-    Literal["random-tiny", "random-full"] | None,
-    typer.Option(help="Fabricate a checkpoint: tiny, or of the real size."),
-]
-Source = Annotated[
-    Literal["huggingface", "modelscope"], typer.Option(help="Where to download from.")
-]
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit to download.")]
 Images = Annotated[
     list[Path] | None,
     typer.Option("--images", help="Calibration images: folder, archive or file; repeatable."),
@@ -54,17 +59,25 @@ Images = Annotated[
 @app.callback(invoke_without_command=True)
 def root(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    log_file: LogFile = None,
 ) -> None:
-    """Bring vision-language models from Hugging Face checkpoints onto edge NPUs."""
+    """Bring vision-language models from Hugging Face checkpoints onto edge NPUs.
+
+    --quiet, --verbose and --log-file may also be given behind a command.
+    """
+    del quiet, verbose, log_file  # noted in the invocation as they are read
     if version:
         typer.echo(f"axcore {__version__}")
         raise typer.Exit
+    require_linux()
 
 
 @app.command("list-models")
-def list_models(as_json: Json = False) -> None:
+def list_models(context: typer.Context, as_json: Json = False) -> None:
     """List the models of every installed family."""
-    entries = _registry().entries
+    entries = Invocation.of(context).registry().entries
     if as_json:
         return emit([_model(entry) for entry in entries])
     if not entries:
@@ -79,9 +92,9 @@ def list_models(as_json: Json = False) -> None:
 
 
 @app.command()
-def show(model: Model, as_json: Json = False) -> None:
+def show(context: typer.Context, model: Model, as_json: Json = False) -> None:
     """Show what is known of a model."""
-    entry = _registry().find(model)
+    entry = Invocation.of(context).registry().find(model)
     data = _model(entry)
     if as_json:
         return emit(data)
@@ -101,137 +114,92 @@ def show(model: Model, as_json: Json = False) -> None:
     return None
 
 
-@app.command(context_settings=FAMILY_OPTIONS)
+@app.command(context_settings=OWN_OPTIONS)
+@spelt_out
 def convert(
     context: typer.Context,
-    model: Model,
-    out: Annotated[
-        Path | None,
-        typer.Option("-o", "--out", help="Bundle folder; default: ./MODEL-bundle."),
-    ] = None,
-    checkpoint: CheckpointName = None,
-    weights: Weights = None,
-    source: Source = "huggingface",
-    revision: Revision = None,
-    images: Images = None,
-    calibration_archive: Annotated[
-        str | None,
-        typer.Option(help="File or URL of an archive of calibration samples, used as it is."),
-    ] = None,
-    task: Annotated[
-        str | None,
-        typer.Option(help="Profile, e.g. image or video (see `axcore show`)."),
-    ] = None,
-    height: Annotated[int | None, typer.Option(help="Image height in px.")] = None,
-    width: Annotated[int | None, typer.Option(help="Image width in px.")] = None,
-    dtype: Annotated[
-        Literal["float32", "float16", "bfloat16"], typer.Option(help="Precision of vision graphs.")
-    ] = "float32",
-    opset: Annotated[int, typer.Option(help="ONNX operator set, 16 to 20.")] = 17,
-    split: Annotated[
-        str | None,
-        typer.Option(help="Files per vision graph: a number, or auto for below 2 GB each."),
-    ] = None,
-    chip: Annotated[str, typer.Option(help="Target chip.")] = "AX650",
-    npu_mode: Annotated[str, typer.Option(help="NPU1, NPU2 or NPU3.")] = "NPU3",
-    prefill_len: Annotated[
-        int | None,
-        typer.Option(help="Tokens of one prefill chunk."),
-    ] = None,
-    kv_cache_len: Annotated[
-        int | None,
-        typer.Option(help="Slots of the key/value cache."),
-    ] = None,
-    last_kv_cache_len: Annotated[
-        list[int] | None,
-        typer.Option(help="History length of a further prefill group; repeatable."),
-    ] = None,
-    embedding_format: Annotated[
-        list[str] | None,
-        typer.Option(help="Further embedding files, separated by commas: npy, f32bin, pth."),
-    ] = None,
-    verify: Annotated[bool, typer.Option(help="Compare the graphs with PyTorch.")] = True,
-    vision_only: Annotated[
-        bool, typer.Option("--vision-only", help="Leave the language model's side out.")
-    ] = False,
-    toolchain: Annotated[str, typer.Option(help="Whose configuration is written.")] = "pulsar2",
+    request: Request,
+    out: Out = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="The same as `axcore plan`.")] = False,
     as_json: Json = False,
 ) -> None:
     """Turn a checkpoint into a bundle: graphs, calibration, configuration, embedding."""
-    options = Options(
-        task=task,
-        height=height,
-        width=width,
-        dtype=dtype,
-        opset=opset,
-        split=_split(split),
-        chip=chip,
-        npu_mode=npu_mode,
-        prefill_len=prefill_len,
-        kv_cache_len=kv_cache_len,
-        last_kv_cache_len=tuple(last_kv_cache_len) if last_kv_cache_len else None,
-        embedding_formats=tuple(_listed(embedding_format)),
-        choices=_choices(context.args),
-    )
-    target = out or Path(f"{Path(model).name}-bundle")
-    common: dict[str, Any] = {
-        "checkpoint": checkpoint,
-        "weights": weights,
-        "source": source,
-        "revision": revision,
-        "images": images or [],
-        "calibration_archive": calibration_archive,
-        "options": options,
-        "verify": verify,
-        "vision_only": vision_only,
-        "toolchain": toolchain,
-        "registry": _registry(),
-    }
     if dry_run:
-        with progress() as reporter:
-            planned = api.plan(model, out=target, progress=reporter, **common)
-        return _print_plan(planned, as_json)
+        return _plan(context, request, out, as_json)
+    invocation = Invocation.of(context)
+    registry = invocation.registry()
+    chosen = _with_choices(context, request, registry)
     started = time.perf_counter()
-    with progress() as reporter:
-        bundle = api.convert(model, target, progress=reporter, **common)
+    with invocation.progress(continues=True) as reporter:
+        target = out or _bundle_folder(request)
+        bundle = api.convert(chosen, target, progress=reporter, registry=registry)
     if as_json:
         return emit({"bundle": str(bundle.folder), **bundle.manifest})
     total = sum(entry["size"] for entry in bundle.manifest["files"].values())
     for note in bundle.manifest["notes"]:
-        typer.echo(f"note: {note}", err=True)
+        invocation.note(note)
     typer.echo(
         f"{bundle.folder}: {len(bundle.manifest['files'])} files, {size(total)},"
         f" in {time.perf_counter() - started:.1f} s, peak memory {size(_peak_bytes())}"
     )
-    return typer.echo(f"next: axcore build {bundle.folder} --toolchain {toolchain}", err=True)
+    return invocation.reporter.say(f"next: {_next(bundle, registry)}")
 
 
-@app.command(context_settings=FAMILY_OPTIONS)
+@app.command(context_settings=OWN_OPTIONS)
+@spelt_out
+def plan(context: typer.Context, request: Request, out: Out = None, as_json: Json = False) -> None:
+    """Show what `convert` would write, need and run, without reading weights."""
+    _plan(context, request, out, as_json)
+
+
+def _plan(context: typer.Context, request: Request, out: Path | None, as_json: bool) -> None:
+    invocation = Invocation.of(context)
+    registry = invocation.registry()
+    chosen, target = _with_choices(context, request, registry), out or _bundle_folder(request)
+    with invocation.progress() as reporter:
+        planned = api.plan(chosen, out=target, progress=reporter, registry=registry)
+    return emit(planned) if as_json else _print_plan(planned)
+
+
+def _with_choices(context: typer.Context, request: Request, registry: Registry) -> Request:
+    choices = given_choices(context, *of_conversion(registry, request.model, request.toolchain))
+    return Request.of(request, choices=choices)
+
+
+def _bundle_folder(request: Request) -> Path:
+    return Path(f"{Path(request.model).name}-bundle")
+
+
+@app.command(context_settings=OWN_OPTIONS)
 def build(
     context: typer.Context,
     bundle: BundleFolder,
     toolchain: Annotated[
         str | None,
-        typer.Option(help="Default: the one the bundle was converted for."),
+        typer.Option(
+            help="Default: the one the bundle was converted for.", autocompletion=toolchains
+        ),
     ] = None,
-    pulsar2: Annotated[
+    tool: Annotated[
         str | None,
         typer.Option(
-            "--pulsar2", "--tool", help='How the tool is called, e.g. "docker run … pulsar2".'
+            "--tool", "--pulsar2", help='How the tool is called, e.g. "docker run … pulsar2".'
         ),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Run a toolchain on a bundle. Toolchains have further options: see `axcore doctor`."""
-    with progress() as reporter:
+    invocation = Invocation.of(context)
+    registry = invocation.registry()
+    options = given_choices(context, *of_toolchain(registry, toolchain))
+    with invocation.progress(continues=True) as reporter:
         made = api.build(
             bundle,
             toolchain=toolchain,
-            command=pulsar2,
-            options=_choices(context.args),
+            command=tool,
+            options=options,
             progress=reporter,
-            registry=_registry(),
+            registry=registry,
         )
     if as_json:
         return emit({"files": made})
@@ -241,10 +209,15 @@ def build(
 
 
 @app.command()
-def verify(bundle: BundleFolder, images: Images = None, as_json: Json = False) -> None:
+def verify(
+    context: typer.Context, bundle: BundleFolder, images: Images = None, as_json: Json = False
+) -> None:
     """Compare a bundle's graphs with PyTorch, stage by stage."""
-    with progress() as reporter:
-        results = api.verify(bundle, images=images or [], progress=reporter, registry=_registry())
+    invocation = Invocation.of(context)
+    with invocation.progress() as reporter:
+        results = api.verify(
+            bundle, images=images or [], progress=reporter, registry=invocation.registry()
+        )
     if as_json:
         return emit(results)
     for result in results:
@@ -258,17 +231,20 @@ def verify(bundle: BundleFolder, images: Images = None, as_json: Json = False) -
     return None
 
 
-@app.command()
+@app.command(context_settings=OWN_OPTIONS)
 def lint(
+    context: typer.Context,
     target: Annotated[Path, typer.Argument(help="ONNX file or bundle folder.")],
-    chip: Annotated[
+    toolchain: Annotated[
         str | None,
-        typer.Option(help="Target chip; default: the bundle's, or AX650."),
+        typer.Option(help="Default: that of the bundle, or pulsar2.", autocompletion=toolchains),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Check graphs against the operator table of a chip; exits 1 when there are findings."""
-    findings = api.lint(target, chip=chip)
+    """Check graphs against an operator table, e.g. --chip AX650; exits 1 with findings."""
+    registry = Invocation.of(context).registry()
+    options = given_choices(context, *of_toolchain(registry, toolchain))
+    findings = api.lint(target, toolchain=toolchain, options=options, registry=registry)
     if as_json:
         emit(findings)
     else:
@@ -276,15 +252,15 @@ def lint(
             where = f" in stage {finding.stage}" if finding.stage else ""
             typer.echo(f"{finding.severity}: {finding.file}: {finding.node} ({finding.op}){where}")
             typer.echo(f"  {finding.constraint}: {finding.detail}\n  {finding.remedy}")
-        typer.echo(f"{len(findings)} findings", err=True)
+        Invocation.of(context).reporter.say(f"{len(findings)} findings")
     if findings:
         raise typer.Exit(1)
 
 
 @plugins_app.command("list")
-def plugins_list(as_json: Json = False) -> None:
+def plugins_list(context: typer.Context, as_json: Json = False) -> None:
     """List the plugins in use with their hooks, and those set aside with the reason."""
-    registry = _registry()
+    registry = Invocation.of(context).registry(warn=False)
     used: list[dict[str, Any]] = [
         {"name": p.name, "distribution": p.distribution, "version": p.version, "status": "ok",
          "hooks": registry.hooks_of(p.name)}
@@ -305,11 +281,11 @@ def plugins_list(as_json: Json = False) -> None:
 
 
 @app.command()
-def doctor(as_json: Json = False) -> None:
+def doctor(context: typer.Context, as_json: Json = False) -> None:
     """Look at everything a conversion depends on; exits 1 when something needs attention."""
     from .doctor import examine
 
-    checks = examine(_registry())
+    checks = examine(Invocation.of(context).registry(warn=False))
     if as_json:
         emit(checks)
     else:
@@ -319,16 +295,6 @@ def doctor(as_json: Json = False) -> None:
                 typer.echo(f"\nhint ({check.name}): {check.remedy}", err=True)
     if any(check.status == "failed" for check in checks):
         raise typer.Exit(1)
-
-
-def _registry() -> Registry:
-    """Return the installed plugins, telling of those set aside."""
-    registry = Registry()
-    _ = registry.entries, registry.toolchains
-    if "plugins" not in sys.argv and "doctor" not in sys.argv:
-        for problem in registry.problems:
-            typer.echo(f"warning: plugin {problem.plugin} is set aside: {problem.error}", err=True)
-    return registry
 
 
 def _model(entry: Entry) -> dict[str, Any]:
@@ -346,31 +312,26 @@ def _model(entry: Entry) -> dict[str, Any]:
     }
 
 
-def _split(text: str | None) -> int | Literal["auto"] | None:
-    if text is None or text == "auto":
-        return text  # type: ignore[return-value]
-    if not text.isdecimal() or int(text) < 1:
-        raise typer.BadParameter(f"{text!r} is neither a number of files nor auto")
-    return int(text)
+def _next(bundle: Bundle, registry: Registry) -> str:
+    """Return what follows a conversion: no command that would fail on this machine."""
+    folder, name = bundle.folder, bundle.manifest["toolchain"]
+    if registry.toolchains[name].availability().available:
+        return f"axcore build {folder} --toolchain {name}"
+    scripts = [folder / file for file in bundle.manifest["files"] if file.endswith(".sh")]
+    elsewhere = f"{name} is not installed here: run {scripts[0] if scripts else name} where it is"
+    if not _builds_layers(bundle, registry):
+        return elsewhere
+    return f"axcore build {folder} --toolchain onnx (to run it on this machine; {elsewhere})"
 
 
-def _listed(values: list[str] | None) -> list[str]:
-    return [name.strip() for value in values or [] for name in value.split(",") if name.strip()]
+def _builds_layers(bundle: Bundle, registry: Registry) -> bool:
+    """Whether the embedded toolchain has layer models for a bundle's language model."""
+    from ..language.layer_types import other_layers
+    from ..runtime.deployment import Deployment
 
-
-def _choices(arguments: list[str]) -> dict[str, str]:
-    """Read options that only some models have: ``--name VALUE``, ``--name=VALUE``, ``--name``."""
-    found: dict[str, str] = {}
-    waiting = list(arguments)
-    while waiting:
-        name, equals, value = waiting.pop(0).partition("=")
-        if not name.startswith("--"):
-            raise typer.BadParameter(f"unexpected argument {name!r}")
-        if not equals:
-            alone = not waiting or waiting[0].startswith("--")
-            value = "yes" if alone else waiting.pop(0)
-        found[name.removeprefix("--")] = value
-    return found
+    if bundle.manifest["vision_only"]:
+        return False
+    return not other_layers(Deployment.open(bundle.folder, registry).job.text_config)
 
 
 def _peak_bytes() -> int:
@@ -380,9 +341,7 @@ def _peak_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _print_plan(plan: Plan, as_json: bool) -> None:
-    if as_json:
-        return emit(plan)
+def _print_plan(plan: Plan) -> None:
     typer.echo(f"{plan.model} ({plan.family}, task {plan.task}) from {plan.checkpoint}")
     for part in plan.components:
         ports = " → ".join(
@@ -410,23 +369,3 @@ def _print_plan(plan: Plan, as_json: bool) -> None:
         if text.startswith("#!"):
             typer.echo(f"\n{name}\n")
             typer.echo("\n".join(f"  {line}" for line in text.splitlines()))
-    return None
-
-
-def _plan_command() -> None:
-    """Register `plan`: the options of `convert`, less those that only a conversion has."""
-    import inspect
-
-    signature = inspect.signature(convert, eval_str=True)
-    own = [p for name, p in signature.parameters.items() if name != "dry_run"]
-
-    def plan(**arguments: Any) -> None:
-        convert(**arguments, dry_run=True)
-
-    plan.__signature__ = signature.replace(parameters=own)  # type: ignore[attr-defined]
-    plan.__annotations__ = {p.name: p.annotation for p in own}
-    plan.__doc__ = "Show what `convert` would write, need and run, without reading weights."
-    app.command("plan", context_settings=FAMILY_OPTIONS)(plan)
-
-
-_plan_command()

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, is_dataclass
@@ -17,16 +15,17 @@ import typer
 from ..errors import BudgetError
 
 if TYPE_CHECKING:
-    from rich.progress import Progress as Bars
-    from rich.progress import TaskID
-
     from ..errors import AxcoreError
-    from ..progress import Progress, Task
 
 
-def emit(data: object) -> None:
-    """Print data as JSON on stdout."""
-    typer.echo(json.dumps(data, indent=2, default=_jsonable))
+def emit(data: object, indent: int | None = 2) -> None:
+    """Print data as JSON on stdout: over several lines, or on one where `indent` is None."""
+    text = json.dumps(data, indent=indent, default=_jsonable, ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:  # an encoding of few characters, or a file name that is no text
+        text = json.dumps(data, indent=indent, default=_jsonable)
+    typer.echo(text)
 
 
 def table(rows: Sequence[Sequence[str]]) -> None:
@@ -35,15 +34,6 @@ def table(rows: Sequence[Sequence[str]]) -> None:
     for row in rows:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         typer.echo("  ".join(cells).rstrip())
-
-
-def size(count: float) -> str:
-    """Return bytes for people: 2.7 GB."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} GB"
 
 
 @contextmanager
@@ -84,97 +74,6 @@ def fail(error: AxcoreError) -> None:
     if error.hint:
         typer.secho("\nhint: ", fg="cyan", err=True, nl=False, color=colour)
         typer.echo(error.hint, err=True)
-
-
-@contextmanager
-def progress() -> Iterator[Progress]:
-    """Yield bars on a terminal, plain lines elsewhere."""
-    if not sys.stderr.isatty():
-        yield Lines()
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
-    from rich.progress import Progress as Bars
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=30),
-        TextColumn("{task.fields[amount]}"),
-        TimeElapsedColumn(),
-    )
-    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
-        yield Terminal(bars)
-
-
-class Lines:
-    """A `Progress` of plain lines: one when work begins, one when it ends."""
-
-    def say(self, message: str) -> None:
-        """Print a line."""
-        typer.echo(message, err=True)
-
-    def warn(self, message: str) -> None:
-        """Print a warning."""
-        typer.echo(f"warning: {message}", err=True)
-
-    @contextmanager
-    def task(self, label: str, total: float, unit: str = "") -> Iterator[Task]:
-        """Print what begins, and how long it took."""
-        self.say(f"{label} ({_amount(total, unit)}) …")
-        started = time.perf_counter()
-        yield _Counter()
-        self.say(f"{label}: {time.perf_counter() - started:.1f} s")
-
-
-class _Counter:
-    def advance(self, amount: float = 1) -> None:
-        """Count nothing: a log has no use for every step."""
-
-
-class Terminal:
-    """A `Progress` of bars above which messages scroll."""
-
-    def __init__(self, bars: Bars) -> None:
-        self._bars = bars
-
-    def say(self, message: str) -> None:
-        """Print a line above the bars."""
-        self._bars.console.print(message, markup=False, highlight=False)
-
-    def warn(self, message: str) -> None:
-        """Print a warning above the bars."""
-        self._bars.console.print(
-            f"warning: {message}", style="yellow", markup=False, highlight=False
-        )
-
-    @contextmanager
-    def task(self, label: str, total: float, unit: str = "") -> Iterator[Task]:
-        """Show a bar until the block ends."""
-        identity = self._bars.add_task(label, total=total, amount="")
-        try:
-            yield _Bar(self._bars, identity, total, unit)
-        finally:
-            self._bars.remove_task(identity)
-
-
-class _Bar:
-    def __init__(self, bars: Bars, identity: TaskID, total: float, unit: str) -> None:
-        self._bars, self._identity = bars, identity
-        self._total, self._unit, self._done = total, unit, 0.0
-        self._lock = threading.Lock()
-
-    def advance(self, amount: float = 1) -> None:
-        """Move the bar."""
-        with self._lock:
-            self._done += amount
-            done = _amount(self._done, self._unit, of=self._total)
-            self._bars.update(self._identity, completed=self._done, amount=done)
-
-
-def _amount(count: float, unit: str, of: float | None = None) -> str:
-    if unit == "B":
-        return size(count) if of is None else f"{size(count)} of {size(of)}"
-    return f"{count:g} {unit}" if of is None else f"{count:g} of {of:g} {unit}"
 
 
 def _jsonable(value: object) -> Any:

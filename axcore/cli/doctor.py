@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import psutil
 from packaging.requirements import Requirement
 
-from .console import size
+from ..display import size
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

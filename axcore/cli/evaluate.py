@@ -11,9 +11,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import UsageError
-from .app import FAMILY_OPTIONS, BundleFolder, Json, _choices, _registry
-from .console import emit, progress, table
-from .run import BACKENDS, Backend, Penalty, System, Temperature, TopK, TopP, _sampling
+from .app import OWN_OPTIONS, BundleFolder, Json
+from .console import emit, table
+from .invocation import Invocation
+from .options import backends, given_choices, of_backend
+from .run import (
+    BACKENDS,
+    Backend,
+    Penalty,
+    System,
+    Temperature,
+    TopK,
+    TopP,
+    _sampling,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,7 +51,7 @@ def root() -> None:
     """
 
 
-@evaluate_app.command(context_settings=FAMILY_OPTIONS)
+@evaluate_app.command(context_settings=OWN_OPTIONS)
 def captions(
     context: typer.Context,
     bundle: BundleFolder,
@@ -74,11 +85,14 @@ def captions(
     """
     from ..evaluate import Captions, Question, write_captions
 
+    invocation = Invocation.of(context)
+    registry = invocation.registry()
+    options = given_choices(context, *of_backend(registry, backend))
     question = Question(system=system) if prompt is None else Question(prompt, system)
     sampling = _sampling(
         temperature, top_k, top_p, repetition_penalty, seed if temperature else None
     )
-    with progress() as reporter:
+    with invocation.progress(continues=True) as reporter:
         file = write_captions(
             bundle,
             images,
@@ -88,9 +102,9 @@ def captions(
             seed=seed,
             base_names=base_names,
             backend=backend,
-            options=_choices(context.args),
+            options=options,
             progress=reporter,
-            registry=_registry(),
+            registry=registry,
         )
     if as_json:
         emit({"file": file.path, "answers": file.answers, "errors": file.errors})
@@ -102,6 +116,7 @@ def captions(
 
 @evaluate_app.command("clip-score")
 def clip_score(
+    context: typer.Context,
     files: Answers,
     images: ImageFolder,
     clip: Annotated[
@@ -120,7 +135,7 @@ def clip_score(
     """
     from ..evaluate import judge
 
-    with progress() as reporter:
+    with Invocation.of(context).progress() as reporter:
         judged = judge(
             files,
             images,
@@ -156,16 +171,20 @@ def agreement(
     return _print_agreement(found)
 
 
-@evaluate_app.command(context_settings=FAMILY_OPTIONS)
+@evaluate_app.command(context_settings=OWN_OPTIONS)
 def vision(
     context: typer.Context,
     bundle: BundleFolder,
     images: ImageFolder,
     backend: Annotated[
-        str | None, typer.Option(help=f"What is compared: {BACKENDS} Default: onnx.")
+        str | None,
+        typer.Option(help=f"What is compared: {BACKENDS} Default: onnx.", autocompletion=backends),
     ] = None,
     against: Annotated[
-        str, typer.Option(help="Backend that is the reference, any of the same.")
+        str,
+        typer.Option(
+            help="Backend that is the reference, any of the same.", autocompletion=backends
+        ),
     ] = "torch",
     onnx: Annotated[
         list[Path] | None,
@@ -184,14 +203,18 @@ def vision(
     """
     from ..evaluate import measure_vision
 
+    invocation = Invocation.of(context)
+    registry = invocation.registry()
+    owner, own = of_backend(registry, backend or "onnx")
+    of_reference = [_AGAINST + name for name in of_backend(registry, against)[1]]
+    options = given_choices(context, owner, [*own, *of_reference])
     if backend and (onnx or features):
         raise UsageError(
             f"--backend {backend} and files to compare were both given",
             hint="give one of --backend, --onnx and --features",
         )
-    options = _choices(context.args)
     theirs = {name for name in options if name.startswith(_AGAINST)}
-    with progress() as reporter:
+    with invocation.progress() as reporter:
         found = measure_vision(
             bundle,
             images,
@@ -202,7 +225,7 @@ def vision(
             options={name: value for name, value in options.items() if name not in theirs},
             reference_options={name.removeprefix(_AGAINST): options[name] for name in theirs},
             progress=reporter,
-            registry=_registry(),
+            registry=registry,
         )
     if as_json:
         emit({"results": [_finite(asdict(r)) for r in found.results], "skipped": found.skipped})
@@ -212,7 +235,7 @@ def vision(
         raise typer.Exit(1)
 
 
-@evaluate_app.command(context_settings=FAMILY_OPTIONS)
+@evaluate_app.command(context_settings=OWN_OPTIONS)
 def throughput(
     context: typer.Context,
     bundle: BundleFolder,
@@ -243,7 +266,10 @@ def throughput(
     from ..evaluate import measure_throughput
     from ..evaluate.throughput import COLUMNS, PROMPT, cells
 
-    with progress() as reporter:
+    invocation = Invocation.of(context)
+    registry = invocation.registry()
+    options = given_choices(context, *of_backend(registry, backend))
+    with invocation.progress() as reporter:
         done = measure_throughput(
             bundle,
             out,
@@ -253,11 +279,11 @@ def throughput(
             input_lens=_numbers("--input-lens", input_lens),
             output_len=output_len,
             backend=backend,
-            options=_choices(context.args),
+            options=options,
             mindie_columns=mindie_columns,
             plot=None if no_plot else plot or out.parent / f"{out.stem}.png",
             progress=reporter,
-            registry=_registry(),
+            registry=registry,
         )
     emit(done) if as_json else table([COLUMNS, *map(cells, done)])
 

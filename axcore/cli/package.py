@@ -8,12 +8,15 @@ from typing import Annotated, Literal
 import typer
 
 from .. import api
-from .app import BundleFolder, Json, _registry, app
-from .console import emit, progress, size
+from ..display import size
+from .app import BundleFolder, Json, app
+from .console import emit
+from .invocation import Invocation
 
 
 @app.command()
 def package(
+    context: typer.Context,
     bundle: BundleFolder,
     runtime: Annotated[
         Literal["axllm", "python"],
@@ -27,9 +30,10 @@ def package(
 ) -> None:
     """Lay a built bundle out for a board: a folder to copy there as it is."""
     target = out or Path(f"{bundle.resolve().name}-{runtime}")
-    with progress() as reporter:
+    invocation = Invocation.of(context)
+    with invocation.progress() as reporter:
         packaged = api.package(
-            bundle, target, runtime=runtime, progress=reporter, registry=_registry()
+            bundle, target, runtime=runtime, progress=reporter, registry=invocation.registry()
         )
     if as_json:
         return emit({"folder": str(packaged.folder), **packaged.manifest})

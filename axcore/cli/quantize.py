@@ -8,8 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from .. import api
-from .app import CheckpointName, Json, Model, Revision, Source, Weights, _registry
-from .console import emit, progress, size, table
+from ..display import size
+from ..request import CheckpointRequest
+from .app import Json
+from .console import emit, table
+from .invocation import Invocation
+from .request_options import spelt_out
 
 if TYPE_CHECKING:
     from ..quantization.gptq import Quantised
@@ -23,8 +27,10 @@ def root() -> None:
 
 
 @quantize_app.command()
+@spelt_out
 def gptq(
-    model: Model,
+    context: typer.Context,
+    request: CheckpointRequest,
     out: Annotated[
         Path | None,
         typer.Option("-o", "--out", help="New folder; default: ./REPOSITORY-GPTQ-IntBITS."),
@@ -42,28 +48,21 @@ def gptq(
         Path | None,
         typer.Option(help="A Python that has gptqmodel; default: the one that runs axcore."),
     ] = None,
-    checkpoint: CheckpointName = None,
-    weights: Weights = None,
-    source: Source = "huggingface",
-    revision: Revision = None,
     as_json: Json = False,
 ) -> None:
     """Quantise the language model by GPTQ into a checkpoint folder that `convert` takes."""
-    with progress() as reporter:
+    invocation = Invocation.of(context)
+    with invocation.progress() as reporter:
         done = api.quantize(
-            model,
+            request,
             out,
             bits=bits,
             group_size=group_size,
             device=device,
             text=text,
             python=python,
-            checkpoint=checkpoint,
-            weights=weights,
-            source=source,
-            revision=revision,
             progress=reporter,
-            registry=_registry(),
+            registry=invocation.registry(),
         )
     emit(done) if as_json else _print(done)
 

@@ -16,8 +16,10 @@ import typer
 from .. import api
 from ..calibration.images import find_images, read_image
 from ..errors import AxcoreError, BudgetError, UsageError
-from .app import FAMILY_OPTIONS, BundleFolder, Json, _choices, _registry, app
-from .console import emit, fail, progress
+from .app import OWN_OPTIONS, BundleFolder, Json, app
+from .console import emit
+from .invocation import INTERRUPTED, Invocation
+from .options import backends, given_choices, of_backend
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -47,11 +49,10 @@ TopP = Annotated[float, typer.Option(help="Choose among tokens that make up this
 Penalty = Annotated[float, typer.Option(help="Above 1, tokens seen before become less likely.")]
 Seed = Annotated[int | None, typer.Option(help="Makes sampling repeatable.")]
 BACKENDS = "onnx (this machine), axengine (a board), torch (the reference), or a plugin's."
-Backend = Annotated[str, typer.Option(help=f"What runs it: {BACKENDS}")]
-INTERRUPTED = 130  # what shells report of a program that Ctrl-C ended
+Backend = Annotated[str, typer.Option(help=f"What runs it: {BACKENDS}", autocompletion=backends)]
 
 
-@app.command(context_settings=FAMILY_OPTIONS)
+@app.command(context_settings=OWN_OPTIONS)
 def run(
     context: typer.Context,
     bundle: BundleFolder,
@@ -76,22 +77,24 @@ def run(
     from ..runtime.deployment import Deployment
     from ..runtime.runner import prepare_prompt
 
+    invocation = Invocation.of(context)
+    registry = invocation.registry()
+    options = given_choices(context, *of_backend(registry, backend))
     sampling = _sampling(temperature, top_k, top_p, repetition_penalty, seed)
     images = [read_image(path) for path in image or ()]
     messages = [*_system(system), _message(prompt, images, _frames(video or ()), fps)]
-    registry = _registry()
     asked = prepare_prompt(Deployment.open(bundle, registry), registry, messages)
-    runner = _open(bundle, backend, _choices(context.args), registry)
+    runner = _open(invocation, bundle, backend, options, registry)
     answer = _stream(runner, asked, sampling, max_new_tokens, shown=not as_json)
     if as_json:
         emit(_data(answer))
     else:
-        _sum_up(answer, runner)
+        _sum_up(answer, runner, invocation)
     if answer.finish_reason == "interrupted":
         raise typer.Exit(INTERRUPTED)
 
 
-@app.command(context_settings=FAMILY_OPTIONS)
+@app.command(context_settings=OWN_OPTIONS)
 def chat(
     context: typer.Context,
     bundle: BundleFolder,
@@ -103,23 +106,29 @@ def chat(
     repetition_penalty: Penalty = 1.0,
     seed: Seed = None,
     backend: Backend = "onnx",
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print each answer as JSON, on a line of stdout.")
+    ] = False,
 ) -> None:
     """Talk to a bundle; Ctrl-C stops an answer, Ctrl-D ends.
 
     /image FILE gives an image to the next question, /image alone drops those that wait, /reset
     begins anew, /quit ends. Backends may have further options: see `axcore doctor`.
     """
+    invocation = Invocation.of(context)
+    registry = invocation.registry()
+    options = given_choices(context, *of_backend(registry, backend))
     sampling = _sampling(temperature, top_k, top_p, repetition_penalty, seed)
-    runner = _open(bundle, backend, _choices(context.args), _registry())
-    talk = _Chat(runner, _system(system), sampling, max_new_tokens)
+    runner = _open(invocation, bundle, backend, options, registry)
+    talk = _Chat(invocation, runner, _system(system), sampling, max_new_tokens, as_json)
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")  # one line that is no text ends no chat
-    typer.echo("/image FILE, /reset, /quit; Ctrl-C stops an answer", err=True)
+    invocation.reporter.say("/image FILE, /reset, /quit; Ctrl-C stops an answer")
     while (line := _ask()) is not None and line != "/quit":
         try:
             talk.take(line)
         except AxcoreError as error:
-            fail(error)
+            invocation.fail(error)
         except KeyboardInterrupt:
             typer.echo(err=True)
 
@@ -128,10 +137,12 @@ def chat(
 class _Chat:
     """A conversation: its messages so far, and images waiting for the next question."""
 
+    invocation: Invocation
     runner: Runner
     beginning: list[dict[str, Any]]
     sampling: Sampling
     max_new_tokens: int | None
+    as_json: bool = False
 
     def __post_init__(self) -> None:
         self.reset()
@@ -156,20 +167,24 @@ class _Chat:
     def _show(self, typed: str) -> None:
         """Have an image wait for the next question, or none any more."""
         self.images = [*self.images, read_image(_pasted(typed))] if typed else []
-        typer.echo(f"images for the next question: {len(self.images) or 'none'}", err=True)
+        self.invocation.reporter.say(f"images for the next question: {len(self.images) or 'none'}")
 
     def _answer(self, question: str) -> None:
         asked = [*self.messages, _message(question, self.images)]
         try:
             prompt = self.runner.prepare(asked)
-            answer = _stream(self.runner, prompt, self.sampling, self.max_new_tokens, shown=True)
+            shown = not self.as_json
+            answer = _stream(self.runner, prompt, self.sampling, self.max_new_tokens, shown=shown)
         except AxcoreError as error:
             error.hint += self._ways_out(error)
             raise
         if answer.text or answer.finish_reason != "interrupted":  # else it was as good as not asked
             self.messages = [*asked, {"role": "assistant", "content": answer.text}]
             self.images = []
-        _sum_up(answer, self.runner)
+        if self.as_json:
+            emit(_data(answer), indent=None)
+        else:
+            _sum_up(answer, self.runner, self.invocation)
 
     def _ways_out(self, error: AxcoreError) -> str:
         """Return what to do about a refused question, whose images wait for the next one."""
@@ -202,8 +217,14 @@ def _pasted(typed: str) -> Path:
     return Path(next(filter(os.path.lexists, paths), paths[-1]))
 
 
-def _open(bundle: Path, backend: str, options: Mapping[str, str], registry: Registry) -> Runner:
-    with progress() as reporter:
+def _open(
+    invocation: Invocation,
+    bundle: Path,
+    backend: str,
+    options: Mapping[str, str],
+    registry: Registry,
+) -> Runner:
+    with invocation.progress() as reporter:
         return api.load(
             bundle, backend=backend, options=options, progress=reporter, registry=registry
         )
@@ -262,19 +283,17 @@ def _data(answer: Answer) -> dict[str, Any]:
     return asdict(answer) | rates
 
 
-def _sum_up(answer: Answer, runner: Runner) -> None:
+def _sum_up(answer: Answer, runner: Runner, invocation: Invocation) -> None:
     """Tell lengths and times, and whether the answer lacks its end."""
     load = f" vision side opened in {answer.load_s:.2f} s, then" if answer.load_s > 0.01 else ""
     reused = f" ({answer.reused_tokens} kept)" if answer.reused_tokens else ""
-    typer.echo(
+    invocation.reporter.say(
         f"{answer.prompt_tokens} prompt tokens{reused}, {len(answer.token_ids)} new"
         f" ({answer.finish_reason});{load} first token after {answer.first_token_s:.2f} s"
-        f" (images {answer.vision_s:.2f} s), then {answer.tokens_per_s:.1f} tokens/s",
-        err=True,
+        f" (images {answer.vision_s:.2f} s), then {answer.tokens_per_s:.1f} tokens/s"
     )
     if answer.finish_reason == "context":
-        typer.echo(
-            f"note: the answer was cut off: with the prompt it fills all {runner.language.context}"
-            " tokens of this build",
-            err=True,
+        invocation.note(
+            f"the answer was cut off: with the prompt it fills all {runner.language.context}"
+            " tokens of this build"
         )

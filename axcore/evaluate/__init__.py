@@ -7,10 +7,11 @@ from .clip_model import Clip
 from .fidelity import Fidelity, dumped_features, fidelity, load_features, worst_first
 from .images import Question
 from .judge import Judgement, judge
+from .measurement import Measurement
 from .plots import check_plot, plot_throughput
 from .predictions import PredictionFile, Predictions, keys_of, match, read_predictions
 from .statistics import Comparison, ImageDifference, compare, most_different
-from .throughput import Measurement, measure_throughput
+from .throughput import measure_throughput
 from .vision import VisionFidelity, measure_vision
 
 __all__ = [

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..bundle import MANIFEST, Bundle
 from ..errors import AxcoreError
 from ..plugins import Registry
-from ..progress import Silent
+from ..progress import as_progress
 from ..runtime.runner import Runner
 from ..runtime.sampling import Sampling
 from .images import Question, drawn, images_to_judge, one_line, tried
@@ -69,7 +69,7 @@ def write_captions(
     base_names: bool = False,
     backend: str = "onnx",
     options: Mapping[str, str] | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     registry: Registry | None = None,
 ) -> PredictionFile:
     """Ask about every image and write the answers; a second run continues the first.
@@ -102,7 +102,7 @@ def write_captions(
         AxcoreError: The model cannot be run.
     """
     captions, options = captions or Captions(), options or {}
-    progress, registry = progress or Silent(), registry or Registry()
+    progress, registry = as_progress(progress), registry or Registry()
     chosen = drawn(images_to_judge(images), sample, seed)
     keys = keys_of([image.name for image in chosen], base_names=base_names)
     _warn_of_shared_names(keys, progress)
@@ -115,8 +115,8 @@ def write_captions(
     if kept := len(chosen) - len(waiting):
         progress.say(f"{kept} of {len(chosen)} images have their answers already")
     if waiting:
-        with progress.task("load", 1, "model"), explained_memory(*_TOO_LARGE):
-            runner = Runner.open(bundle, registry, backend, options)
+        with explained_memory(*_TOO_LARGE):
+            runner = Runner.open(bundle, registry, backend, options, progress)
         answer_images(runner, waiting, keys, captions, file, progress)
     return file
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ..calibration import SourceImage, find_images
 from ..calibration.parallel import in_order
 from ..errors import ImageError
-from ..progress import Progress, Silent
+from ..progress import Progress, as_progress
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -87,7 +87,7 @@ def clip_scores(
     clip: Clip,
     answers: Mapping[str, tuple[str, ...]],
     images: Mapping[str, SourceImage],
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> ClipScores:
     """Score the answers of one side or several; equal images and texts are computed once.
 
@@ -106,7 +106,7 @@ def clip_scores(
     """
     import numpy as np
 
-    progress = progress or Silent()
+    progress = as_progress(progress)
     embedded, skipped = _image_features(clip, {name: images[name] for name in answers}, progress)
     if not embedded:
         raise ImageError(

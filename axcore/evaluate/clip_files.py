@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..checkpoint import Checkpoint
+from ..checkpoint.config import read_config, read_json
 from ..checkpoint.headers import DAMAGED, read_shard
-from ..checkpoint.reader import read_config, read_json
 from ..errors import CheckpointError, UsageError
 
 if TYPE_CHECKING:

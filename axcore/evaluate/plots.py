@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
-    from .throughput import Measurement
+    from .measurement import Measurement
 
 FORMATS = (".png", ".svg", ".pdf")
 _PANELS: tuple[tuple[str, Callable[[Measurement], float]], ...] = (

@@ -5,10 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
-import statistics
 import time
 from bisect import bisect_right
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,9 +18,10 @@ from ..calibration import read_image
 from ..errors import BudgetError, UsageError
 from ..files import check_writable_file, explained_full_disk, write_atomic
 from ..plugins import Registry
-from ..progress import Silent
+from ..progress import as_progress
 from ..runtime.runner import Runner
 from .images import Question
+from .measurement import Measurement
 from .memory import PeakMemory, explained_memory
 from .plots import check_plot, plot_throughput
 
@@ -54,43 +54,6 @@ COLUMNS = (
 MINDIE_COLUMNS = (*COLUMNS[:4], "fisrt_token_time(ms)", *COLUMNS[5:8])
 
 
-@dataclass(frozen=True)
-class Measurement:
-    """One run: a batch of equal prompts, from image files in memory to texts.
-
-    Attributes:
-        batch: Prompts at once.
-        input_len: Tokens of one prompt, images included.
-        output_len: Tokens of one answer; end tokens are ignored.
-        embedding_len: Tokens of one prompt that are image features.
-        first_token_ms: Time to the first token of all prompts: prompt, images and prefill.
-        step_ms: Time of every later token of all prompts.
-        response_ms: Time from start to end, decoding into text included.
-        peak_bytes: Peak resident memory; None where the system does not report it.
-        device_peak_bytes: Peak memory of torch's tensors on an accelerator; None without one.
-    """
-
-    batch: int
-    input_len: int
-    output_len: int
-    embedding_len: int
-    first_token_ms: float
-    step_ms: tuple[float, ...]
-    response_ms: float
-    peak_bytes: int | None
-    device_peak_bytes: int | None
-
-    @property
-    def later_token_ms(self) -> float:
-        """Mean of the tokens after the first."""
-        return statistics.fmean(self.step_ms)
-
-    @property
-    def tokens_per_s(self) -> float:
-        """Tokens of all answers over the time from start to end."""
-        return self.batch * self.output_len / (self.response_ms / 1000)
-
-
 def measure_throughput(
     bundle: Path,
     out: Path,
@@ -104,7 +67,7 @@ def measure_throughput(
     options: Mapping[str, str] | None = None,
     mindie_columns: bool = False,
     plot: Path | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     registry: Registry | None = None,
 ) -> list[Measurement]:
     """Measure every prompt length with every batch size, and write a table after each.
@@ -142,12 +105,11 @@ def measure_throughput(
         ToolchainError: A plot needs matplotlib.
         AxcoreError: The model cannot be run.
     """
-    progress, registry, options = progress or Silent(), registry or Registry(), options or {}
+    progress, registry, options = as_progress(progress), registry or Registry(), options or {}
     _check_numbers(batch_sizes, input_lens, output_len)
     details = _check_outputs(out, plot, image)
     shown = read_image(image) if image else None
-    with progress.task("load", 1, "model"):
-        runner = Runner.open(bundle, registry, backend, options)
+    runner = Runner.open(bundle, registry, backend, options, progress)
     _check_batch(max(batch_sizes), runner, backend)
     questions = [_padded(runner, prompt, shown, length) for length in input_lens or (None,)]
     for question in questions:

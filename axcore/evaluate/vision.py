@@ -11,7 +11,7 @@ import numpy as np
 from ..choices import resolve
 from ..errors import AxcoreError, GraphError, UsageError
 from ..plugins import Registry
-from ..progress import Silent
+from ..progress import as_progress
 from ..runtime.deployment import Deployment
 from ..runtime.engine import load_engine
 from ..runtime.runner import available_backend
@@ -57,7 +57,7 @@ def measure_vision(
     against: str = "torch",
     options: Mapping[str, str] | None = None,
     reference_options: Mapping[str, str] | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     registry: Registry | None = None,
 ) -> VisionFidelity:
     """Compare features image by image and component by component.
@@ -88,12 +88,12 @@ def measure_vision(
         BudgetError: A side does not fit into memory.
         AxcoreError: A side cannot be run.
     """
-    progress, registry, options = progress or Silent(), registry or Registry(), options or {}
+    progress, registry, options = as_progress(progress), registry or Registry(), options or {}
     if onnx and features:
         raise UsageError(
             "ONNX files and features were both given", hint="give --onnx or --features, not both"
         )
-    deployment = Deployment.open(bundle, registry)
+    deployment = Deployment.open(bundle, registry, progress)
     side: VisionModel | _Dump
     if onnx or features:
         resolve("a comparison of files", {}, options)
@@ -104,20 +104,16 @@ def measure_vision(
     shown = images_to_judge(images)
     if features:
         keys_of([image.name for image in shown], base_names=True)
-    _open_all((side, reference), progress)
+    _open_all((side, reference))
     return _compare(_Samples(deployment), shown, side, reference, progress)
 
 
-def _open_all(sides: Sequence[VisionModel | _Dump], progress: Progress) -> None:
+def _open_all(sides: Sequence[VisionModel | _Dump]) -> None:
     """Open what is compared; what keeps it from that would else be told of every image."""
     hint = "free memory, or compare on a machine that has more"
-    with (
-        progress.task("load", len(sides), "sides") as task,
-        explained_memory("the vision side does not fit into memory", hint),
-    ):
+    with explained_memory("the vision side does not fit into memory", hint):
         for side in sides:
             side.open()
-            task.advance()
 
 
 def _compare(

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from ..checkpoint import Checkpoint
     from ..component import Component, GraphDType
-    from ..progress import Progress
+    from ..progress import Progress, Task
     from .stitch import Tracer
 
     Array = np.ndarray[Any, Any]
@@ -99,17 +99,17 @@ def verify_component(
         tracer: Supplies the patched module of each kind.
         feed: The graph's inputs by name, with batch.
         dtype: Precision of the files; one of `THRESHOLDS`.
-        progress: Told of stages.
+        progress: Told of files and stages.
 
     Raises:
         VerificationError: Some stage or the output is beyond the threshold; names the first one.
     """
     wanted = torch_dtype(dtype)
     feed = {name: _cast(array, wanted) for name, array in feed.items()}
-    with progress.task(
-        f"verify {component.name}", len(component.stages) + len(parts), "steps"
-    ) as task:
-        made, onnx_s = _run_onnx(component, parts, feed, task)
+    # A file is two steps: it is loaded, then run.
+    steps = 2 * len(parts) + len(component.stages)
+    with progress.task(f"verify {component.name}", steps, "steps") as task:
+        made, onnx_s = _run_onnx(component, parts, feed, progress, task)
         state = tuple(torch.from_numpy(feed[port.name]) for port in component.inputs)
         differences, torch_s = [], 0.0
         for stage, outputs in zip(component.stages, made, strict=True):
@@ -131,13 +131,20 @@ def verify_component(
 
 
 def _run_onnx(
-    component: Component, parts: Sequence[Path], feed: Mapping[str, Array], task: Any
+    component: Component,
+    parts: Sequence[Path],
+    feed: Mapping[str, Array],
+    progress: Progress,
+    task: Task,
 ) -> tuple[list[Array], float]:
     """Run the parts in a row; return every stage's first output and the seconds of inference."""
     values, seconds = dict(feed), 0.0
     wanted = [*(stage.name for stage in component.stages[:-1]), component.outputs[0].name]
     for path in parts:
+        progress.say(f"verify {component.name}: loading {path.name} into ONNX Runtime")
         session, names = _open_with_boundaries(path, wanted)
+        task.advance()
+        progress.say(f"verify {component.name}: running {path.name}")
         inputs = {entry.name: values[entry.name] for entry in session.get_inputs()}
         started = time.perf_counter()
         results = session.run(names, inputs)

@@ -6,6 +6,7 @@ import os
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
+from ..checkpoint.config import config_parts
 from ..errors import CheckpointError, UsageError
 from ..language_model import Embedding
 
@@ -71,8 +72,7 @@ def find_embedding(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Embeddi
 
 
 def _ties_embeddings(config: Mapping[str, Any]) -> bool:
-    parts = (config, config.get("text_config"), config.get("llm_config"))
-    return any(part.get("tie_word_embeddings") for part in parts if part)
+    return any(part.get("tie_word_embeddings") for part in config_parts(config))
 
 
 def _looks_similar(key: str, shape: Sequence[int]) -> bool:

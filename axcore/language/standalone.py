@@ -27,7 +27,7 @@ def standalone_config(job: Job) -> dict[str, Any]:
     """
     config = {
         name: value
-        for name, value in {**job.text_config, **job.card.text_model}.items()
+        for name, value in {**job.text_config, **job.card.layout.text_model}.items()
         if value is not None and not name.endswith("_config") and name != "auto_map"
     }
     architecture = next(iter(config.get("architectures") or ()), None)
@@ -35,7 +35,7 @@ def standalone_config(job: Job) -> dict[str, Any]:
         raise UnsupportedModel(
             f"the card of `{job.card.id}` does not name the text model of its language model\n"
             f"  architecture of that part: {architecture}",
-            hint="the family's model card says it in `text_model`",
+            hint="the family's model card must say it in `layout.text_model`",
         )
     return config
 
@@ -52,9 +52,9 @@ def standalone_names(job: Job, embedding: str) -> dict[str, str]:
         CheckpointError: A tensor has no counterpart in a text model.
     """
     body = embedding.removesuffix(EMBEDDING).replace(HEAD, BODY)
-    names, odd = {}, []
+    layout, names, odd = job.card.layout, {}, []
     for key in float_keys(job.checkpoint):
-        if not key.startswith(job.card.text_prefixes) or key.startswith(job.card.spare):
+        if not key.startswith(layout.text_prefixes) or key.startswith(layout.spare):
             continue
         if key == embedding:
             names[BODY + EMBEDDING] = key

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ..progress import Progress
     from .source import Source
 
+NAME = "axllm"  # the key of `ModelCard.runtimes`
 CONFIG, SAMPLING, TOKENIZER = "config.json", "post_config.json", "tokenizer.txt"
 NEEDED = ("tokenizer_type", "vlm_type")
 
@@ -59,7 +60,8 @@ def fill(folder: Path, source: Source, progress: Progress) -> None:
 
 def _check_model(source: Source) -> None:
     """Refuse what ``axllm`` would load and then answer nonsense with."""
-    card, given = source.card, source.card.axllm
+    card = source.card
+    given = card.runtimes.get(NAME, {})
     graphs, scale = len(source.deployment.graphs), source.deployment.embedding.scale
     state = source.deployment.llm.hidden_state_type
     for wrong, why in (
@@ -76,7 +78,7 @@ def _check_model(source: Source) -> None:
     if missing := [name for name in NEEDED if name not in given]:
         raise ContractError(
             f"plugin {source.plugin}: the model card of `{card.id}` lacks {', '.join(missing)} in"
-            " `axllm`"
+            f" `runtimes[{NAME!r}]`"
         )
 
 
@@ -98,7 +100,7 @@ def _config(source: Source) -> dict[str, Any]:
         "vision_width": profile.width,
         "vision_height": profile.height,
         "devices": [0],
-        **source.card.axllm,
+        **source.card.runtimes[NAME],
     }
 
 

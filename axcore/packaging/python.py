@@ -24,7 +24,7 @@ NEEDED = ("numpy", "ml_dtypes", "pillow", "tokenizers")
 """Distributions that a board must have, beside the engine."""
 
 _CARRIED = ("pluggy",)  # pure Python, so they run wherever they are copied to
-_NEVER = ("__pycache__", "tests", "*.egg-info", "pyproject.toml")
+_NEVER = ("__pycache__", "tests", "*.egg-info", "pyproject.toml", "MANIFEST.in")
 _NOT_THERE = ("cli", "data", "evaluate", "packaging", "quantization", "testing")
 _ENGINES = {
     COMPILED: "pyaxengine, which comes with the board's software",
@@ -130,7 +130,7 @@ def _readme(source: Source) -> str:
         engine=_ENGINES[suffix],
         installed=" ".join(NEEDED if suffix == COMPILED else (*NEEDED, _ENGINES[PORTABLE])),
         suffix=suffix,
-        where=source.deployment.job.options.chip if suffix == COMPILED else "any CPU (slow)",
+        where=source.deployment.job.target if suffix == COMPILED else "any CPU (slow)",
         prompt=max(llm.last_kv_cache_len, default=0) + llm.prefill_len,
         context=llm.kv_cache_len + 1,
     )

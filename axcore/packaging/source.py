@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import BundleError
-from ..layer_files import check_origins, read_origin
+from ..layer_files import check_provenance, read_provenance
 from ..runtime.deployment import Deployment
 
 if TYPE_CHECKING:
@@ -111,7 +111,8 @@ class Source:
         _check_models(models)
         if suffix == PORTABLE:
             graphs = [*layers, post]
-            check_origins({path: read_origin(path) for path in graphs}, self.deployment.weights)
+            provenances = {path: read_provenance(path) for path in graphs}
+            check_provenance(provenances, self.deployment.weights)
         return models
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -16,28 +16,28 @@ from ..calibration import (
     check_images,
     find_archive,
     find_images,
+    load_samples,
     store_samples,
     warn_of_few,
 )
 from ..plain import plain
 from ..versions import code_digest, versions
+from ..workspace import Step, Workspace, digest
 from .flow import Flow
 from .job import open_job
 from .plan import check_room, make_plan, notes, sample_counts
 from .prepared import LLM_FOLDER, Prepared, prepare
-from .workspace import Step, Workspace, digest
 
 if TYPE_CHECKING:
     from ..calibration import Archive, SourceImage
-    from ..component import Component
+    from ..component import Component, Sample
     from ..job import Job
     from ..plugins import Registry
     from ..progress import Progress
+    from ..request import Request
     from ..toolchains.contract import GraphFile
-    from .job import Request
 
 _NO_ASSETS = ("axcore.json", "fabricated.json")
-_LAST = "last.json"  # what the published bundle was made from
 
 
 def convert(request: Request, out: Path, registry: Registry, progress: Progress) -> Bundle:
@@ -57,7 +57,7 @@ def convert(request: Request, out: Path, registry: Registry, progress: Progress)
         workspace = Workspace(out, job.card.id)
         workspace.check()
         identity = digest(_identity(request, job, registry, images, archive))
-        if workspace.is_current(_LAST, identity):
+        if workspace.is_current(identity):
             progress.say(f"{out} is up to date")
             return Bundle.open(out)
         prepared = prepare(request, registry, job, archive)
@@ -66,7 +66,7 @@ def convert(request: Request, out: Path, registry: Registry, progress: Progress)
             check_images(images, prepared.components[0].calibration.minimum, progress)
         with workspace.locked():
             _Conversion(prepared, images, workspace, progress).run()
-            workspace.remember(_LAST, identity)
+            workspace.remember(identity)
         return Bundle.open(out)
 
 
@@ -91,16 +91,18 @@ class _Conversion:
     def run(self) -> None:
         """Do what is not done, then publish."""
         components = []
+        self._say_unchecked()
         for component, cuts in zip(self.prepared.components, self.prepared.cuts, strict=True):
             exported = self.exported[component.name] = self._export(component, cuts)
-            components.append(_describe(component, exported, self._verify(component)))
+            findings, verified = self._lint(component, exported), self._verify(component)
+            components.append(_describe(component, findings, verified))
         samples = self._calibrate() if self.images else self._adopt_archive()
         self._embed()
         if not self.prepared.request.vision_only:
             self._rewrite_llm()
         self._copy_assets()
         build = self.prepared.build_request(samples)
-        texts = self.prepared.toolchain.prepare(build)
+        texts = self.prepared.chosen.toolchain.prepare(build)
         self._run("toolchain", {"texts": texts}, lambda folder: _write_texts(texts, folder))
         manifest = {
             **_head(self.prepared),
@@ -128,7 +130,6 @@ class _Conversion:
 
     def _export(self, component: Component, cuts: Sequence[int]) -> Step:
         from ..graph.export import export_component
-        from ..graph.lint import lint_model
 
         keys = [key for s in component.stages for w in s.weights().values() for key in w.keys()]
         inputs = {
@@ -138,14 +139,13 @@ class _Conversion:
             "choices": dict(self.options.choices),
             "dtype": self.options.dtype,
             "opset": self.options.opset,
-            "chip": self.options.chip,
             "cuts": cuts,
             "stem": component.stem,
             "weights": self.job.checkpoint.digest(keys),
         }
 
-        def make(folder: Path) -> Mapping[str, Any]:
-            paths = export_component(
+        def make(folder: Path) -> None:
+            export_component(
                 component,
                 self.job.checkpoint,
                 self.tracer,
@@ -154,13 +154,42 @@ class _Conversion:
                 cuts=cuts,
                 progress=self.progress,
             )
-            findings = [f for path in paths for f in lint_model(path, self.options.chip)]
+
+        return self._run(f"export-{component.name}", inputs, make)
+
+    def _say_unchecked(self) -> None:
+        target = self.prepared.chosen.target
+        if self.prepared.request.lint and target.operators is None:
+            self.progress.say(
+                f"no operator table is published for {target.name}: graphs are not checked"
+            )
+
+    def _lint(self, component: Component, exported: Step) -> list[Any] | None:
+        """Return what the operator table says against the graphs; None where nothing is known."""
+        toolchain, target = self.prepared.chosen.toolchain, self.prepared.chosen.target
+        if not self.prepared.request.lint or target.operators is None:
+            return None
+        inputs = {
+            "exported": exported.key,
+            "toolchain": code_digest(type(toolchain).__module__.partition(".")[0]),
+            "target": target.name,
+            "table": target.operators.digest,
+        }
+
+        def make(_: Path) -> Mapping[str, Any]:
+            graphs = [self.workspace.path(exported, name) for name in sorted(exported.files)]
+            findings = [
+                finding
+                for graph in graphs
+                if graph.suffix == ".onnx"
+                for finding in toolchain.lint(graph, target)
+            ]
             return {"findings": [{**asdict(f), "file": Path(f.file).name} for f in findings]}
 
-        step = self._run(f"export-{component.name}", inputs, make)
-        for finding in step.metrics["findings"]:
+        found: list[Any] = self._run(f"lint-{component.name}", inputs, make).metrics["findings"]
+        for finding in found:
             self.progress.warn("{node} ({op}): {constraint}; {remedy}".format(**finding))
-        return step
+        return found
 
     def _verify(self, component: Component) -> Step | None:
         from ..graph.verify import THRESHOLDS
@@ -184,20 +213,31 @@ class _Conversion:
 
     def _calibrate(self) -> dict[str, int]:
         """Write samples for every graph file; return how many each has."""
-        counts = {}
+        steps: list[Step] = []
         for index, (_, graph) in enumerate(self.flow.chain):
+            before = None if self.flow.takes_images(index) else steps[-1]
             inputs = {
-                "exported": [step.key for step in self._upstream(index)],
                 "calibration": asdict(graph.calibration),
                 "ports": [asdict(port) for port in graph.inputs],
-                "size": [self.job.profile.height, self.job.profile.width],
-                "choices": dict(self.options.choices),
-                "images": _content(self.images),
+                **self._sample_inputs(index, before),
             }
-            make = partial(self._write_samples, index, graph)
-            step = self._run(f"calibrate-{graph.stem}", inputs, make)
-            counts[graph.stem] = int(step.metrics["samples"])
-        return counts
+            make = partial(self._write_samples, index, before)
+            steps.append(self._run(f"calibrate-{graph.stem}", inputs, make))
+        return {
+            graph.stem: int(step.metrics["samples"])
+            for (_, graph), step in zip(self.flow.chain, steps, strict=True)
+        }
+
+    def _sample_inputs(self, index: int, before: Step | None) -> Mapping[str, Any]:
+        """Return what a file's samples are made from: images, or the file before and its own."""
+        if before is not None:
+            owner = self.flow.chain[index - 1][0]
+            return {"samples": before.key, "exported": self.exported[owner.name].key}
+        return {
+            "size": [self.job.profile.height, self.job.profile.width],
+            "choices": dict(self.options.choices),
+            "images": _content(self.images),
+        }
 
     def _adopt_archive(self) -> dict[str, int]:
         """Copy the archive that was given, if one was; return how many samples its graph has."""
@@ -215,17 +255,24 @@ class _Conversion:
         warn_of_few(sum(counts.values()), minimum, "samples", self.progress)
         return counts
 
-    def _write_samples(self, index: int, graph: GraphFile, folder: Path) -> Mapping[str, Any]:
-        component = self.flow.chain[index][0]
-        name = component.name if self.flow.is_head(index) else graph.stem
-        samples = self.flow.samples(index, self.images, self.progress)
+    def _write_samples(self, index: int, before: Step | None, folder: Path) -> Mapping[str, Any]:
+        if before is None:
+            samples = self.flow.samples(index, self.images, self.progress)
+        else:
+            samples = self.flow.features(index, self._stored_samples(index - 1, before))
+        graph, name = self.flow.chain[index][1], self.flow.name(index)
         stored = store_samples(name, graph.inputs, graph.calibration, samples, folder)
         return {"samples": stored.samples}
 
-    def _upstream(self, index: int) -> list[Step]:
-        """Return the exports whose files the samples of file `index` have gone through."""
-        owners = dict.fromkeys(component.name for component, _ in self.flow.chain[:index])
-        return [self.exported[name] for name in owners]
+    def _stored_samples(self, index: int, step: Step) -> Iterator[Sample]:
+        """Yield the samples that `step` has written for a file, to calibrate the one behind it."""
+        (_, graph), (_, behind) = self.flow.chain[index : index + 2]
+        count, locate = step.metrics["samples"], partial(self.workspace.path, step)
+        name = self.flow.name(index)
+        with self.progress.task(f"calibration of {behind.stem}", count, "samples") as task:
+            for sample in load_samples(name, graph.inputs, graph.calibration, count, locate):
+                yield sample
+                task.advance()
 
     def _locate(self, component: Component, graph: GraphFile) -> Path:
         return self.workspace.path(self.exported[component.name], f"{graph.stem}.onnx")
@@ -309,7 +356,7 @@ def _code(job: Job, registry: Registry) -> dict[str, Any]:
 
 
 def _content(images: Sequence[SourceImage]) -> list[str]:
-    return [hashlib.sha256(image.read()).hexdigest() for image in images]
+    return [image.sha256 for image in images]
 
 
 def _is_asset(path: Path) -> bool:
@@ -326,13 +373,15 @@ def _write_texts(texts: Mapping[str, str], folder: Path) -> None:
             path.chmod(0o755)
 
 
-def _describe(component: Component, exported: Step, verified: Step | None) -> dict[str, Any]:
+def _describe(
+    component: Component, findings: list[Any] | None, verified: Step | None
+) -> dict[str, Any]:
     return {
         "name": component.name,
         "inputs": [asdict(port) for port in component.inputs],
         "outputs": [asdict(port) for port in component.outputs],
         "stages": [stage.name for stage in component.stages],
-        "findings": exported.metrics["findings"],
+        "findings": findings,
         "verification": verified.metrics if verified else None,
     }
 
@@ -366,7 +415,8 @@ def _head(prepared: Prepared) -> dict[str, Any]:
         },
         "options": asdict(job.options),
         "vision_only": prepared.request.vision_only,
-        "toolchain": prepared.toolchain.name,
+        "toolchain": prepared.chosen.toolchain.name,
+        "target": prepared.chosen.target.name,
         "calibration_archive": _origin(prepared.archive),
         "embedding": asdict(prepared.embedding) if prepared.embedding else None,
         "versions": versions(),

@@ -51,30 +51,45 @@ class Flow:
         """Return where file `index` of the chain lies."""
         return self._locate(*self.chain[index])
 
-    def is_head(self, index: int) -> bool:
-        """Whether a file is the first one of its component."""
-        return index == 0 or self.chain[index - 1][0] is not self.chain[index][0]
+    def takes_images(self, index: int) -> bool:
+        """Whether a file's samples are made from images, not from features."""
+        return self._is_head(index) and self.chain[index][0].preprocess is not None
+
+    def name(self, index: int) -> str:
+        """Return what a file's samples are stored under: its component, or the part itself."""
+        component, graph = self.chain[index]
+        return component.name if self._is_head(index) else graph.stem
 
     def samples(
         self, index: int, images: Sequence[SourceImage], progress: Progress = SILENT
     ) -> Iterator[Sample]:
-        """Yield samples for a file in the form the target reads, lazily."""
+        """Yield samples for a file in the form the target reads, lazily, starting from images."""
+        if not self.takes_images(index):
+            return self.features(index, self.samples(index - 1, images, progress))
         component, graph = self.chain[index]
-        if self.is_head(index) and component.preprocess is not None:
-            made = image_samples(component, self._maker(component), images, progress)
-        else:
-            before = self.chain[index - 1][1]
-            feeds = self.feeds(index - 1, images, progress)
-            made = _features(before, self.path(index - 1), feeds, graph)
-        return (_fit(graph, sample) for sample in made)
+        made = image_samples(component, self._maker(component), images, progress)
+        return (_in_precision(graph, sample) for sample in made)
 
-    def feeds(
-        self, index: int, images: Sequence[SourceImage], progress: Progress = SILENT
-    ) -> Iterator[Sample]:
+    def features(self, index: int, before: Iterable[Sample]) -> Iterator[Sample]:
+        """Yield samples for a file behind another, lazily.
+
+        Args:
+            index: The file.
+            before: Samples of the file before it, which is run on each.
+
+        Raises:
+            UsageError: ONNX Runtime cannot run a graph of this precision.
+        """
+        self._check_runnable("run to calibrate the one behind it")
+        (_, source), (_, graph) = self.chain[index - 1 : index + 1]
+        feeds = (_graph_inputs(source, sample) for sample in before)
+        made = _features(source, self.path(index - 1), feeds, graph)
+        return (_in_precision(graph, sample) for sample in made)
+
+    def feeds(self, index: int, images: Sequence[SourceImage]) -> Iterator[Sample]:
         """Yield what a file is run on, lazily."""
-        calibration = self.chain[index][1].calibration
-        for sample in self.samples(index, images, progress):
-            yield {name: calibration.graph_input(array) for name, array in sample.items()}
+        graph = self.chain[index][1]
+        return (_graph_inputs(graph, sample) for sample in self.samples(index, images))
 
     def verify(
         self,
@@ -88,14 +103,9 @@ class Flow:
         Raises:
             VerificationError: They differ by more than the thresholds.
         """
-        from ..graph.verify import THRESHOLDS, verify_component
+        from ..graph.verify import verify_component
 
-        dtype = self._prepared.job.options.dtype
-        if dtype not in THRESHOLDS:
-            raise UsageError(
-                f"a {dtype} graph cannot be verified: ONNX Runtime in Python cannot run it",
-                hint=f"convert with --dtype {' or '.join(THRESHOLDS)} to verify",
-            )
+        self._check_runnable("verified")
         mine = [index for index, (owner, _) in enumerate(self.chain) if owner is component]
         return verify_component(
             component,
@@ -103,7 +113,7 @@ class Flow:
             self._prepared.job.checkpoint,
             tracer,
             next(self.feeds(mine[0], self.chosen(images))),
-            dtype=dtype,
+            dtype=self._prepared.job.options.dtype,
             progress=progress,
         )
 
@@ -111,6 +121,19 @@ class Flow:
         """Return the images that verification looks at: the first, or one of ours."""
         sources = images or find_images(embedded_images())
         return sources[: self._prepared.components[0].images_per_sample]
+
+    def _check_runnable(self, purpose: str) -> None:
+        from ..graph.verify import THRESHOLDS
+
+        dtype = self._prepared.job.options.dtype
+        if dtype not in THRESHOLDS:
+            raise UsageError(
+                f"a {dtype} graph cannot be {purpose}: ONNX Runtime in Python cannot run it",
+                hint=f"convert with --dtype {' or '.join(THRESHOLDS)}",
+            )
+
+    def _is_head(self, index: int) -> bool:
+        return index == 0 or self.chain[index - 1][0] is not self.chain[index][0]
 
     def _maker(self, component: Component) -> Callable[[Sequence[Image]], list[Sample]]:
         """Return the family's `make_calib`; safe to call from several threads."""
@@ -126,10 +149,14 @@ class Flow:
         return make
 
 
-def _fit(graph: GraphFile, sample: Sample) -> Sample:
-    """Bring float arrays into the precision of the graph; images stay as they are."""
-    if graph.calibration.format == "Image":
-        return sample
+def _graph_inputs(graph: GraphFile, sample: Sample) -> Sample:
+    """Return what a file receives for one stored sample."""
+    made = {name: graph.calibration.graph_input(array) for name, array in sample.items()}
+    return _in_precision(graph, made)
+
+
+def _in_precision(graph: GraphFile, sample: Sample) -> Sample:
+    """Cast float arrays to the dtype of their port; stored images are integers and stay."""
     dtypes = {port.name: port.dtype for port in graph.inputs}
     return {
         name: array.astype(dtypes.get(name, array.dtype)) if array.dtype.kind == "f" else array

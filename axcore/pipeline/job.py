@@ -3,101 +3,121 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..checkpoint import Checkpoint, as_stored, canonical_key, check_layout, read_config
 from ..choices import resolve
-from ..component import GraphDType, Shape
+from ..component import Shape
 from ..errors import CheckpointError, UsageError
 from ..files import cache_folder
 from ..job import Job
 from ..language.embedding import FORMATS
 from ..model_card import ModelCard, Profile
-from ..request import Options
+from ..request import OPSETS, CheckpointRequest, Options, Request
 
 if TYPE_CHECKING:
     from ..bundle import Bundle
-    from ..plugins import Entry, Registry
+    from ..model_card import Entry
+    from ..plugins import Registry
     from ..progress import Progress
-
-Weights = Literal["random-tiny", "random-full"]
-Source = Literal["huggingface", "modelscope"]
-
-OPSETS = range(16, 21)
+    from ..toolchains.contract import Target, Toolchain
 
 
 @dataclass(frozen=True)
-class Request:
-    """Everything that a conversion is asked for.
+class Chosen:
+    """What a request says of the model's own options and of the toolchain's.
 
     Attributes:
-        model: Id, alias or checkpoint folder.
-        checkpoint: Folder or Hugging Face id; None takes the card's repository.
-        weights: Fabricate a checkpoint instead of reading one.
-        source: Where a repository is fetched from.
-        revision: Branch, tag or commit of the repository.
-        images: Folders, archives or files with images for calibration.
-        calibration_archive: File or URL of an archive of calibration samples, used as it is in
-            place of samples made from `images`.
-        options: See `Options`.
-        verify: Compare the exported graphs with PyTorch.
-        vision_only: Leave the language model's side out.
+        model: The model's options that were given.
         toolchain: Whose configuration is written.
+        options: All of its options that were given or have a default.
+        target: The device that is built for.
     """
 
-    model: str
-    checkpoint: str | None = None
-    weights: Weights | None = None
-    source: Source = "huggingface"
-    revision: str | None = None
-    images: tuple[Path, ...] = ()
-    calibration_archive: str | None = None
-    options: Options = field(default_factory=Options)
-    verify: bool = True
-    vision_only: bool = False
-    toolchain: str = "pulsar2"
+    model: Mapping[str, str]
+    toolchain: Toolchain
+    options: Mapping[str, str]
+    target: Target
+
+
+def find_toolchain(registry: Registry, name: str) -> Toolchain:
+    """Return the toolchain of that name.
+
+    Raises:
+        UsageError: None is installed; the hint lists those that are.
+    """
+    if name not in registry.toolchains:
+        installed = ", ".join(registry.toolchains) or "none"
+        raise UsageError(f"no toolchain `{name}`", hint=f"installed: {installed}")
+    return registry.toolchains[name]
+
+
+def choose(request: Request, card: ModelCard, registry: Registry) -> Chosen:
+    """Hand the options of a request to the model and to the toolchain, whichever declares them.
+
+    Raises:
+        UsageError: Neither has such an option, an option does not take the value, or the toolchain
+            has no such target.
+    """
+    toolchain, given = find_toolchain(registry, request.toolchain), request.choices
+    owner = f"`{card.id}` with toolchain `{toolchain.name}`"
+    resolved = resolve(owner, {**card.choices, **toolchain.options}, given)
+    if both := sorted(given.keys() & card.choices.keys() & toolchain.options.keys()):
+        raise UsageError(
+            f"--{both[0]} is an option of `{card.id}` and of toolchain `{toolchain.name}`",
+            hint="leave it out: either takes its default",
+        )
+    options = {name: resolved[name] for name in toolchain.options if name in resolved}
+    model = {name: given[name] for name in given if name in card.choices}
+    return Chosen(model, toolchain, options, toolchain.target(options))
 
 
 def request_of(bundle: Bundle) -> Request:
     """Return the request that opens the checkpoint of a bundle again, its images aside."""
-    manifest = bundle.manifest
-    return Request(
-        model=manifest["model"]["id"],
+    manifest, options = bundle.manifest, bundle.options
+    return Request.of(
+        manifest["model"]["id"],
+        options=replace(options, choices={**options.choices, **bundle.build_request.options}),
         checkpoint=manifest["checkpoint"]["folder"],
-        options=bundle.options,
         vision_only=manifest["vision_only"],
         toolchain=manifest["toolchain"],
     )
 
 
 def open_job(request: Request, registry: Registry, progress: Progress) -> Job:
-    """Find the model, get at its checkpoint and resolve the profile.
+    """Find the model, resolve options and profile, and open the checkpoint.
 
     Raises:
-        PluginNotFound: Nobody knows the model.
+        PluginNotFound: No installed plugin knows the model.
         UsageError: The request contradicts itself.
         CheckpointError: The checkpoint is damaged or of another model.
         DownloadError: It could not be fetched.
     """
     _check_options(request)
     entry, folder = _locate(request, registry)
-    resolve(f"`{entry.card.id}`", entry.card.choices, request.options.choices)
-    task, profile = resolve_profile(entry.card, request.options)
+    card, chosen = entry.card, choose(request, entry.card, registry)
+    options = replace(request.options, choices=chosen.model)
+    task, profile = resolve_profile(card, options)
     if folder is None:
-        folder = _obtain(request, entry.card, progress)
-    checkpoint = Checkpoint.open(
-        folder, entry.card.prefixes, only=_vision_key(entry.card) if request.vision_only else None
-    )
-    _check_model(entry.card, checkpoint)
-    if entry.card.tensors is not None:
-        expected = _expected(entry.card, checkpoint)
-        if request.vision_only:
-            expected = {k: shape for k, shape in expected.items() if _vision_key(entry.card)(k)}
-        stored = as_stored(checkpoint, expected, entry.card.text_prefixes)
-        check_layout(checkpoint, stored, entry.card.spare)
-    return Job(entry.card, entry.family, checkpoint, task, profile, request.options)
+        folder = _obtain(request, card, vision_only=request.vision_only, progress=progress)
+    checkpoint = _open(folder, card, vision_only=request.vision_only)
+    return Job(card, entry.family, checkpoint, task, profile, options, chosen.target.name)
+
+
+def _open(folder: Path, card: ModelCard, *, vision_only: bool) -> Checkpoint:
+    """Open a checkpoint whose config and tensors are those of the model."""
+    layout, wanted = card.layout, _vision_key(card) if vision_only else None
+    checkpoint = Checkpoint.open(folder, layout.prefixes, only=wanted)
+    _check_model(card, checkpoint)
+    if layout.tensors is not None:
+        expected = _expected(card, checkpoint)
+        if wanted:
+            expected = {key: shape for key, shape in expected.items() if wanted(key)}
+        stored = as_stored(checkpoint, expected, layout.text_prefixes)
+        check_layout(checkpoint, stored, layout.spare)
+    return checkpoint
 
 
 def resolve_profile(card: ModelCard, options: Options) -> tuple[str, Profile]:
@@ -119,7 +139,6 @@ def resolve_profile(card: ModelCard, options: Options) -> tuple[str, Profile]:
 
 
 def _check_options(request: Request) -> None:
-    options = request.options
     if request.weights and request.checkpoint:
         raise UsageError(
             f"--weights {request.weights} makes a checkpoint, --checkpoint {request.checkpoint}"
@@ -132,23 +151,20 @@ def _check_options(request: Request) -> None:
             " --images would make",
             hint="leave one of them out",
         )
-    if options.opset not in OPSETS:
+    if request.opset not in OPSETS:
         raise UsageError(
-            f"opset {options.opset} is not offered", hint=f"choose {OPSETS[0]} to {OPSETS[-1]}"
+            f"opset {request.opset} is not offered", hint=f"choose {OPSETS[0]} to {OPSETS[-1]}"
         )
-    if options.dtype not in get_args(GraphDType):
-        raise UsageError(
-            f"precision {options.dtype} is not offered",
-            hint=f"choose --dtype from {', '.join(get_args(GraphDType))}",
-        )
-    if unknown := sorted(set(options.embedding_formats) - FORMATS.keys()):
+    if isinstance(request.split, int) and request.split < 1:
+        raise UsageError(f"--split {request.split} is no number of files", hint="choose 1 or more")
+    if unknown := sorted(set(request.embedding_formats) - FORMATS.keys()):
         raise UsageError(
             f"there is no embedding format `{unknown[0]}`",
             hint=f"choose --embedding-format from {', '.join(FORMATS)}",
         )
 
 
-def _locate(request: Request, registry: Registry) -> tuple[Entry, Path | None]:
+def _locate(request: CheckpointRequest, registry: Registry) -> tuple[Entry, Path | None]:
     """Return the model and the checkpoint folder, where the request names one."""
     folder = Path(request.model).expanduser()
     if folder.is_dir():
@@ -171,7 +187,9 @@ def _locate(request: Request, registry: Registry) -> tuple[Entry, Path | None]:
     return entry, None
 
 
-def _obtain(request: Request, card: ModelCard, progress: Progress) -> Path:
+def _obtain(
+    request: CheckpointRequest, card: ModelCard, *, vision_only: bool, progress: Progress
+) -> Path:
     if request.weights:
         from ..checkpoint.fabricate import fabricate
 
@@ -181,7 +199,7 @@ def _obtain(request: Request, card: ModelCard, progress: Progress) -> Path:
 
     return fetch(
         request.checkpoint or card.repo,
-        needed=_disk_key(card) if request.vision_only else None,
+        needed=_disk_key(card) if vision_only else None,
         source=request.source,
         revision=request.revision,
         progress=progress,
@@ -194,11 +212,11 @@ def fabricated_folder(card: ModelCard, size: str) -> Path:
 
 
 def _vision_key(card: ModelCard) -> Callable[[str], bool]:
-    return lambda key: not key.startswith(card.text_prefixes)
+    return lambda key: not key.startswith(card.layout.text_prefixes)
 
 
 def _disk_key(card: ModelCard) -> Callable[[str], bool]:
-    return lambda key: _vision_key(card)(canonical_key(key, card.prefixes))
+    return lambda key: _vision_key(card)(canonical_key(key, card.layout.prefixes))
 
 
 def _check_model(card: ModelCard, checkpoint: Checkpoint) -> None:
@@ -229,9 +247,9 @@ def _architectures(config: Mapping[str, Any], folder: Path) -> list[str]:
 
 
 def _expected(card: ModelCard, checkpoint: Checkpoint) -> Mapping[str, Shape]:
-    assert card.tensors is not None
+    assert card.layout.tensors is not None
     try:
-        return card.tensors(checkpoint.config)
+        return card.layout.tensors(checkpoint.config)
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(
             f"{checkpoint.folder / 'config.json'} does not describe a `{card.id}`"

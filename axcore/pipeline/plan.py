@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from ..bundle import STATE
 from ..component import Port
 from ..errors import BudgetError
 from ..language_model import LlmBuildArgs
 from ..plain import plain
 from ..toolchains.contract import BuildRequest
 from .prepared import LLM_FOLDER
-from .workspace import STATE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -99,9 +99,9 @@ def make_plan(prepared: Prepared, images: Sequence[SourceImage]) -> Plan:
     components = tuple(_component(component) for component in prepared.components)
     samples = sample_counts(prepared, len(images))
     build = prepared.build_request(samples)
-    texts = dict(prepared.toolchain.prepare(build))
+    texts = dict(prepared.chosen.toolchain.prepare(build))
     files = tuple(_files(prepared, build, texts))
-    itemsize = 4 if job.options.dtype == "float32" else 2
+    itemsize = job.options.itemsize
     largest = max(part.parameters for part in components) * itemsize
     verified = request.verify and job.options.dtype in ("float32", "float16")
     stage_bytes = max(part.largest_stage for part in components) * itemsize
@@ -210,7 +210,7 @@ def _files(prepared: Prepared, build: BuildRequest, texts: dict[str, str]) -> li
     from ..language.checkpoint import checkpoint_bytes
     from ..language.embedding import ALWAYS, FORMATS
 
-    itemsize = 4 if prepared.job.options.dtype == "float32" else 2
+    itemsize = prepared.job.options.itemsize
     files = []
     for component, cuts in zip(prepared.components, prepared.cuts, strict=True):
         sizes = part_bytes(stage_bytes(component, itemsize), cuts)

@@ -10,14 +10,15 @@ from ..component import Calibration, Component, Stage
 from ..errors import CheckpointError, ContractError, UsageError
 from ..language_model import Embedding, LlmBuildArgs
 from ..toolchains.contract import BuildRequest, GraphFile
+from .job import choose
 
 if TYPE_CHECKING:
     from ..calibration import Archive
     from ..graph.stitch import Tracer
     from ..job import Job
     from ..plugins import Registry
-    from ..toolchains.contract import Toolchain
-    from .job import Request
+    from ..request import Request
+    from .job import Chosen
 
 
 LLM_FOLDER = "llm"
@@ -32,7 +33,7 @@ class Prepared:
         request: What was asked for.
         registry: Where hooks are called.
         job: The conversion.
-        toolchain: Whose configuration is written.
+        chosen: The toolchain, its options and its target.
         components: In the order data flows.
         cuts: For each component, the indices of the stages that begin a new part.
         embedding: None for a conversion of the vision side alone.
@@ -43,7 +44,7 @@ class Prepared:
     request: Request
     registry: Registry
     job: Job
-    toolchain: Toolchain
+    chosen: Chosen
     components: tuple[Component, ...]
     cuts: tuple[tuple[int, ...], ...]
     embedding: Embedding | None
@@ -76,8 +77,7 @@ class Prepared:
         return BuildRequest(
             model=self.job.card.id,
             checkpoint=LLM_FOLDER if rewritten else str(self.job.checkpoint.folder.resolve()),
-            chip=self.job.options.chip,
-            npu_mode=self.job.options.npu_mode,
+            options=self.chosen.options,
             task=self.job.task,
             graphs=tuple(graphs),
             llm=replace(self.llm, checkpoint=None),
@@ -124,17 +124,15 @@ def prepare(
     def call(hook: str, **arguments: Any) -> Any:
         return registry.call(job.family, hook, job=job, **arguments)
 
-    toolchain = registry.toolchains.get(request.toolchain)
-    if toolchain is None:
-        known = ", ".join(registry.toolchains) or "none"
-        raise UsageError(f"no toolchain `{request.toolchain}`", hint=f"installed: {known}")
     components = tuple(call("export_vision"))
     with registry.blame(job.family, "export_vision"):
         _check_types(components, Component)
         for component in components:
             check_component(component, job.checkpoint)
         _check_width(components[-1], job)
-    check_consumed(components, job.checkpoint, (*job.card.text_prefixes, *job.card.spare))
+    check_consumed(
+        components, job.checkpoint, (*job.card.layout.text_prefixes, *job.card.layout.spare)
+    )
     check_prompt_budget(job.profile, components[-1].rows)
     cuts = []
     for component in components:
@@ -152,8 +150,9 @@ def prepare(
         _check_types([llm], LlmBuildArgs)
         for key, _ in llm.checkpoint.tensors.values() if llm.checkpoint else ():
             job.checkpoint.info(key)
+    chosen = choose(request, job.card, registry)
     return Prepared(
-        request, registry, job, toolchain, components, tuple(cuts), embedding, llm, archive
+        request, registry, job, chosen, components, tuple(cuts), embedding, llm, archive
     )
 
 

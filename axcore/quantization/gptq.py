@@ -17,7 +17,8 @@ from ..checkpoint.writer import write_json
 from ..errors import BudgetError, BundleError, CheckpointError, ToolchainError, UsageError
 from ..files import explained_full_disk
 from ..language.checkpoint import SETTINGS, write_checkpoint
-from ..pipeline.job import Request, open_job
+from ..pipeline.job import open_job
+from ..request import Request
 from .environment import Worker, find_python
 from .language import Language, check_group_size, language_of
 from .merge import REPORT, merge
@@ -227,14 +228,14 @@ class _Run:
     def _checked_bytes(self, merged: Path) -> int:
         """Open the result as `convert` does, and return the bytes of its language model."""
         card = self.job.card
-        request = Request(card.id, str(merged))
+        request = Request(card.id, checkpoint=str(merged))
         with open_job(request, self.registry, self.progress).checkpoint as written:
             return _language_bytes(written, card)
 
 
 def _language_bytes(checkpoint: Checkpoint, card: ModelCard) -> int:
     infos = checkpoint.tensors.items()
-    return sum(info.nbytes for key, info in infos if key.startswith(card.text_prefixes))
+    return sum(info.nbytes for key, info in infos if key.startswith(card.layout.text_prefixes))
 
 
 def _check_target(target: Path) -> None:

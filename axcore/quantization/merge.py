@@ -6,6 +6,7 @@ import shutil
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from ..checkpoint import TEXT_PARTS
 from ..checkpoint.quantised import Scheme
 from ..checkpoint.shards import INDEX, PICKLE_SUFFIXES, SUFFIX
 from ..checkpoint.writer import Entry, write_json, write_shards
@@ -23,7 +24,6 @@ WEIGHT = ".weight"
 REPORT = "quantize_report.json"
 _CONFIG = "config.json"
 _NOT_COPIED = (_CONFIG, INDEX, REPORT, "fabricated.json", "quantize_config.json")
-_NESTED = ("text_config", "llm_config")
 
 
 def merge(
@@ -97,7 +97,7 @@ def _is_setting(path: Path) -> bool:
 
 def _marked(config: Mapping[str, Any], quantization_config: Mapping[str, Any]) -> dict[str, Any]:
     marked = {**config, "quantization_config": quantization_config}
-    for name in _NESTED:
+    for name in TEXT_PARTS:
         if isinstance(part := config.get(name), dict):
             marked[name] = {**part, "quantization_config": quantization_config}
     return marked

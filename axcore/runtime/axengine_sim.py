@@ -9,7 +9,6 @@ Source: the behaviour of pyaxengine 0.1.3.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -22,7 +21,8 @@ import numpy as np
 import onnxruntime as ort
 from ml_dtypes import bfloat16
 
-from ..layer_files import GROUPS, Origin
+from ..layer_files import GROUPS, Provenance
+from ..system import cores, trim_memory
 
 __all__ = [
     "InferenceSession",
@@ -112,7 +112,7 @@ class InferenceSession:
 
     Attributes:
         dynamic_batch: Whether the first axis is dynamic.
-        origin: What a layer model says of itself; None of other files.
+        provenance: What a layer model was made from; None for files without such metadata.
 
     Args:
         path_or_bytes: The file. Where there is no ``x.axmodel``, ``x.onnx`` beside it is taken.
@@ -145,7 +145,7 @@ class InferenceSession:
             raise RuntimeError(f"Failed to read the shape groups of {path}: {error!r}") from error
         self.dynamic_batch = all(group.dynamic for group in self._groups)
         described = self._session.get_modelmeta()
-        self.origin = Origin.of(described.graph_name, described.custom_metadata_map)
+        self.provenance = Provenance.of(described.graph_name, described.custom_metadata_map)
 
     def get_session_options(self) -> object:
         """Return what was given as ``sess_options``."""
@@ -246,14 +246,14 @@ def _load(path: Path) -> Any:
         raise RuntimeError(f"Failed to load model {path}: {error}") from error
     # Folding left as many free bytes on the heap as the file has, and glibc keeps them: for a
     # whole language model that is half again what the weights take.
-    ctypes.CDLL(None).malloc_trim(0)
+    trim_memory()
     return session
 
 
 @cache
 def _options() -> Any:
     options = ort.SessionOptions()
-    options.intra_op_num_threads = len(os.sched_getaffinity(0))
+    options.intra_op_num_threads = cores()
     # Sessions run one after the other: threads that wait in a loop would take the cores from the
     # next session, and from whatever else runs. One pool for all sessions is no way out, as every
     # other session of the process would then fail to open.

@@ -1,9 +1,12 @@
-"""What a backend is."""
+"""What a backend is, and what running a bundle needs of the plugins."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Protocol
+
+from .families import Families
 
 if TYPE_CHECKING:
     from ..availability import Availability
@@ -48,3 +51,14 @@ class Backend(Protocol):
         Raises:
             BundleError: Files are of other lengths than the manifest says, too.
         """
+
+
+class Plugins(Families, Protocol):
+    """The installed plugins; `axcore.Registry` is what there is."""
+
+    @property
+    def backends(self) -> Mapping[str, Backend]:
+        """Every backend, by name."""
+
+    def blame(self, family: str, hook: str) -> AbstractContextManager[None]:
+        """Name the plugin and hook in every error raised inside."""

@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..bundle import ASSET_SUFFIXES, PACKAGED, Bundle
-from ..checkpoint import Checkpoint, read_config
+from ..checkpoint import Checkpoint, config_parts, read_config
 from ..errors import BundleError
 from ..job import Job
 from ..language_model import Embedding
 from ..layer_files import build_command
 from ..model_card import Profile
 from ..plain import parse
+from ..progress import Silent
+from ..system import require_linux
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from ..language_model import LlmBuildArgs
-    from ..plugins import Registry
+    from ..progress import Progress
     from ..toolchains.contract import GraphFile
+    from .families import Families
 
 EMBEDDING_FILE = "model.embed_tokens.weight.bfloat16.bin"
 _LAYER = re.compile(r"(?P<kind>.+)_p(?P<chunk>\d+)_l(?P<layer>\d+)_together")
@@ -42,6 +45,7 @@ class Deployment:
         embedding: Shape and scale of the token embedding.
         stop_ids: Tokens that end an answer, as the checkpoint configures them.
         hook: Calls a hook of the model's family: its name, then its arguments by name.
+        progress: Where backends report what they open.
     """
 
     bundle: Bundle
@@ -52,16 +56,24 @@ class Deployment:
     embedding: Embedding
     stop_ids: frozenset[int]
     hook: Callable[..., Any]
+    progress: Progress = field(default_factory=Silent)
 
     @classmethod
-    def open(cls, folder: Path, registry: Registry) -> Deployment:
+    def open(cls, folder: Path, registry: Families, progress: Progress | None = None) -> Deployment:
         """Read a bundle's manifest and config; weights are not looked at.
+
+        Args:
+            folder: Where it is.
+            registry: The plugins.
+            progress: Where backends report; None for nowhere.
 
         Raises:
             BundleError: It is no bundle, holds the vision side alone, or its small files are not as
                 they were written.
             PluginNotFound: No installed plugin knows the model.
+            AxcoreError: The system is not Linux.
         """
+        require_linux()
         bundle = Bundle.open(folder)
         manifest, request = bundle.manifest, bundle.build_request
         if manifest.get("embedding") is None:
@@ -82,13 +94,22 @@ class Deployment:
             ) from error
         return cls(
             bundle,
-            Job(entry.card, entry.family, checkpoint, task, profile, bundle.options),
+            Job(
+                entry.card,
+                entry.family,
+                checkpoint,
+                task,
+                profile,
+                bundle.options,
+                manifest["target"],
+            ),
             request.graphs,
             request.llm,
             request.decoder_layers,
             embedding,
             _stop_ids(checkpoint),
             partial(registry.call, entry.family),
+            progress or Silent(),
         )
 
     @property
@@ -199,8 +220,7 @@ def _settings(path: Path) -> dict[str, Any]:
 def _stop_ids(checkpoint: Checkpoint) -> frozenset[int]:
     """Return every configured end of a sequence: of the generation file, and of each config."""
     path = checkpoint.folder / "generation_config.json"
-    parts = [checkpoint.config]
-    parts += [checkpoint.config.get(name) or {} for name in ("text_config", "llm_config")]
+    parts = config_parts(checkpoint.config)
     if path.is_file():
         parts.append(_settings(path))
     found: set[int] = set()

@@ -11,13 +11,14 @@ import ml_dtypes
 import numpy as np
 
 from ..errors import BundleError
-from ..layer_files import build_command, check_origins
+from ..layer_files import build_command, check_provenance
 from .engine import open_session, shape_groups
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from ..progress import Progress
     from .deployment import Deployment
     from .engine import Engine, Group, Session, Spec
 
@@ -114,8 +115,7 @@ class LayerModels:
 
     def __init__(self, deployment: Deployment, engine: Engine, suffix: str) -> None:
         layers, head = deployment.layer_files(suffix)
-        self._layers = [open_session(engine, path) for path in layers]
-        self._head = open_session(engine, head)
+        *self._layers, self._head = _opened(engine, [*layers, head], deployment.progress)
         groups = _common_groups(self._layers, layers)
         ordered = sorted(map(_Group.of, count(), groups), key=lambda g: (g.history, g.count))
         self._steps = [group for group in ordered if group.is_step]
@@ -124,8 +124,8 @@ class LayerModels:
         state = self._steps[0].inputs["input"]
         _check_head(self._head, head, state, deployment)
         sessions = zip([*layers, head], [*self._layers, self._head], strict=True)
-        origins = {path: getattr(session, "origin", None) for path, session in sessions}
-        check_origins(origins, deployment.weights)
+        provenances = {path: getattr(session, "provenance", None) for path, session in sessions}
+        check_provenance(provenances, deployment.weights)
         self._state_dtype = state.dtype
         self._caches = self._empty_caches(1)
         self._mask: Array | None = None
@@ -244,6 +244,14 @@ class _Group:
     def is_step(self) -> bool:
         """Whether it decodes a single token."""
         return self.inputs["indices"].shape == (1, 1)
+
+
+def _opened(engine: Engine, files: Sequence[Path], progress: Progress) -> Iterator[Session]:
+    """Yield the session of every file."""
+    with progress.task("load language model", len(files), "files") as task:
+        for path in files:
+            yield open_session(engine, path)
+            task.advance()
 
 
 def _common_groups(sessions: Sequence[Session], files: Sequence[Path]) -> list[Group]:

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from ..plugins import Registry
-    from .contract import Backend
+    from ..progress import Progress
+    from .contract import Backend, Plugins
     from .language import LanguageModel
 
 Array = np.ndarray[Any, Any]
@@ -87,7 +87,7 @@ class Runner:
     def __init__(
         self,
         deployment: Deployment,
-        registry: Registry,
+        registry: Plugins,
         vision: VisionSide,
         language: LanguageModel,
     ) -> None:
@@ -101,9 +101,10 @@ class Runner:
     def open(
         cls,
         folder: Path,
-        registry: Registry,
+        registry: Plugins,
         backend: str = "onnx",
         options: Mapping[str, str] | None = None,
+        progress: Progress | None = None,
     ) -> Runner:
         """Open a bundle, or the folder of a board.
 
@@ -112,11 +113,12 @@ class Runner:
             registry: The plugins.
             backend: Name of what runs it.
             options: Options of the backend.
+            progress: Told of what is opened.
 
         Raises:
             AxcoreError: One of its subclasses says what is missing or does not fit.
         """
-        deployment = Deployment.open(folder, registry)
+        deployment = Deployment.open(folder, registry, progress)
         found = available_backend(backend, registry)
         chosen = resolve(f"backend `{backend}`", found.options, options or {})
         # What is cheap to check comes before the weights.
@@ -235,7 +237,7 @@ class Runner:
 
 
 def prepare_prompt(
-    deployment: Deployment, registry: Registry, messages: Sequence[Mapping[str, Any]]
+    deployment: Deployment, registry: Plugins, messages: Sequence[Mapping[str, Any]]
 ) -> Prompt:
     """Return the prompt for `messages`, checked against the limits; nothing is loaded for it.
 
@@ -264,7 +266,7 @@ def prepare_prompt(
     return prompt
 
 
-def available_backend(name: str, registry: Registry) -> Backend:
+def available_backend(name: str, registry: Plugins) -> Backend:
     """Return the backend of that name, if it can run here.
 
     Raises:

@@ -81,7 +81,7 @@ def with_weights(deployment: Deployment) -> Job:
             f"the checkpoint that {deployment.folder} was made from is gone\n  folder: {folder}",
             hint="put it back, or convert again; the other backends do not need it",
         )
-    checkpoint = Checkpoint.open(folder, deployment.job.card.prefixes)
+    checkpoint = Checkpoint.open(folder, deployment.job.card.layout.prefixes)
     if deployment.weights not in ("", checkpoint.fingerprint()):
         raise CheckpointError(
             f"the checkpoint has changed since {deployment.folder} was made from it\n"
@@ -114,7 +114,7 @@ class TorchVision:
         if not self._chains:
             components = self._deployment.hook("export_vision", job=self._job)
             with self._job.checkpoint:
-                self._chains = [(c, [self._loaded(s) for s in c.stages]) for c in components]
+                self._chains = self._load(components)
 
     def run(self, sample: Sample) -> Array:
         """Return the rows of the last component."""
@@ -135,6 +135,17 @@ class TorchVision:
             features, before = dict(zip(names, outputs, strict=True)), component
             found[component.name] = outputs[0]
         return found
+
+    def _load(self, components: list[Component]) -> list[tuple[Component, list[nn.Module]]]:
+        chains: list[tuple[Component, list[nn.Module]]] = []
+        count = sum(len(component.stages) for component in components)
+        with self._deployment.progress.task("load vision", count, "stages") as task:
+            for component in components:
+                chains.append((component, []))
+                for stage in component.stages:
+                    chains[-1][1].append(self._loaded(stage))
+                    task.advance()
+        return chains
 
     def _loaded(self, stage: Stage) -> nn.Module:
         """Return a stage's module with weights."""
@@ -188,7 +199,7 @@ class TorchLanguage:
         llm = deployment.llm
         self._place = place
         with job.checkpoint:
-            self._body, self._head = _decoder(job, deployment.embedding.key, place)
+            self._body, self._head = _decoder(job, deployment, place)
         self._cache = self._empty_cache()
         self._batch = 1
         self.context = llm.kv_cache_len + 1
@@ -249,8 +260,9 @@ class TorchLanguage:
         return True
 
 
-def _decoder(job: Job, embedding: str, place: Place) -> tuple[Any, Any]:
+def _decoder(job: Job, deployment: Deployment, place: Place) -> tuple[Any, Any]:
     """Return body and head with weights, each tensor read once."""
+    embedding = deployment.embedding.key
     with torch.device("meta"):
         whole = _empty_model(job)
     body, head = whole.get_decoder(), whole.get_output_embeddings()
@@ -261,10 +273,12 @@ def _decoder(job: Job, embedding: str, place: Place) -> tuple[Any, Any]:
 
     def load(name: str, key: str) -> Tensor:
         value, scale = job.checkpoint.float_tensor(key), folded_scale(name, job.text_config)
+        task.advance()
         return place.put(value if scale == 1 else value.float() * scale)
 
-    body.load_state_dict({own: load(n, names[n]) for n, own in wanted.items()}, assign=True)
-    head.weight = nn.Parameter(load(HEAD, names.get(HEAD, embedding)), requires_grad=False)
+    with deployment.progress.task("load language model", len(wanted) + 1, "tensors") as task:
+        body.load_state_dict({own: load(n, names[n]) for n, own in wanted.items()}, assign=True)
+        head.weight = nn.Parameter(load(HEAD, names.get(HEAD, embedding)), requires_grad=False)
     for name, module in list(body.named_modules()):
         if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
             body.set_submodule(name, type(module)(body.config).to(place.device))

@@ -108,7 +108,12 @@ class VisionSessions:
     def open(self) -> None:
         """Open every graph, once."""
         if not self._sessions:
-            self._sessions = [(graph, self._session(graph)) for graph in self._deployment.graphs]
+            graphs, opened = self._deployment.graphs, []
+            with self._deployment.progress.task("load vision", len(graphs), "files") as task:
+                for graph in graphs:
+                    opened.append((graph, self._session(graph)))
+                    task.advance()
+            self._sessions = opened
 
     def run(self, sample: Sample) -> Array:
         """Return the rows of the last component."""

@@ -1,4 +1,4 @@
-"""For plugin authors: the conformance kit, and a `Progress` that remembers.
+"""For plugin authors: the conformance kit, answers and logits, builds without a conversion.
 
 The kit checks the laws every family keeps, on a tiny checkpoint, without a network. A family's own
 test is one call::
@@ -9,9 +9,14 @@ test is one call::
 
     def test_hooks_keep_their_promises(tmp_path):
         check_family("foovl", out=tmp_path)
+
+`answered` and `logits` are what a bundle with a built language model gives; hold them against the
+model's own class, with the same tokens.
 """
 
+from .answers import answered, logits
 from .kit import check_family
 from .recorder import Recorder
+from .toolchains import build_folder
 
-__all__ = ["Recorder", "check_family"]
+__all__ = ["Recorder", "answered", "build_folder", "check_family", "logits"]

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from ..api import convert
 from ..errors import ContractError
-from ..pipeline.job import Request, open_job
+from ..pipeline.job import open_job
 from ..pipeline.prepared import Prepared, prepare
 from ..plugins import Registry
 from ..progress import Silent
-from ..request import Options
+from ..request import Options, Request
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -94,7 +94,7 @@ def _check_task(
 
 def _prepared(registry: Registry, card: ModelCard, checkpoint: Path, options: Options) -> Prepared:
     """Run the describing hooks; everything they return is checked on the way."""
-    request = Request(card.id, checkpoint=str(checkpoint), options=options)
+    request = Request.of(card.id, checkpoint=checkpoint, options=options)
     return prepare(request, registry, open_job(request, registry, Silent()))
 
 
@@ -180,7 +180,9 @@ def _check_untouched(before: dict[Path, Any], after: dict[Path, Any], task: str)
 
 
 def _check_listed(bundle: Bundle, task: str) -> None:
-    findings = [f for component in bundle.manifest["components"] for f in component["findings"]]
+    findings = [
+        f for component in bundle.manifest["components"] for f in component["findings"] or ()
+    ]
     lines = "".join("\n  {node} ({op}): {constraint}; {remedy}".format(**f) for f in findings)
     assert not findings, f"task `{task}`: the chip's table does not list{lines}"
 

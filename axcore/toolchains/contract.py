@@ -1,8 +1,8 @@
-"""What a toolchain is, and what it is told of a bundle."""
+"""What a toolchain is, what it is given, and what it brings."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -13,6 +13,7 @@ from ..language_model import LlmBuildArgs
 if TYPE_CHECKING:
     from ..availability import Availability
     from ..choices import Choice
+    from ..graph.lint import Finding, OperatorTable
     from ..language_model import Decoder
     from ..progress import Progress
 
@@ -48,7 +49,7 @@ class BuildRequest:
     Attributes:
         model: Id of the model.
         checkpoint: Folder the language model's builder reads: absolute, or below the bundle.
-        chip, npu_mode: Target.
+        options: The toolchain's options, each with its value.
         task: Name of the profile.
         graphs: The vision side.
         llm: The language model's build.
@@ -57,12 +58,75 @@ class BuildRequest:
 
     model: str
     checkpoint: str
-    chip: str
-    npu_mode: str
+    options: Mapping[str, str]
     task: str
     graphs: tuple[GraphFile, ...]
     llm: LlmBuildArgs
     decoder_layers: int
+
+
+@dataclass(frozen=True)
+class Target:
+    """A device that a toolchain builds for.
+
+    Attributes:
+        name: In the toolchain's spelling, e.g. ``AX650``.
+        operators: What its compiler takes; None where no operator table is published, which is
+            said once, and then graphs are not checked.
+    """
+
+    name: str
+    operators: OperatorTable | None = None
+
+
+class Build(Protocol):
+    """A build of one bundle, as a toolchain is given it.
+
+    Attributes:
+        folder: The bundle, absolute.
+        request: What to build; its options are those of this build.
+        converted: The options that the bundle's configuration files were written with; None where
+            it was converted for another toolchain.
+        command: How the tool is called; None for its usual name.
+        progress: Where messages go.
+    """
+
+    @property
+    def folder(self) -> Path: ...  # noqa: D102
+
+    @property
+    def request(self) -> BuildRequest: ...  # noqa: D102
+
+    @property
+    def converted(self) -> Mapping[str, str] | None: ...  # noqa: D102
+
+    @property
+    def command(self) -> str | None: ...  # noqa: D102
+
+    @property
+    def progress(self) -> Progress: ...  # noqa: D102
+
+    def decoder(self) -> Decoder:
+        """Open the checkpoint, and ask the family for the language model's stages.
+
+        For a toolchain that builds the decoder layers itself.
+        """
+
+    def step(
+        self,
+        name: str,
+        inputs: Mapping[str, Any],
+        make: Callable[[Path], Mapping[str, Any] | None],
+    ) -> list[Path]:
+        """Return the files of a step, doing its work unless it was done from equal inputs.
+
+        Args:
+            name: Fit for a folder name, unique in the build.
+            inputs: Everything that the result depends on, JSON-like: commands, versions, options.
+                A `Path` in it stands for the content of that file.
+            make: Writes files into the empty folder that it is given. When it returns they are
+                moved to the top of the bundle; when it raises they are dropped.
+        """
 
 
 class Toolchain(Protocol):
@@ -74,7 +138,24 @@ class Toolchain(Protocol):
 
     @property
     def options(self) -> Mapping[str, Choice]:
-        """Options of its builds, by name."""
+        """Its options, by name; `axcore convert`, `plan`, `lint` and `build` take them."""
+
+    @property
+    def targets(self) -> Mapping[str, Target]:
+        """The devices it is known to build for, by name; empty where they cannot be listed."""
+
+    def target(self, options: Mapping[str, str]) -> Target:
+        """Return the device that `options` name, before any work is done for it.
+
+        Args:
+            options: Each of `options` that was given, or has a default.
+
+        Raises:
+            UsageError: There is no such device, or it cannot do what is asked.
+        """
+
+    def lint(self, graph: Path, target: Target) -> Sequence[Finding]:
+        """Return what keeps `target` from running an ONNX file. Called if it has a table."""
 
     def availability(self, command: str | None = None) -> Availability:
         """Say whether the tool is here; `command` overrides how it is called."""
@@ -85,36 +166,20 @@ class Toolchain(Protocol):
     def reads(self, request: BuildRequest, name: str) -> bool:
         """Say whether a build reads that file of the bundle, which must then be as written.
 
-        Configurations and scripts are there to be edited: of those it says no.
+        Configurations and scripts are there to be edited: for those the answer is no.
         """
 
-    def prepare(self, request: BuildRequest, options: Mapping[str, str] = ...) -> Mapping[str, str]:
+    def prepare(self, request: BuildRequest) -> Mapping[str, str]:
         """Return configuration files and scripts for the bundle (name to text); runs no tool.
 
-        A file whose text begins with ``#!`` is made executable. A conversion gives no `options`;
-        they come with the build.
+        A file whose text begins with ``#!`` is made executable.
+
+        Raises:
+            UsageError: An option does not fit the bundle.
         """
 
-    def build(
-        self,
-        bundle: Path,
-        request: BuildRequest,
-        progress: Progress,
-        *,
-        command: str | None = None,
-        options: Mapping[str, str] = ...,
-        decoder: Callable[[], Decoder],
-    ) -> list[Path]:
-        """Run the tool on `bundle` and return the files made; finished steps are not repeated.
-
-        Args:
-            bundle: Folder with graphs, configurations and calibration archives.
-            request: What to build.
-            progress: Where messages go.
-            command: How the tool is called; None for its usual name.
-            options: Of those that it declares: what was given, and defaults.
-            decoder: Opens the checkpoint and asks the family for the language model's stages, for
-                a toolchain that builds the layers itself.
+    def build(self, build: Build) -> None:
+        """Run the tool, in steps that `build` keeps.
 
         Raises:
             UsageError: An option is missing, or does not fit the bundle.

@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from transformers import InternVLConfig, InternVLForConditionalGeneration
 
 from axcore import Options, Registry, Silent
-from axcore.pipeline.job import Request, open_job
+from axcore.pipeline.job import open_job
+from axcore.request import Request
 from axcore_plugins_internvl.cards import cards, tokens
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from axcore import Job, ModelCard
+    from axcore import Job
 
 CARDS = {card.id: card for card in cards()}
 MODELS = ("internvl3.5-1b", "internvl3-1b")  # one before each kind of language model
@@ -45,12 +46,6 @@ RENAMED = (
     (r"^multi_modal_projector\.linear_1", "mlp1.1"),
     (r"^multi_modal_projector\.linear_2", "mlp1.3"),
 )
-
-
-def small_config(card: ModelCard) -> dict[str, Any]:
-    """Return the card's config with its overrides for quick conversions."""
-    parts = {name: {**card.config[name], **card.tiny[name]} for name in card.tiny}
-    return {**card.config, **parts}
 
 
 def native_config(config: Mapping[str, Any]) -> InternVLConfig:
@@ -106,7 +101,7 @@ class Family:
     """
 
     def __init__(self, name: str, root: Path) -> None:
-        config = small_config(CARDS[name])
+        config = CARDS[name].published.tiny_config
         self.model = random_model(config)
         self.folders = {layout: root / layout for layout in ("native", "remote")}
         # A copy, as what the model computes with beside its parameters would be rounded too.
@@ -117,7 +112,7 @@ class Family:
         save_file(remote_tensors(native), self.folders["remote"] / "model.safetensors")
 
     def job(self, layout: str, registry: Registry, **options: Any) -> Job:
-        request = Request(str(self.folders[layout]), options=Options(**options))
+        request = Request.of(str(self.folders[layout]), options=Options(**options))
         return open_job(request, registry, Silent())
 
 

@@ -14,7 +14,7 @@ from transformers import InternVLForConditionalGeneration
 from axcore import PluginNotFound, UnsupportedModel
 from axcore.checkpoint import canonical_key
 
-from .conftest import CARDS, MODELS, Family, native_config, small_config
+from .conftest import CARDS, MODELS, Family, native_config
 
 if TYPE_CHECKING:
     from axcore import ModelCard, Registry
@@ -31,8 +31,8 @@ VISION = 304_012_288
 
 
 def parameters(card: ModelCard, *prefixes: str) -> int:
-    assert card.tensors is not None
-    shapes = card.tensors(card.config)
+    assert card.layout.tensors is not None
+    shapes = card.layout.tensors(card.published.config)
     return sum(math.prod(shape) for key, shape in shapes.items() if key.startswith(prefixes))
 
 
@@ -45,8 +45,8 @@ def test_the_tensors_add_up_to_the_published_checkpoint(name: str) -> None:
     """
     card = CARDS[name]
     count, language, head, projector = TOTALS[name]
-    assert card.tensors is not None
-    assert len(card.tensors(card.config)) == count
+    assert card.layout.tensors is not None
+    assert len(card.layout.tensors(card.published.config)) == count
     assert parameters(card, "vision_model.") == VISION
     assert parameters(card, "mlp1.") == projector
     assert parameters(card, "language_model.model.") == language
@@ -60,15 +60,15 @@ def test_keys_and_shapes_are_those_of_the_model_class(card: ModelCard) -> None:
 
     It lives on the meta device, so its names are those in memory.
     """
-    config = native_config(card.config)
+    config = native_config(card.published.config)
     with torch.device("meta"):
         model = InternVLForConditionalGeneration(config)
     expected = {
-        canonical_key(name, card.prefixes): tuple(value.shape)
+        canonical_key(name, card.layout.prefixes): tuple(value.shape)
         for name, value in model.named_parameters()
     }
-    assert card.tensors is not None
-    assert card.tensors(config.to_dict()) == expected
+    assert card.layout.tensors is not None
+    assert card.layout.tensors(config.to_dict()) == expected
 
 
 def test_discovery_stays_light() -> None:
@@ -83,7 +83,7 @@ def test_discovery_stays_light() -> None:
 @pytest.mark.parametrize("card", CARDS.values(), ids=CARDS)
 def test_every_layout_and_size_is_recognised(registry: Registry, card: ModelCard) -> None:
     """The published config, its native form and both small ones. Oracle: whose they are."""
-    for remote in (card.config, small_config(card)):
+    for remote in (card.published.config, card.published.tiny_config):
         native = {**native_config(remote).to_dict(), "architectures": [card.architectures[1]]}
         for config in (remote, native):
             assert registry.recognise(config, WHERE).card.id == card.id
@@ -100,7 +100,7 @@ def test_what_transformers_saved_is_recognised(
 
 def changed(top: dict[str, Any], vision: dict[str, Any], text: dict[str, Any]) -> dict[str, Any]:
     """Return the published config of InternVL3.5-1B with changes."""
-    config = CARDS["internvl3.5-1b"].config
+    config = CARDS["internvl3.5-1b"].published.config
     parts = {
         "vision_config": {**config["vision_config"], **vision},
         "llm_config": {**config["llm_config"], **text},
@@ -166,12 +166,12 @@ def test_special_tokens_have_their_published_ids(card: ModelCard) -> None:
     first = 151669 if card.id.startswith("internvl3.5") else 151665
     turns = {"<|endoftext|>": 151643, "<|im_start|>": 151644, "<|im_end|>": 151645}
     brackets = {"<img>": first, "</img>": first + 1, "<IMG_CONTEXT>": first + 2}
-    assert card.tokens is not None
-    assert card.tokens(card.config) == {**turns, **brackets}
-    small = card.tokens(small_config(card))
+    assert card.published.tokens is not None
+    assert card.published.tokens(card.published.config) == {**turns, **brackets}
+    small = card.published.tokens(card.published.tiny_config)
     assert small.keys() == {*turns, *brackets}
     assert len(set(small.values())) == 6
-    assert max(small.values()) < small_config(card)["llm_config"]["vocab_size"]
+    assert max(small.values()) < card.published.tiny_config["llm_config"]["vocab_size"]
     end = {"internvl3.5": "<|im_end|>", "internvl3": "<|endoftext|>"}[card.id.rpartition("-")[0]]
-    for config, ids in ((card.config, {**turns}), (small_config(card), small)):
+    for config, ids in ((card.published.config, {**turns}), (card.published.tiny_config, small)):
         assert config["llm_config"]["eos_token_id"] == ids[end]

@@ -284,7 +284,7 @@ def test_an_archive_is_used_as_it_is(
 
 
 @pytest.mark.parametrize(
-    ("options", "images", "error", "evidence"),
+    ("options", "with_images", "error", "evidence"),
     [
         (Options(choices={"tiles": "3"}), False, ImageError, r"holds no \.npy file"),
         (Options(split=2), False, UsageError, "makes 2 files"),
@@ -296,7 +296,7 @@ def test_an_archive_that_cannot_serve_is_refused(
     registry: Registry,
     archive: Path,
     options: Options,
-    images: bool,
+    with_images: bool,
     error: type[Exception],
     evidence: str,
 ) -> None:
@@ -305,7 +305,7 @@ def test_an_archive_that_cannot_serve_is_refused(
         plan(
             str(family.folders["remote"]),
             calibration_archive=str(archive),
-            images=[archive] if images else [],
+            images=[archive] if with_images else [],
             options=options,
             registry=registry,
         )

@@ -21,16 +21,16 @@ from transformers.utils.chat_template_utils import render_jinja_template
 import axcore_plugins_internvl as plugin
 from axcore import CheckpointError, ImageError, Job, Options, UsageError
 
-from .conftest import CARDS, native_config, photograph, small_config
+from .conftest import CARDS, native_config, photograph
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
 CARD = CARDS["internvl3.5-1b"]
-SMALL = small_config(CARD)
-assert CARD.tokens is not None
-SPECIAL = CARD.tokens(SMALL)
+SMALL = CARD.published.tiny_config
+assert CARD.published.tokens is not None
+SPECIAL = CARD.published.tokens(SMALL)
 SIDE = 56  # px of a tile: 4 tokens
 TOKENS = 4
 

@@ -18,11 +18,12 @@ import axcore
 from axcore import Options, Prompt, Registry
 from axcore.checkpoint import fabricate
 from axcore.runtime.runner import Answer, Runner
+from axcore.testing import answered, logits
 
 from .conftest import CARDS, Family, photograph
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from PIL.Image import Image
@@ -55,18 +56,19 @@ def case(
     request: pytest.FixtureRequest,
     families: dict[str, Family],
     registry: Registry,
-    tmp_path_factory: pytest.TempPathFactory,
+    once: Callable[..., Path],
 ) -> Case:
     name, layout, tiles = request.param
-    root, family = tmp_path_factory.mktemp("run"), families[name]
-    checkpoint = with_tokenizer(name, family.folders[layout], root / "checkpoint")
-    folder = built(checkpoint, root / "bundle", registry, tiles)
+    family, key = families[name], f"internvl-{'-'.join(request.param)}"
+    source = family.folders[layout]
+    checkpoint = once(f"{key}-checkpoint", lambda out: with_tokenizer(name, source, out))
+    folder = once(key, lambda out: built(checkpoint, out, registry, tiles))
     return Case(family.model, folder, Runner.open(folder, registry), int(tiles))
 
 
 def with_tokenizer(name: str, source: Path, out: Path) -> Path:
     """Copy a checkpoint and give it the tokenizer of a fabricated one."""
-    fabricated = fabricate(CARDS[name], "tiny", out.with_name("fabricated"))
+    fabricated = fabricate(CARDS[name], "tiny", out.with_name(f"{out.name}-fabricated"))
     shutil.copytree(source, out)
     shutil.copy(fabricated / "tokenizer.json", out)
     return out
@@ -88,15 +90,6 @@ def asked(text: str, *images: Image) -> list[dict[str, Any]]:
     parts: list[dict[str, Any]] = [{"type": "image", "image": item} for item in images]
     content = [*parts, {"type": "text", "text": text}]
     return [{"role": "system", "content": ""}, {"role": "user", "content": content}]
-
-
-def answered(
-    runner: Runner, messages: Sequence[Any], count: int | None = None
-) -> tuple[Prompt, Answer]:
-    prompt, answer = runner.prepare(messages), Answer()
-    for _ in runner.answer(prompt, max_new_tokens=count, answer=answer):
-        pass
-    return prompt, answer
 
 
 def pixels(images: Sequence[Image], tiles: int) -> dict[str, torch.Tensor]:
@@ -144,7 +137,8 @@ def test_answers_equal_the_model_class(case: Case, images: int, beyond: int) -> 
     frame = len(case.runner.prepare(asked("", *shown)).input_ids)
     total = (frame // CHUNK + 1) * CHUNK + beyond
     assert images or total == CHUNK + beyond
-    prompt, answer = answered(case.runner, asked("b" * (total - frame), *shown), 12)
+    prompt = case.runner.prepare(asked("b" * (total - frame), *shown))
+    answer = answered(case.runner, prompt, max_new_tokens=12)
     assert len(prompt.input_ids) == total
     assert_same(answer, generated(case.model, prompt, shown, case.tiles, 12))
 
@@ -156,7 +150,8 @@ def test_a_wide_image_beside_a_square_one(case: Case, registry: Registry) -> Non
     belong to no tile must not be read.
     """
     shown = [photograph(60, 130, 1), photograph(70, 70, 2)]
-    prompt, answer = answered(case.runner, asked("what?", *shown), 12)
+    prompt = case.runner.prepare(asked("what?", *shown))
+    answer = answered(case.runner, prompt, max_new_tokens=12)
     assert len(prompt.vision_rows["vision"]) == 9 * (2 if case.tiles == 1 else 4)
     assert_same(answer, generated(case.model, prompt, shown, case.tiles, 12))
     made = logits(Runner.open(case.folder, registry), prompt, answer.token_ids)
@@ -171,7 +166,8 @@ def test_an_answer_goes_on_until_the_context_is_full(case: Case) -> None:
     """
     shown = [photograph(60, 70, 3)]
     for length in range(20):  # until an answer does not end by itself
-        prompt, answer = answered(case.runner, asked("b" * length, *shown))
+        prompt = case.runner.prepare(asked("b" * length, *shown))
+        answer = answered(case.runner, prompt)
         if answer.finish_reason == "context":
             break
     assert answer.finish_reason == "context"
@@ -191,7 +187,8 @@ def test_logits_are_those_of_the_model_class(
     out = shutil.copytree(case.folder, tmp_path / "bundle")
     axcore.build(out, toolchain="onnx", options={"hidden-state-type": "bf16"}, registry=registry)
     shown = [photograph(60, 70, 7)]
-    prompt, answer = answered(case.runner, asked("word", *shown), 8)
+    prompt = case.runner.prepare(asked("word", *shown))
+    answer = answered(case.runner, prompt, max_new_tokens=8)
     exact, near = (
         logits(Runner.open(folder, registry), prompt, answer.token_ids)
         for folder in (case.folder, out)
@@ -199,18 +196,6 @@ def test_logits_are_those_of_the_model_class(
     expected = expected_logits(case, prompt, shown, answer.token_ids)
     np.testing.assert_allclose(exact, expected, atol=1e-5)
     assert 0 < np.abs(near - exact).max() < 0.1 * exact.std()
-
-
-def logits(runner: Runner, prompt: Prompt, tokens: Sequence[int]) -> Any:
-    """Return float32 ``[1 + tokens, vocabulary]``: behind the prompt and behind each token.
-
-    The runner was just opened: it has read nothing.
-    """
-    model, length = runner.language, len(prompt.input_ids)
-    rows = [model.prefill(runner.rows(prompt)[None], prompt.position_ids)]
-    for position, token in enumerate(tokens, length):
-        rows.append(model.decode(runner.embeddings.rows(np.array([token])), position))
-    return np.concatenate(rows)
 
 
 def expected_logits(
@@ -246,7 +231,8 @@ def test_a_language_model_quantised_by_gptq_answers(
 
     runner = Runner.open(built(folder, tmp_path / "bundle", registry), registry)
     shown = [photograph(60, 70)]
-    prompt, answer = answered(runner, asked("what?", *shown), 12)
+    prompt = runner.prepare(asked("what?", *shown))
+    answer = answered(runner, prompt, max_new_tokens=12)
     assert answer.token_ids
     assert_same(answer, generated(model, prompt, shown, 1, 12))
 

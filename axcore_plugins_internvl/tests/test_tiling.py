@@ -16,7 +16,7 @@ from axcore_plugins_internvl import preprocess, tiling
 
 from .conftest import CARDS, photograph
 
-PUBLISHED = CARDS["internvl3.5-1b"].files["preprocessor_config.json"]
+PUBLISHED = CARDS["internvl3.5-1b"].published.files["preprocessor_config.json"]
 sides = st.integers(1, 4000)
 
 

@@ -152,15 +152,19 @@ def test_describing_the_published_tower_takes_no_memory(layout: str) -> None:
     Oracle: the card's list of tensors.
     """
     card = CARDS["internvl3.5-2b"]
-    config = card.config if layout == "remote" else native_config(card.config).to_dict()
+    config = (
+        card.published.config
+        if layout == "remote"
+        else native_config(card.published.config).to_dict()
+    )
     chain = vision.stages(config, 1, 448, 448, 2048)
     assert all(p.is_meta for stage in chain for p in stage.module.parameters())
     assert not [buffer for stage in chain for buffer in stage.module.buffers()]
-    assert card.tensors is not None
+    assert card.layout.tensors is not None
     shapes: dict[str, Shape] = {
         key: shape
-        for key, shape in card.tensors(config).items()
-        if not key.startswith(card.text_prefixes)
+        for key, shape in card.layout.tensors(config).items()
+        if not key.startswith(card.layout.text_prefixes)
     }
     weights = [weight for stage in chain for weight in stage.weights().values()]
     assert sorted(itertools.chain(*(weight.keys() for weight in weights))) == sorted(shapes)

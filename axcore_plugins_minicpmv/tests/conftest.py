@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from importlib.metadata import EntryPoint
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -14,6 +13,7 @@ from safetensors.torch import save_file
 from axcore import Registry
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from axcore import ModelCard
@@ -36,8 +36,8 @@ def make_checkpoint() -> MakeCheckpoint:
     """Return a writer of checkpoints whose values are large enough to show mistakes."""
 
     def make(card: ModelCard, folder: Path, **change: Any) -> Path:
-        config = {**tiny_config(card), **change}
-        assert card.tensors is not None
+        config = {**card.published.tiny_config, **change}
+        assert card.layout.tensors is not None
         folder.mkdir(parents=True)
         (folder / "config.json").write_text(json.dumps(config))
         weights = {key: value.bfloat16() for key, value in random_weights(card, config).items()}
@@ -47,22 +47,12 @@ def make_checkpoint() -> MakeCheckpoint:
     return make
 
 
-def tiny_config(card: ModelCard) -> dict[str, Any]:
-    """Return the config of a checkpoint that converts in seconds."""
-    nested = {
-        name: {**card.config[name], **value}
-        for name, value in card.tiny.items()
-        if isinstance(value, Mapping)
-    }
-    return {**card.config, **card.tiny, **nested}
-
-
 def random_weights(card: ModelCard, config: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """Return float32 tensors of a card's layout: norms near 1, biases and matrices around 0."""
     generator = torch.Generator().manual_seed(5)
-    assert card.tensors is not None
+    assert card.layout.tensors is not None
     found = {}
-    for key, shape in card.tensors(config).items():
+    for key, shape in card.layout.tensors(config).items():
         centre = 1.0 if len(shape) == 1 and key.endswith("weight") else 0.0
         spread = 0.2 if len(shape) == 1 else shape[-1] ** -0.5
         found[key] = centre + spread * torch.randn(shape, generator=generator)

@@ -14,8 +14,6 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from axcore import CheckpointError, UnsupportedModel, plan
 from axcore_plugins_minicpmv import v2, v4, versions
 
-from .conftest import tiny_config
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
@@ -24,12 +22,12 @@ if TYPE_CHECKING:
 
     from .conftest import MakeCheckpoint
 
-(V4,), (V2,) = v4.cards(), v2.cards()
+V4, V2 = v4.card(), v2.card()
 
 
 def shapes(card: ModelCard) -> Mapping[str, Shape]:
-    assert card.tensors is not None
-    return card.tensors(card.config)
+    assert card.layout.tensors is not None
+    return card.layout.tensors(card.published.config)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +69,7 @@ def test_every_part_has_its_published_size(card: ModelCard, prefix: str, paramet
 @pytest.mark.parametrize("card", [V4, V2], ids=["v4", "v2"])
 def test_the_language_model_is_llama_shaped(card: ModelCard) -> None:
     """Names and shapes at full size, `head_dim` included. Oracle: transformers' Llama."""
-    known = {key: value for key, value in card.config.items() if key != "architectures"}
+    known = {key: value for key, value in card.published.config.items() if key != "architectures"}
     config = LlamaConfig(**{**known, "model_type": "llama"})
     with torch.device("meta"):
         model = LlamaForCausalLM(config)
@@ -84,12 +82,15 @@ def test_stretched_positions_are_in_the_config() -> None:
 
     Oracle: the formula of longrope, one factor per frequency; the slowest is 31 times slower.
     """
-    config = LlamaConfig(**{**V4.config, "model_type": "llama"})
+    config = LlamaConfig(**{**V4.published.config, "model_type": "llama"})
     made = LlamaRotaryEmbedding(config).inv_freq
     plain = 10_000.0 ** (-torch.arange(0, 128, 2) / 128)
-    factors = torch.tensor(V4.config["rope_scaling"]["short_factor"])
+    factors = torch.tensor(V4.published.config["rope_scaling"]["short_factor"])
     torch.testing.assert_close(made, plain / factors)
-    assert V4.config["rope_scaling"]["long_factor"] == V4.config["rope_scaling"]["short_factor"]
+    assert (
+        V4.published.config["rope_scaling"]["long_factor"]
+        == V4.published.config["rope_scaling"]["short_factor"]
+    )
     assert (plain / made)[-1] == pytest.approx(31.0239, abs=1e-3)
 
 
@@ -103,11 +104,11 @@ def described(**fields: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("config", "model"),
     [
-        (V4.config, "minicpm-v-4"),
-        (tiny_config(V4), "minicpm-v-4"),
+        (V4.published.config, "minicpm-v-4"),
+        (V4.published.tiny_config, "minicpm-v-4"),
         (described(version="4.0", query_num=64), "minicpm-v-4"),
-        (V2.config, "minicpm-v-2"),
-        (tiny_config(V2), "minicpm-v-2"),
+        (V2.published.config, "minicpm-v-2"),
+        (V2.published.tiny_config, "minicpm-v-2"),
     ],
 )
 def test_a_config_tells_the_model(

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from .conftest import MakeCheckpoint
 
-(V4,), (V2,) = v4.cards(), v2.cards()
+V4, V2 = v4.card(), v2.card()
 WIDE, SQUARE = (500, 400), (450, 440)  # the first is cut in two
 
 

@@ -17,8 +17,9 @@ from axcore import Options, plan
 from axcore.checkpoint import Checkpoint
 from axcore.language.checkpoint import write_checkpoint
 from axcore.language.embedding import write_embedding
-from axcore.pipeline.job import Request, open_job
+from axcore.pipeline.job import open_job
 from axcore.progress import Silent
+from axcore.request import Request
 from axcore_plugins_minicpmv import embed_extract, llm_build_args, v2, v4
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     from .conftest import MakeCheckpoint
 
-(V4,), (V2,) = v4.cards(), v2.cards()
+V4, V2 = v4.card(), v2.card()
 FOLD = {"fold-scales": "yes"}
 
 
@@ -40,7 +41,7 @@ def folder(make_checkpoint: MakeCheckpoint, tmp_path_factory: pytest.TempPathFac
 
 
 def job_of(folder: Path, registry: Registry, **choices: str) -> Job:
-    request = Request(str(folder), options=Options(choices=choices))
+    request = Request.of(str(folder), options=Options(choices=choices))
     return open_job(request, registry, Silent())
 
 
@@ -145,7 +146,7 @@ def test_the_oracle_is_a_llama_where_nothing_is_scaled(folder: Path, folded: Pat
 
 def test_published_scales() -> None:
     """The triplet at published size. Oracle: 12, 1.4 / sqrt(40), 256 / 2304."""
-    assert v2.scales(V2.config) == pytest.approx(
+    assert v2.scales(V2.published.config) == pytest.approx(
         {"embed_tokens": 12, "o_proj": 0.2213594, "down_proj": 0.2213594, "lm_head": 1 / 9}
     )
 

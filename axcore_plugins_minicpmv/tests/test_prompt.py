@@ -24,15 +24,13 @@ import axcore_plugins_minicpmv as plugin
 from axcore import CheckpointError, ImageError, Job, Options, UsageError
 from axcore_plugins_minicpmv import preprocess, v2, v4, v46
 
-from .conftest import tiny_config
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
     from axcore import ModelCard
 
-CARDS = {card.id: card for module in (v4, v2, v46) for card in module.cards()}
+CARDS = {card.id: card for card in (v4.card(), v2.card(), v46.card())}
 SIZES = {"minicpm-v-4": (84, 112), "minicpm-v-2": (84, 112), "minicpm-v-4.6": (112, 112)}
 FIRST_AND_LAST = {
     "minicpm-v-4": ("siglip", "resampler"),
@@ -51,8 +49,8 @@ class CheckpointStandIn:
 
 
 def special(card: ModelCard) -> Mapping[str, int]:
-    assert card.tokens is not None
-    return card.tokens(tiny_config(card))
+    assert card.published.tokens is not None
+    return card.published.tokens(card.published.tiny_config)
 
 
 def tokenizer_of(card: ModelCard) -> Tokenizer:
@@ -82,7 +80,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def job_for(folder: Path, name: str, **choices: str) -> Job:
     card = CARDS[name]
-    checkpoint = cast("Any", CheckpointStandIn(tiny_config(card), folder))
+    checkpoint = cast("Any", CheckpointStandIn(card.published.tiny_config, folder))
     height, width = SIZES[name]
     profile = replace(card.profiles["image"], height=height, width=width)
     return Job(card, "minicpmv", checkpoint, "image", profile, Options(choices=choices))
@@ -330,15 +328,15 @@ def test_special_tokens_have_their_published_ids() -> None:
         "minicpm-v-4.6": late,
     }
     for name, card in CARDS.items():
-        assert card.tokens is not None
-        found, small = card.tokens(card.config), special(card)
+        assert card.published.tokens is not None
+        found, small = card.published.tokens(card.published.config), special(card)
         assert {text: found[text] for text in published[name]} == published[name]
         assert found.keys() == small.keys()
-        size = card.config.get("text_config", card.config)["vocab_size"]
+        size = card.published.config.get("text_config", card.published.config)["vocab_size"]
         for tokens, most in ((found, size), (small, 512)):
             assert len(set(tokens.values())) == len(tokens)
             assert max(tokens.values()) < most
-    v46_tokens = v46.tokens(CARDS["minicpm-v-4.6"].config)
+    v46_tokens = v46.tokens(CARDS["minicpm-v-4.6"].published.config)
     assert v46_tokens["<image>"] == 248077
     assert v46_tokens["</image_id>"] - v46_tokens["<image>"] == 114 - 101
 
@@ -361,7 +359,7 @@ def test_a_prompt_is_prepared_without_what_a_board_lacks(
         "print(*{'torch', 'transformers', 'pydantic', 'typer', 'psutil'} & sys.modules.keys())"
     )
     messages = json.dumps([{"role": "user", "content": content}])
-    arguments = [json.dumps(tiny_config(CARDS[name])), str(root / name), name, messages]
+    arguments = [json.dumps(CARDS[name].published.tiny_config), str(root / name), name, messages]
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments], check=True, capture_output=True, text=True
     )

@@ -35,7 +35,7 @@ def written_out_positions(rows: int, columns: int, width: int) -> np.ndarray:
 
 def weights(*, placed_queries: bool) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(2)
-    shapes = dict(layouts.resampler(WIDTH, VISION, QUERIES))
+    shapes = layouts.resampler(WIDTH, VISION, QUERIES)
     if placed_queries:
         shapes["resampler.pos_embed"] = (QUERIES, WIDTH)
     return {k: torch.randn(s, generator=generator) * s[-1] ** -0.5 for k, s in shapes.items()}

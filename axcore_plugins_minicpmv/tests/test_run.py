@@ -18,14 +18,14 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import axcore
 from axcore import Options, Prompt, Registry, Silent, UnsupportedModel
 from axcore.checkpoint import fabricate
-from axcore.pipeline.job import Request, open_job
+from axcore.pipeline.job import open_job
+from axcore.request import Request
 from axcore.runtime.runner import Answer, Runner
+from axcore.testing import answered, logits
 from axcore_plugins_minicpmv import export_vision, v2, v4, v46
 
-from .conftest import tiny_config
-
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from axcore import Component, Job
@@ -36,9 +36,9 @@ HEIGHT, WIDTH, CHUNK, CACHE = 56, 84, 32, 383
 HISTORIES = tuple(range(CHUNK, 321, CHUNK))
 EXACT = {"weight-type": "fp32", "hidden-state-type": "fp32"}
 PLACE = 0  # <unk>
-(V4,), (V2,), (V46,) = v4.cards(), v2.cards(), v46.cards()
+V4, V2, V46 = v4.card(), v2.card(), v46.card()
 # The factors for short and long contexts differ, as does that of the attention from 1.
-ROPE = {**tiny_config(V4)["rope_scaling"], "long_factor": [1.0] * 16, "factor": 4.0}
+ROPE = {**V4.published.tiny_config["rope_scaling"], "long_factor": [1.0] * 16, "factor": 4.0}
 
 
 @dataclass(frozen=True)
@@ -66,18 +66,17 @@ def checkpoints(
 
 
 @pytest.fixture(scope="module")
-def v4_case(checkpoints: dict[str, Path], registry: Registry, root: Path) -> Case:
-    return built(checkpoints[V4.id], root / "v4", registry, fit="slice", layout="strip")
+def v4_case(checkpoints: dict[str, Path], registry: Registry, once: Callable[..., Path]) -> Case:
+    choices = {"fit": "slice", "layout": "strip"}
+    folder = once("minicpmv-v4", lambda out: build(checkpoints[V4.id], out, registry, choices))
+    return opened(checkpoints[V4.id], folder, registry, choices)
 
 
 @pytest.fixture(scope="module")
-def v2_case(checkpoints: dict[str, Path], registry: Registry, root: Path) -> Case:
-    return built(checkpoints[V2.id], root / "v2", registry, fit="slice")
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("run")
+def v2_case(checkpoints: dict[str, Path], registry: Registry, once: Callable[..., Path]) -> Case:
+    choices = {"fit": "slice"}
+    folder = once("minicpmv-v2", lambda out: build(checkpoints[V2.id], out, registry, choices))
+    return opened(checkpoints[V2.id], folder, registry, choices)
 
 
 @pytest.fixture(params=["v4_case", "v2_case"], ids=["v4", "v2"])
@@ -86,15 +85,23 @@ def case(request: pytest.FixtureRequest) -> Case:
     return made
 
 
-def built(checkpoint: Path, out: Path, registry: Registry, **choices: str) -> Case:
-    """Convert, and build layer models that compute and pass states in float32."""
-    options = Options(
+def options(choices: Mapping[str, str]) -> Options:
+    return Options(
         height=HEIGHT, width=WIDTH, prefill_len=CHUNK, kv_cache_len=CACHE,
         last_kv_cache_len=HISTORIES, choices=choices,
     )  # fmt: skip
-    axcore.convert(str(checkpoint), out, options=options, verify=False, registry=registry)
+
+
+def build(checkpoint: Path, out: Path, registry: Registry, choices: Mapping[str, str]) -> None:
+    """Convert, and build layer models that compute and pass states in float32."""
+    asked = options(choices)
+    axcore.convert(str(checkpoint), out, options=asked, verify=False, registry=registry)
     axcore.build(out, toolchain="onnx", options=EXACT, registry=registry)
-    job = open_job(Request(str(checkpoint), options=options), registry, Silent())
+
+
+def opened(checkpoint: Path, out: Path, registry: Registry, choices: Mapping[str, str]) -> Case:
+    """Open a bundle, and its oracle."""
+    job = open_job(Request.of(str(checkpoint), options=options(choices)), registry, Silent())
     ends = job.config["eos_token_id"]
     return Case(
         job,
@@ -184,15 +191,6 @@ def image(seed: int, width: int = 90, height: int = 60) -> Image.Image:
     return Image.fromarray(noise).resize((width, height), Image.Resampling.BILINEAR)
 
 
-def answered(
-    runner: Runner, messages: Sequence[Any], count: int | None = None
-) -> tuple[Prompt, Answer]:
-    prompt, answer = runner.prepare(messages), Answer()
-    for _ in runner.answer(prompt, max_new_tokens=count, answer=answer):
-        pass
-    return prompt, answer
-
-
 def assert_same(made: Answer, expected: list[int]) -> None:
     """Compare tokens; the oracle keeps the one that ended the answer."""
     if made.finish_reason == "stop":
@@ -211,7 +209,8 @@ def test_answers_equal_llama_behind_our_modules(case: Case, images: int, beyond:
     frame = len(case.runner.prepare(asked("", *shown)).input_ids)
     total = (frame // CHUNK + 1) * CHUNK + beyond
     assert images or total == CHUNK + beyond
-    prompt, answer = answered(case.runner, asked("b" * (total - frame), *shown), 12)
+    prompt = case.runner.prepare(asked("b" * (total - frame), *shown))
+    answer = answered(case.runner, prompt, max_new_tokens=12)
     assert len(prompt.input_ids) == total
     assert_same(answer, generated(case, prompt, shown, 12))
 
@@ -222,7 +221,8 @@ def test_a_large_image_is_read_in_slices(case: Case) -> None:
     Oracle: `generated`; the pieces' order is that of their markers.
     """
     shown = [image(1, 600, 400), image(2)]
-    prompt, answer = answered(case.runner, asked("what?", *shown), 12)
+    prompt = case.runner.prepare(asked("what?", *shown))
+    answer = answered(case.runner, prompt, max_new_tokens=12)
     assert len(prompt.vision_rows["resampler"]) == 64 * (3 + 1)
     assert_same(answer, generated(case, prompt, shown, 12))
 
@@ -235,7 +235,8 @@ def test_an_answer_goes_on_until_the_context_is_full(case: Case) -> None:
     """
     shown = [image(seed) for seed in range(3)]
     for length in range(20):  # until an answer does not end by itself
-        prompt, answer = answered(case.runner, asked("b" * length, *shown))
+        prompt = case.runner.prepare(asked("b" * length, *shown))
+        answer = answered(case.runner, prompt)
         if answer.finish_reason == "context":
             break
     assert answer.finish_reason == "context"
@@ -253,7 +254,8 @@ def test_logits_are_those_of_llama(case: Case, registry: Registry, tmp_path: Pat
     out = shutil.copytree(case.folder, tmp_path / "bundle")
     axcore.build(out, toolchain="onnx", options={"hidden-state-type": "bf16"}, registry=registry)
     shown = [image(7)]
-    prompt, answer = answered(case.runner, asked("word", *shown), 8)
+    prompt = case.runner.prepare(asked("word", *shown))
+    answer = answered(case.runner, prompt, max_new_tokens=8)
     exact, near = (
         logits(Runner.open(folder, registry), prompt, answer.token_ids)
         for folder in (case.folder, out)
@@ -266,30 +268,18 @@ def test_logits_are_those_of_llama(case: Case, registry: Registry, tmp_path: Pat
     assert 0 < np.abs(near - exact).max() < 0.1 * exact.std()
 
 
-def logits(runner: Runner, prompt: Prompt, tokens: Sequence[int]) -> Any:
-    """Return float32 ``[1 + tokens, vocabulary]``: behind the prompt and behind each token.
-
-    The runner was just opened: it has read nothing.
-    """
-    model, length = runner.language, len(prompt.input_ids)
-    rows = [model.prefill(runner.rows(prompt)[None], prompt.position_ids)]
-    for position, token in enumerate(tokens, length):
-        rows.append(model.decode(runner.embeddings.rows(np.array([token])), position))
-    return np.concatenate(rows)
-
-
 def test_folded_scales_are_applied_once(
-    checkpoints: dict[str, Path], v2_case: Case, registry: Registry, root: Path
+    checkpoints: dict[str, Path], v2_case: Case, registry: Registry, tmp_path: Path
 ) -> None:
     """A bundle with folded scales computes the same, but for the rounding of its embedding.
 
     Oracle: the bundle whose scales are applied while it runs.
     """
     choices = {"fit": "slice", "fold-scales": "yes"}
-    folded = built(checkpoints[V2.id], root / "folded", registry, **choices)
+    build(checkpoints[V2.id], tmp_path / "folded", registry, choices)
     prompt = v2_case.runner.prepare(asked("word", image(7)))
-    opened = (Runner.open(one.folder, registry) for one in (v2_case, folded))
-    exact, near = (logits(runner, prompt, (300,)) for runner in opened)
+    runners = (Runner.open(folder, registry) for folder in (v2_case.folder, tmp_path / "folded"))
+    exact, near = (logits(runner, prompt, (300,)) for runner in runners)
     assert 0 < np.abs(near - exact).max() < 0.1 * exact.std()
 
 
@@ -301,8 +291,8 @@ def test_hybrid_layers_are_refused(
     Oracle: the first tensor of such a layer is named, and a toolchain that builds them.
     """
     checkpoint, out = make_checkpoint(V46, tmp_path / "checkpoint"), tmp_path / "bundle"
-    options = Options(height=56, width=56)
-    axcore.convert(str(checkpoint), out, options=options, verify=False, registry=registry)
+    asked = Options(height=56, width=56)
+    axcore.convert(str(checkpoint), out, options=asked, verify=False, registry=registry)
     with pytest.raises(UnsupportedModel, match="3 of 4 layers of the type linear") as caught:
         axcore.build(out, toolchain="onnx", registry=registry)
     assert "its own builder" in caught.value.hint

@@ -15,11 +15,12 @@ from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from axcore import Options
 from axcore.graph.attention import explicit
-from axcore.pipeline.job import Request, open_job
+from axcore.pipeline.job import open_job
 from axcore.progress import Silent
+from axcore.request import Request
 from axcore_plugins_minicpmv import export_vision, preprocess, v2, v4
 
-from .conftest import random_weights, tiny_config
+from .conftest import random_weights
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     from .conftest import MakeCheckpoint
 
-(V4,), (V2,) = v4.cards(), v2.cards()
+V4, V2 = v4.card(), v2.card()
 CARDS = {card.id: card for card in (V4, V2)}
 # A square, and grids whose positions float32 decides: 25 x 4 and 4 x 55 patches.
 SIZES = [(448, 448), (70, 140), (350, 56), (56, 770)]
@@ -44,7 +45,7 @@ class Jobs:
 
     def job(self, card: ModelCard, height: int, width: int, **choices: str) -> Job:
         options = Options(height=height, width=width, choices=choices)
-        request = Request(str(self.folders[card.id]), options=options)
+        request = Request.of(str(self.folders[card.id]), options=options)
         return open_job(request, self.registry, Silent())
 
 
@@ -86,7 +87,7 @@ def reference(
 @functools.cache
 def stored(name: str) -> Mapping[str, Tensor]:
     """Return a tower's tensors as the checkpoint's bfloat16 holds them."""
-    weights = random_weights(CARDS[name], tiny_config(CARDS[name]))
+    weights = random_weights(CARDS[name], CARDS[name].published.tiny_config)
     return {
         key.removeprefix("vpm."): value.bfloat16().float()
         for key, value in weights.items()

@@ -15,15 +15,13 @@ from axcore_plugins_minicpmv import v46
 if TYPE_CHECKING:
     from pathlib import Path
 
-(CARD,) = v46.cards()
-TINY = {**CARD.config, **CARD.tiny} | {
-    part: {**CARD.config[part], **CARD.tiny[part]} for part in ("text_config", "vision_config")
-}
+CARD = v46.card()
+TINY = CARD.published.tiny_config
 VISION, MERGER = "model.vision_tower.", "model.merger."
 
 
 def total(prefix: str = "") -> int:
-    shapes = v46.tensors(CARD.config)
+    shapes = v46.tensors(CARD.published.config)
     return sum(math.prod(shape) for key, shape in shapes.items() if key.startswith(prefix))
 
 
@@ -38,7 +36,7 @@ def test_the_tensors_add_up_to_the_published_model() -> None:
 @pytest.mark.parametrize("tied", [True, False])
 def test_keys_and_shapes_are_those_of_the_model_class(tied: bool) -> None:
     """Names and shapes at full size, head tied or not. Oracle: transformers' class, meta device."""
-    config = {**CARD.config, "tie_word_embeddings": tied}
+    config = {**CARD.published.config, "tie_word_embeddings": tied}
     with torch.device("meta"):
         model = MiniCPMV4_6ForConditionalGeneration(MiniCPMV4_6Config(**config))
     expected = {name: tuple(value.shape) for name, value in model.named_parameters()}
@@ -66,9 +64,9 @@ def test_layer_types_may_be_listed() -> None:
 
 def test_the_config_loads_as_what_it_says() -> None:
     """Our config means the same to the model class. Oracle: transformers' config class."""
-    config: Any = MiniCPMV4_6Config(**CARD.config)
+    config: Any = MiniCPMV4_6Config(**CARD.published.config)
     assert config.downsample_mode == v46.DOWNSAMPLE.values[0]
-    assert config.vision_config.insert_layer_id == CARD.config["insert_layer_id"]
+    assert config.vision_config.insert_layer_id == CARD.published.config["insert_layer_id"]
     layers = config.text_config.layer_types
     assert [i for i, kind in enumerate(layers) if kind == "full_attention"] == [*range(3, 24, 4)]
 

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 MODEL = "minicpm-v-4.6"
 CELL_PX = {"16x": 56, "4x": 28}
-(CARD,) = v46.cards()
-PROCESSOR = MiniCPMV4_6ImageProcessorPil(**CARD.files["preprocessor_config.json"])
+CARD = v46.card()
+PROCESSOR = MiniCPMV4_6ImageProcessorPil(**CARD.published.files["preprocessor_config.json"])
 
 
 @pytest.fixture(scope="module", autouse=True)

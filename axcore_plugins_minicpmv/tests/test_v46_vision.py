@@ -25,10 +25,8 @@ GRIDS_16X = [(32, 32), (4, 4), (4, 12), (20, 8), (52, 4)]
 GRIDS_4X = [*GRIDS_16X, (2, 2), (6, 10), (50, 2)]
 grids = st.tuples(st.integers(1, 6), st.integers(1, 6))
 
-(CARD,) = v46.cards()
-TINY = {**CARD.config, **CARD.tiny} | {
-    part: {**CARD.config[part], **CARD.tiny[part]} for part in ("text_config", "vision_config")
-}
+CARD = v46.card()
+TINY = CARD.published.tiny_config
 
 
 @pytest.fixture(scope="module")
@@ -139,13 +137,14 @@ def test_describing_the_published_tower_takes_no_memory(mode: str) -> None:
 
     Oracle: the card's list of tensors; without the early merger, its tensors have none.
     """
-    chain = v46_vision.stages(CARD.config, 32, 32, early_merge=mode == "16x")
+    chain = v46_vision.stages(CARD.published.config, 32, 32, early_merge=mode == "16x")
     assert all(p.is_meta for stage in chain for p in stage.module.parameters())
     assert not any(b.is_meta for stage in chain for b in stage.module.buffers())
     shapes = {
         key: shape
-        for key, shape in v46.tensors(CARD.config).items()
-        if not key.startswith(CARD.text_prefixes) and (mode == "16x" or "vit_merger" not in key)
+        for key, shape in v46.tensors(CARD.published.config).items()
+        if not key.startswith(CARD.layout.text_prefixes)
+        and (mode == "16x" or "vit_merger" not in key)
     }
     weights = [weight for stage in chain for weight in stage.weights().values()]
     assert sorted(itertools.chain(*(weight.keys() for weight in weights))) == sorted(shapes)

@@ -35,9 +35,7 @@ class CheckpointStandIn:
 def make_job(tmp_path_factory: pytest.TempPathFactory) -> MakeJob:
     """Return a maker of jobs for the 3B model with the card's overrides for quick conversions."""
     card = plugin.model_cards()[0]
-    config = {**card.config, **card.tiny}
-    for name in ("vision_config", "rope_scaling"):
-        config[name] = {**card.config[name], **card.tiny[name]}
+    config = card.published.tiny_config
     shared = tmp_path_factory.mktemp("checkpoint")
 
     def make(height: int, width: int, task: str = "image", folder: Path | None = None) -> Job:

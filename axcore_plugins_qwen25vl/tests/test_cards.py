@@ -27,8 +27,8 @@ def test_the_tensors_add_up_to_the_published_checkpoint(name: str, count: int, t
     Oracle: the index of the published shards; the 7B's count follows from its layers.
     """
     card = CARDS[name]
-    assert card.tensors is not None
-    shapes = card.tensors(card.config)
+    assert card.layout.tensors is not None
+    shapes = card.layout.tensors(card.published.config)
     assert len(shapes) == count
     assert 2 * sum(map(math.prod, shapes.values())) == total == 2 * card.parameters
 
@@ -41,15 +41,15 @@ def test_keys_and_shapes_are_those_of_the_model_class(card: ModelCard) -> None:
     """
     import torch
 
-    assert card.tensors is not None
-    config = Qwen2_5_VLConfig(**card.config)
+    assert card.layout.tensors is not None
+    config = Qwen2_5_VLConfig(**card.published.config)
     with torch.device("meta"):
         model = Qwen2_5_VLForConditionalGeneration(config)
     expected = {name: tuple(value.shape) for name, value in model.named_parameters()}
     renamed = {
         disk[-1] + key.removeprefix(canonical): shape
-        for key, shape in card.tensors(card.config).items()
-        for canonical, disk in card.prefixes.items()
+        for key, shape in card.layout.tensors(card.published.config).items()
+        for canonical, disk in card.layout.prefixes.items()
         if key.startswith(canonical)
     }
     assert renamed == expected
@@ -59,22 +59,22 @@ def test_the_head_is_tied_in_the_small_model_only() -> None:
     """`lm_head.weight` is absent where it equals the embedding. Oracle: the published layouts."""
     heads = {}
     for name, card in CARDS.items():
-        assert card.tensors is not None
-        heads[name] = "lm_head.weight" in card.tensors(card.config)
+        assert card.layout.tensors is not None
+        heads[name] = "lm_head.weight" in card.layout.tensors(card.published.config)
     assert heads == {"qwen2.5-vl-3b": False, "qwen2.5-vl-7b": True}
 
 
 def test_a_config_with_nested_text_fields_means_the_same() -> None:
     """Newer transformers write the text fields under `text_config`. Oracle: the flat config."""
     card = CARDS["qwen2.5-vl-3b"]
-    assert card.tensors is not None
-    text = {key: value for key, value in card.config.items() if key != "vision_config"}
+    assert card.layout.tensors is not None
+    text = {key: value for key, value in card.published.config.items() if key != "vision_config"}
     nested = {
         "text_config": text,
-        "vision_config": card.config["vision_config"],
+        "vision_config": card.published.config["vision_config"],
         "tie_word_embeddings": True,
     }
-    assert card.tensors(nested) == card.tensors(card.config)
+    assert card.layout.tensors(nested) == card.layout.tensors(card.published.config)
 
 
 @pytest.mark.parametrize("card", CARDS.values(), ids=CARDS)
@@ -90,10 +90,10 @@ def test_special_tokens_have_their_published_ids() -> None:
     names = ("endoftext", "im_start", "im_end", "vision_start", "image_pad", "video_pad")
     published = dict(zip(names, (151643, 151644, 151645, 151652, 151655, 151656), strict=True))
     for card in CARDS.values():
-        assert card.tokens is not None
-        found = card.tokens(card.config)
+        assert card.published.tokens is not None
+        found = card.published.tokens(card.published.config)
         assert {name: found[f"<|{name}|>"] for name in names} == published
-        small = card.tokens({**card.config, **card.tiny})
+        small = card.published.tokens(card.published.tiny_config)
         assert small.keys() == found.keys()
         assert len(set(small.values())) == len(small)
-        assert max(small.values()) < card.tiny["vocab_size"]
+        assert max(small.values()) < card.published.tiny["vocab_size"]

@@ -16,7 +16,7 @@ import axcore_plugins_qwen25vl as plugin
 from axcore import UnsupportedProfile
 from axcore_plugins_qwen25vl import preprocess
 
-PROCESSOR = dict(plugin.model_cards()[0].files["preprocessor_config.json"])
+PROCESSOR = dict(plugin.model_cards()[0].published.files["preprocessor_config.json"])
 
 
 def photograph(height: int, width: int, seed: int = 0) -> Image.Image:

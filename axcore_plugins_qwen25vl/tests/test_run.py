@@ -18,13 +18,15 @@ import axcore_plugins_qwen25vl as plugin
 from axcore import Options, Prompt, Registry
 from axcore.checkpoint import fabricate
 from axcore.runtime.runner import Answer, Runner
+from axcore.testing import answered
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
 HEIGHT, WIDTH, CHUNK, CACHE = 84, 112, 16, 159  # 12 tokens an image
 HISTORIES = (16, 32, 48, 64, 80, 96, 112)
+EXACT = {"weight-type": "fp32", "hidden-state-type": "fp32"}
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +38,7 @@ def registry() -> Registry:
 def model() -> Any:
     """The oracle: transformers' class, every parameter random and a bfloat16 number."""
     card = plugin.model_cards()[0]
-    config = {**card.config, **card.tiny}
-    for name in ("vision_config", "rope_scaling"):
-        config[name] = {**card.config[name], **card.tiny[name]}
+    config = card.published.tiny_config
     made = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**config))
     generator = torch.Generator().manual_seed(11)
     for name, parameter in made.named_parameters():
@@ -68,21 +68,18 @@ def checkpoint(model: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def bundle(checkpoint: Path, registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundle(checkpoint: Path, registry: Registry, once: Callable[..., Path]) -> Path:
     """A bundle whose layer models compute and pass states in float32."""
-    out = tmp_path_factory.mktemp("bundle") / "out"
     options = Options(
         height=HEIGHT, width=WIDTH, prefill_len=CHUNK, kv_cache_len=CACHE,
         last_kv_cache_len=HISTORIES,
     )  # fmt: skip
-    axcore.convert(str(checkpoint), out, options=options, verify=False, registry=registry)
-    axcore.build(
-        out,
-        toolchain="onnx",
-        options={"weight-type": "fp32", "hidden-state-type": "fp32"},
-        registry=registry,
-    )
-    return out
+
+    def make(out: Path) -> None:
+        axcore.convert(str(checkpoint), out, options=options, verify=False, registry=registry)
+        axcore.build(out, toolchain="onnx", options=EXACT, registry=registry)
+
+    return once("qwen25vl", make)
 
 
 @pytest.fixture(scope="module")
@@ -138,15 +135,6 @@ def generated(
     return new
 
 
-def answered(
-    runner: Runner, messages: Sequence[Any], count: int | None = None
-) -> tuple[Prompt, Answer]:
-    prompt, answer = runner.prepare(messages), Answer()
-    for _ in runner.answer(prompt, max_new_tokens=count, answer=answer):
-        pass
-    return prompt, answer
-
-
 def assert_same(made: Answer, expected: list[int]) -> None:
     """Compare tokens; the oracle keeps the one that ended the answer."""
     if made.finish_reason == "stop":
@@ -161,7 +149,8 @@ def test_answers_equal_the_model_class(
 ) -> None:
     """The same greedy tokens in float32, for prompts of many lengths and up to two images."""
     shown = [image(seed) for seed in range(images)]
-    prompt, answer = answered(runner, [message("a" * length, *shown)], 12)
+    prompt = runner.prepare([message("a" * length, *shown)])
+    answer = answered(runner, prompt, max_new_tokens=12)
     assert_same(answer, generated(model, prompt, shown, [], 12))
 
 
@@ -173,7 +162,8 @@ def test_prompts_around_multiples_of_the_chunk(runner: Runner, model: Any) -> No
     system = {"role": "system", "content": ""}
     frame = len(runner.prepare([system, message("")]).input_ids)
     for total in (2 * CHUNK - 1, 2 * CHUNK, 2 * CHUNK + 1):
-        prompt, answer = answered(runner, [system, message("b" * (total - frame))], 6)
+        prompt = runner.prepare([system, message("b" * (total - frame))])
+        answer = answered(runner, prompt, max_new_tokens=6)
         assert len(prompt.input_ids) == total
         assert_same(answer, generated(model, prompt, [], [], 6))
 
@@ -185,7 +175,8 @@ def test_an_answer_goes_on_until_the_context_is_full(runner: Runner, model: Any)
     """
     shown = [image(3)]
     for text in ("c", "de", "fgh", "ijkl"):  # until an answer does not end by itself
-        prompt, answer = answered(runner, [message(text, *shown)])
+        prompt = runner.prepare([message(text, *shown)])
+        answer = answered(runner, prompt)
         if answer.finish_reason == "context":
             break
     assert answer.finish_reason == "context"
@@ -199,14 +190,12 @@ def test_a_video_has_positions_in_time(
     """Four frames are two steps of the video graph, and the oracle says the same of them."""
     options = Options(task="video", height=HEIGHT, width=WIDTH, prefill_len=96, kv_cache_len=CACHE)
     axcore.convert(str(checkpoint), tmp_path, options=options, verify=False, registry=registry)
-    axcore.build(
-        tmp_path, toolchain="onnx",  options={"weight-type": "fp32", "hidden-state-type": "fp32"},
-        registry=registry,
-    )  # fmt: skip
+    axcore.build(tmp_path, toolchain="onnx", options=EXACT, registry=registry)
     frames = [image(seed) for seed in range(4)]
     system = {"role": "system", "content": "s"}
     runner = Runner.open(tmp_path, registry)
-    prompt, answer = answered(runner, [system, message("?", frames=frames)], 10)
+    prompt = runner.prepare([system, message("?", frames=frames)])
+    answer = answered(runner, prompt, max_new_tokens=10)
     assert_same(answer, generated(model, prompt, [], frames, 10))
 
 
@@ -217,14 +206,15 @@ def test_a_next_turn_reads_only_what_is_new(runner: Runner, model: Any) -> None:
     """
     shown = [image(5)]
     first = message("x", *shown)
-    _, answer = answered(runner, [first], 4)
+    answer = answered(runner, [first], max_new_tokens=4)
     talk = [first, {"role": "assistant", "content": answer.text}, message("y")]
-    prompt, second = answered(runner, talk, 8)
+    prompt = runner.prepare(talk)
+    second = answered(runner, prompt, max_new_tokens=8)
     assert second.reused_tokens > 12  # the image among them
     expected = generated(model, prompt, shown, [], 8)
     assert_same(second, expected)
-    answered(runner, [message("something else")], 1)
-    _, fresh = answered(runner, talk, 8)
+    answered(runner, [message("something else")], max_new_tokens=1)
+    fresh = answered(runner, talk, max_new_tokens=8)
     assert fresh.token_ids == second.token_ids
 
 
@@ -234,11 +224,12 @@ def test_an_interrupted_answer_leaves_the_caches_good(runner: Runner) -> None:
     Oracle: the answer of an undisturbed run.
     """
     messages = [message("zz", image(6))]
-    prompt, whole = answered(runner, messages, 8)
+    prompt = runner.prepare(messages)
+    whole = answered(runner, prompt, max_new_tokens=8)
     pieces = runner.answer(prompt, max_new_tokens=8)
     next(pieces)
     pieces.close()  # type: ignore[attr-defined]
-    _, again = answered(runner, messages, 8)
+    again = answered(runner, messages, max_new_tokens=8)
     assert again.token_ids == whole.token_ids
     assert again.reused_tokens == len(prompt.input_ids) - 1
 

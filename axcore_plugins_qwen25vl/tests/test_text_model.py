@@ -13,8 +13,9 @@ from safetensors.torch import save_file
 import axcore_plugins_qwen25vl as plugin
 from axcore import Registry, Silent
 from axcore.language.checkpoint import write_checkpoint
-from axcore.pipeline.job import Request, open_job
+from axcore.pipeline.job import open_job
 from axcore.quantization.language import language_of
+from axcore.request import Request
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,10 +25,7 @@ if TYPE_CHECKING:
 def config() -> dict[str, Any]:
     """The small config of the 3B model in the layout of the file that is published."""
     card = plugin.model_cards()[0]
-    config = {**card.config, **card.tiny, "torch_dtype": "float32"}
-    for name in ("vision_config", "rope_scaling"):
-        config[name] = {**card.config[name], **card.tiny[name]}
-    return config
+    return {**card.published.tiny_config, "torch_dtype": "float32"}
 
 
 @pytest.mark.parametrize("saved_anew", [False, True])
@@ -55,7 +53,7 @@ def test_text_gives_the_same_logits(
         tensors = {key: t.contiguous() for key, t in whole.state_dict().items() if "lm_" not in key}
         save_file(tensors, folder / "model.safetensors")
     registry = Registry([EntryPoint("qwen25vl", "axcore_plugins_qwen25vl", "axcore")])
-    job = open_job(Request(str(folder)), registry, Silent())
+    job = open_job(Request.of(str(folder)), registry, Silent())
     with job.checkpoint:
         language = language_of(job, registry)
         write_checkpoint(job.checkpoint, language.checkpoint, tmp_path / "text", Silent(), ())

@@ -165,12 +165,12 @@ def test_describing_the_published_tower_takes_no_memory(make_job: MakeJob) -> No
     Oracle: the card's list of tensors.
     """
     job = make_job(448, 448)
-    config = job.card.config
+    config = job.card.published.config
     chain = vision.stages(config["vision_config"], 448, 448)
     assert all(p.is_meta for stage in chain for p in stage.module.parameters())
     assert not any(b.is_meta for stage in chain for b in stage.module.buffers())
-    assert job.card.tensors is not None
-    shapes = {k: s for k, s in job.card.tensors(config).items() if k.startswith("visual.")}
+    assert job.card.layout.tensors is not None
+    shapes = {k: s for k, s in job.card.layout.tensors(config).items() if k.startswith("visual.")}
     weights = [weight for stage in chain for weight in stage.weights().values()]
     assert sorted(itertools.chain(*(weight.keys() for weight in weights))) == sorted(shapes)
     for stage in chain:

@@ -10,21 +10,20 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from axcore import Availability, ToolchainError, hookimpl
+from axcore.toolchain import Target
 
+from .card import NAME, OPTIONS, Card
 from .environment import environment
-from .target import NAME, OPTIONS, Target
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
-    from axcore import BuildRequest, Decoder, Progress
+    from axcore.toolchain import Build, BuildRequest, Finding
 
     from .backend import AscendBackend
 
 __all__ = ["Ascend", "backends", "environment", "toolchains"]
-
-_NO_OPTIONS: Mapping[str, str] = MappingProxyType({})
 
 
 class Ascend:
@@ -32,11 +31,26 @@ class Ascend:
 
     Attributes:
         name: The value of ``--toolchain``.
-        options: Its own options; a value is free where none are listed.
+        options: Its own options; one without listed values takes any.
+        targets: None are listed: a card is named as ``npu-smi info`` prints it.
     """
 
     name = NAME
     options = OPTIONS
+    targets: Mapping[str, Target] = MappingProxyType({})
+
+    def target(self, options: Mapping[str, str]) -> Target:
+        """Return the card; Huawei publishes no operator table that could be checked.
+
+        Raises:
+            UsageError: An option's value is no good.
+        """
+        return Target(Card.of(options).soc_version or "Ascend")
+
+    def lint(self, graph: Path, target: Target) -> list[Finding]:
+        """Find nothing."""
+        del graph, target
+        return []
 
     def availability(self, command: str | None = None) -> Availability:
         """Say whether ``atc`` is here; `command` replaces it and may be several words."""
@@ -60,64 +74,40 @@ class Ascend:
             name in (f"{graph.stem}.onnx", f"{graph.stem}.onnx.data") for graph in request.graphs
         )
 
-    def prepare(
-        self, request: BuildRequest, options: Mapping[str, str] = _NO_OPTIONS
-    ) -> dict[str, str]:
+    def prepare(self, request: BuildRequest) -> dict[str, str]:
         """Return ``build_ascend.sh``; without a soc-version it asks for one when it runs.
 
         Raises:
-            UsageError: An option's value is no good, or the card cannot do what is asked.
+            UsageError: The card cannot do what is asked.
         """
         from .script import SCRIPT, build_script
 
-        target = Target.of(options)
-        target.check(request.graphs)
-        return {SCRIPT: build_script(request, target)}
+        card = Card.of(request.options)
+        card.check(request.graphs)
+        return {SCRIPT: build_script(request, card)}
 
-    def build(
-        self,
-        bundle: Path,
-        request: BuildRequest,
-        progress: Progress,
-        *,
-        command: str | None = None,
-        decoder: Callable[[], Decoder] | None = None,
-        options: Mapping[str, str] = _NO_OPTIONS,
-    ) -> list[Path]:
-        """Write ``build_ascend.sh``, convert every vision graph and return the ``.om`` files.
+    def build(self, build: Build) -> None:
+        """Convert every vision graph into an ``.om`` file.
 
-        What ``atc`` prints goes to `progress` as it comes, and into ``build/ascend/<stem>.log``.
-        A graph converted by an earlier run is kept as long as the command, the version of CANN
-        and the contents of the graph are the same.
-
-        Args:
-            bundle: Folder with the graphs.
-            request: What to build.
-            progress: Where messages go.
-            command: What starts ``atc``, ``atc`` if None. A container must see the bundle as its
-                working folder.
-            decoder: Not used: torch runs the language model on the card.
-            options: See `options`.
+        What ``atc`` prints goes to the progress as it comes, and into ``build/ascend/<stem>.log``.
+        A graph is converted again when the command, the version of CANN or the content of the graph
+        has changed. A container must see the bundle as its working folder.
 
         Raises:
             UsageError: No soc-version is given, or an option's value is no good.
             ToolchainError: The tool or a graph is missing, or a step failed.
         """
-        from axcore.files import write_atomic
-        from axcore.toolchains.steps import Steps
+        from axcore.toolchain import run_tool
 
-        from .build import step_of
+        from .build import run_of
         from .commands import BUILD_FOLDER
         from .tool import find_tool
 
-        del decoder
-        folder, target = bundle.absolute(), Target.of(options).complete()
-        for name, text in self.prepare(request, options).items():
-            write_atomic(folder / name, text)
-            (folder / name).chmod(0o755)
-        tool = find_tool(command)
-        steps = [step_of(folder, graph, target) for graph in request.graphs]
-        return Steps(folder, BUILD_FOLDER, tool, progress).run(steps)
+        card = Card.of(build.request.options).complete()
+        card.check(build.request.graphs)
+        tool = find_tool(build.command)
+        runs = [run_of(build.folder, graph, card) for graph in build.request.graphs]
+        run_tool(build, tool, runs, BUILD_FOLDER)
 
 
 @hookimpl

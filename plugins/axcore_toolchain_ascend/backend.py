@@ -9,17 +9,14 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from axcore import Availability, Choice, UsageError
+from axcore.backend import VisionSessions
 
 from .environment import PROFILES, apply_environment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from axcore.runtime.deployment import Deployment
-    from axcore.runtime.engine import Session
-    from axcore.runtime.language import LanguageModel
-    from axcore.runtime.torch_model import Place
-    from axcore.runtime.vision import VisionModel
+    from axcore.backend import Deployment, LanguageModel, Place, Session, VisionModel
 
 _DEVICE, _ENVIRONMENT = "device-id", "environment"
 OPTIONS: Mapping[str, Choice] = {
@@ -90,8 +87,6 @@ class AscendBackend:
             ToolchainError: A library of the card does not load.
             UsageError: An option's value is no number where one is needed.
         """
-        from axcore.runtime.vision import VisionSessions
-
         provided = _provider_options(options)
         apply_environment(options[_ENVIRONMENT], provided["device_id"])  # before CANN is loaded
         module = import_module(self._module)
@@ -105,7 +100,7 @@ class AscendBackend:
             CheckpointError: The checkpoint that the bundle was made from is gone.
             UsageError: PyTorch finds no card.
         """
-        from axcore.runtime.torch_model import TorchLanguage, place_of, with_weights
+        from axcore.backend import TorchLanguage, place_of, with_weights
 
         device = _provider_options(options)["device_id"]
         apply_environment(options[_ENVIRONMENT], device)

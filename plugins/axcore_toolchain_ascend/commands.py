@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .target import NAME
+from .card import NAME
 
 if TYPE_CHECKING:
     from axcore import GraphFile, Port
 
-    from .target import Target
+    from .card import Card
 
 BUILD_FOLDER = f"build/{NAME}"
 _ONNX = "5"  # atc's number of the framework
@@ -25,7 +25,7 @@ def output_folder(graph: GraphFile) -> str:
     return f"{BUILD_FOLDER}/{graph.stem}"
 
 
-def atc_flags(graph: GraphFile, target: Target) -> list[str]:
+def atc_flags(graph: GraphFile, card: Card) -> list[str]:
     """Return what follows ``atc`` to convert `graph`.
 
     The graph's own ``build_options["ascend"]`` are laid over: None takes a flag out, anything else
@@ -37,8 +37,8 @@ def atc_flags(graph: GraphFile, target: Target) -> list[str]:
         "output": f"{output_folder(graph)}/{graph.stem}",
         "input_format": "ND",
         "input_shape": ";".join(map(_shape, graph.inputs)),
-        "soc_version": target.soc_version,
-        "precision_mode_v2": target.precision_mode,
+        "soc_version": card.soc_version,
+        "precision_mode_v2": card.precision_mode,
         "log": "error",
     }
     flags.update(graph.build_options.get(NAME, {}))

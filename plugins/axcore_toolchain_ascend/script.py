@@ -5,8 +5,8 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING
 
+from .card import Card
 from .commands import atc_flags, om_file, output_folder
-from .target import Target
 
 if TYPE_CHECKING:
     from axcore import BuildRequest, GraphFile
@@ -46,16 +46,16 @@ rm -f {folder}/*.om
 mv -f {folder}/*.om {output}
 """
 
-_VARIABLES = Target("$SOC_VERSION", "$PRECISION_MODE")
+_VARIABLES = Card("$SOC_VERSION", "$PRECISION_MODE")
 
 
-def build_script(request: BuildRequest, target: Target) -> str:
+def build_script(request: BuildRequest, card: Card) -> str:
     """Return a bash script that converts every graph of `request`, wherever the bundle lies."""
     head = _HEAD.format(
         model=request.model,
         script=SCRIPT,
-        soc_version=target.soc_version,
-        precision_mode=target.precision_mode,
+        soc_version=card.soc_version,
+        precision_mode=card.precision_mode,
     )
     return "".join([head, *map(_graph_part, request.graphs)])
 

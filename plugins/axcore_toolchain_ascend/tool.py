@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from axcore import ToolchainError
-from axcore.toolchains.steps import Tool
+from axcore.toolchain import Tool
 
 _HOMES = ("ASCEND_TOOLKIT_HOME", "ASCEND_HOME_PATH")
 _SOURCE = "source the set_env.sh of CANN, e.g. /usr/local/Ascend/ascend-toolkit/set_env.sh"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import pickle
 import tarfile
 from dataclasses import replace
 from functools import partial
@@ -17,6 +19,7 @@ from axcore.calibration import (
     embedded_images,
     find_images,
     image_samples,
+    load_samples,
     store_samples,
 )
 from axcore.component import Calibration, Component, Port
@@ -132,6 +135,54 @@ def test_object_samples_share_an_archive(tmp_path: Path) -> None:
         stored = np.load(path, allow_pickle=True).item()
         assert list(stored) == ["patches", "index"]
         assert all(np.array_equal(stored[name], sample[name]) for name in sample)
+
+
+@pytest.mark.parametrize(
+    ("ports", "form", "order"),
+    [
+        ((STRIP,), "Image", "BGR"),
+        ((STRIP,), "Image", "RGB"),
+        ((ARRAY,), "Numpy", "RGB"),
+        ((ARRAY, INDEX), "Numpy", "RGB"),
+        ((ARRAY, INDEX), "NumpyObject", "RGB"),
+    ],
+)
+def test_stored_samples_are_read_back(
+    tmp_path: Path, ports: tuple[Port, ...], form: str, order: str
+) -> None:
+    """In order, each input's array as it was. Oracle: the samples that were written."""
+    made = [
+        {
+            port.name: np.arange(360, dtype=np.uint8).reshape(6, 20, 3) + number
+            if form == "Image"
+            else np.full(port.shape, number, port.dtype)
+            for port in ports
+        }
+        for number in range(11)
+    ]
+    calibration = Calibration(format=form, tensor_format=order)
+    store_samples("eye", ports, calibration, made, tmp_path)
+    loaded = load_samples("eye", ports, calibration, len(made), tmp_path.joinpath)
+    for sample, expected in zip(loaded, made, strict=True):
+        assert list(sample) == list(expected)
+        for name, array in sample.items():
+            assert array.dtype == expected[name].dtype
+            np.testing.assert_array_equal(array, expected[name])
+
+
+def test_a_stored_sample_runs_no_code(tmp_path: Path) -> None:
+    """A pickle of something else than arrays is refused. Oracle: the folder it would have made."""
+
+    class Trap:
+        def __reduce__(self) -> Any:
+            return os.mkdir, (tmp_path / "ran",)
+
+    (tmp_path / "calib_eye_data").mkdir()
+    np.save(tmp_path / "calib_eye_data" / "data_0.npy", np.array(Trap()), allow_pickle=True)
+    loaded = load_samples("eye", (ARRAY,), Calibration("NumpyObject"), 1, tmp_path.joinpath)
+    with pytest.raises(pickle.UnpicklingError, match="mkdir, which is not an array"):
+        next(loaded)
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize("form", ["Image", "Numpy", "NumpyObject"])

@@ -20,7 +20,7 @@ from tokenizers import Tokenizer, pre_tokenizers
 from axcore.checkpoint import Checkpoint, check_layout, fabricate
 from axcore.component import Shape
 from axcore.errors import BudgetError, CheckpointError, ContractError
-from axcore.model_card import ModelCard
+from axcore.model_card import Layout, ModelCard, Published
 
 
 def toy_tensors(config: Mapping[str, Any]) -> dict[str, Shape]:
@@ -39,18 +39,26 @@ CARD = ModelCard(
     repo="nobody/Toy",
     architectures=("Toy",),
     profiles={},
-    config={"architectures": ["Toy"], "layers": 4, "text_config": {"width": 64, "kept": 1}},
-    tiny={"layers": 1, "text_config": {"width": 8}},
-    prefixes={"visual.": ("model.visual.", "visual."), "model.": ("model.",)},
-    tensors=toy_tensors,
-    files={"preprocessor_config.json": {"size": 448}},
+    layout=Layout(toy_tensors, {"visual.": ("model.visual.", "visual."), "model.": ("model.",)}),
+    published=Published(
+        {"architectures": ["Toy"], "layers": 4, "text_config": {"width": 64, "kept": 1}},
+        {"preprocessor_config.json": {"size": 448}},
+        {"layers": 1, "text_config": {"width": 8}},
+    ),
 )
 
 
 SPECIAL = {"<|start|>": 3, "<|end|>": 700, "<|pad|>": 699}
-TALKING = replace(
+
+
+def changed(card: ModelCard, **published: Any) -> ModelCard:
+    """Return `card` with other published files."""
+    return replace(card, published=replace(card.published, **published))
+
+
+TALKING = changed(
     CARD,
-    config={**CARD.config, "text_config": {"width": 64, "vocab_size": 701}},
+    config={**CARD.published.config, "text_config": {"width": 64, "vocab_size": 701}},
     tokens=lambda config: SPECIAL,
 )
 
@@ -75,7 +83,7 @@ def test_the_layout_is_the_cards(tmp_path: Path) -> None:
     }
     assert json.loads((folder / "config.json").read_text()) == expected_config
     assert json.loads((folder / "preprocessor_config.json").read_text()) == {"size": 448}
-    checkpoint = Checkpoint.open(folder, CARD.prefixes)
+    checkpoint = Checkpoint.open(folder, CARD.layout.prefixes)
     check_layout(checkpoint, toy_tensors(expected_config))
     assert checkpoint.info("visual.0.proj.bias").disk_key == "model.visual.0.proj.bias"
     assert {info.dtype for info in checkpoint.tensors.values()} == {"bfloat16"}
@@ -96,7 +104,9 @@ def test_safetensors_reads_what_was_written(tmp_path: Path) -> None:
 
 def test_values_are_those_of_a_fresh_model(tmp_path: Path) -> None:
     """Matrices spread by 0.02, norms near 1, biases near 0; oracle: the statistics."""
-    with Checkpoint.open(fabricate(CARD, "full", tmp_path / "toy"), CARD.prefixes) as checkpoint:
+    with Checkpoint.open(
+        fabricate(CARD, "full", tmp_path / "toy"), CARD.layout.prefixes
+    ) as checkpoint:
         read = {key: checkpoint.array(key).astype(np.float32) for key in checkpoint.tensors}
     assert read["model.embed_tokens.weight"].std() == pytest.approx(0.02, rel=0.1)
     assert read["model.embed_tokens.weight"].mean() == pytest.approx(0, abs=0.002)
@@ -122,16 +132,16 @@ def test_shards_hold_at_most_what_was_asked(tmp_path: Path) -> None:
 
 def test_a_tensor_depends_on_seed_key_and_shape_alone(tmp_path: Path) -> None:
     """More layers around it change nothing, another seed does; oracle: the digests."""
-    deeper = replace(CARD, config={**CARD.config, "layers": 9})
+    deeper = changed(CARD, config={**CARD.published.config, "layers": 9})
     folders = [
         fabricate(CARD, "full", tmp_path / "a"),
         fabricate(deeper, "full", tmp_path / "b"),
         fabricate(CARD, "full", tmp_path / "c", seed=1),
     ]
-    keys = list(toy_tensors(CARD.config))
+    keys = list(toy_tensors(CARD.published.config))
     digests = []
     for folder in folders:
-        with Checkpoint.open(folder, CARD.prefixes) as checkpoint:
+        with Checkpoint.open(folder, CARD.layout.prefixes) as checkpoint:
             digests.append([checkpoint.digest([key]) for key in keys])
     assert digests[0] == digests[1]
     assert not set(digests[0]) & set(digests[2])
@@ -194,8 +204,8 @@ def test_every_id_is_text_and_every_text_comes_back(tmp_path: Path) -> None:
 
 def test_words_of_a_large_vocabulary_differ(tmp_path: Path) -> None:
     """More words than there are of three syllables. Oracle: their number."""
-    config = {**TALKING.config, "text_config": {"width": 8, "vocab_size": 400_000}}
-    folder = fabricate(replace(TALKING, config=config), "full", tmp_path / "toy")
+    config = {**TALKING.published.config, "text_config": {"width": 8, "vocab_size": 400_000}}
+    folder = fabricate(changed(TALKING, config=config), "full", tmp_path / "toy")
     vocabulary = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
     assert len(vocabulary) == 400_000
     assert set(vocabulary.values()) == set(range(400_000))
@@ -203,12 +213,12 @@ def test_words_of_a_large_vocabulary_differ(tmp_path: Path) -> None:
 
 def test_a_tokenizer_is_added_without_writing_weights_again(tmp_path: Path) -> None:
     """A checkpoint made before its card had tokens; then with others. Oracle: a fresh one."""
-    folder = fabricate(replace(TALKING, tokens=None), "tiny", tmp_path / "toy")
+    folder = fabricate(changed(TALKING, tokens=None), "tiny", tmp_path / "toy")
     marker = json.loads((folder / "fabricated.json").read_text())
     del marker["tokens"]  # as it was written when there were none
     (folder / "fabricated.json").write_text(json.dumps(marker))
     before = written(folder / "model.safetensors")
-    for card in (TALKING, replace(TALKING, tokens=lambda config: {"<x>": 0})):
+    for card in (TALKING, changed(TALKING, tokens=lambda config: {"<x>": 0})):
         fabricate(card, "tiny", folder)
         assert written(folder / "model.safetensors") == before
         assert content(folder) == content(fabricate(card, "tiny", tmp_path / "fresh"))
@@ -219,7 +229,7 @@ def test_a_tokenizer_is_added_without_writing_weights_again(tmp_path: Path) -> N
 )
 def test_tokens_that_do_not_fit_are_refused(tmp_path: Path, tokens: dict[str, int]) -> None:
     """Beyond the vocabulary, twice the same id, no room for bytes. Oracle: 701 ids."""
-    card = replace(TALKING, tokens=lambda config: tokens)
+    card = changed(TALKING, tokens=lambda config: tokens)
     with pytest.raises(ContractError, match="do not fit a vocabulary of 701"):
         fabricate(card, "tiny", tmp_path / "toy")
     assert not (tmp_path / "toy").exists()
@@ -267,12 +277,12 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
 def test_a_card_without_tensors_is_refused(tmp_path: Path) -> None:
     """Nothing can be made up from nothing."""
     with pytest.raises(ContractError, match="`toy` does not list its tensors"):
-        fabricate(replace(CARD, tensors=None), "tiny", tmp_path / "toy")
+        fabricate(replace(CARD, layout=Layout()), "tiny", tmp_path / "toy")
 
 
 def test_more_than_the_disk_holds_is_refused_before_writing(tmp_path: Path) -> None:
     """An exabyte: refused with both figures, nothing written."""
-    huge = replace(CARD, tensors=lambda config: {"x": (1 << 30, 1 << 30)})
+    huge = replace(CARD, layout=Layout(lambda config: {"x": (1 << 30, 1 << 30)}))
     with pytest.raises(BudgetError, match="GB free"):
         fabricate(huge, "full", tmp_path / "toy")
     assert not list(tmp_path.glob("*toy*/*"))

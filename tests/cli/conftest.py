@@ -1,18 +1,5 @@
-"""The shared checkpoint and bundles."""
+"""A language model to damage."""
 
-from ..built import finished, impatient, own
-from ..bundles import axcore_command, bundle, checkpoint, converted, own_cache, own_checkpoint
 from ..runtime.conftest import toy
 
-__all__ = [
-    "axcore_command",
-    "bundle",
-    "checkpoint",
-    "converted",
-    "finished",
-    "impatient",
-    "own",
-    "own_cache",
-    "own_checkpoint",
-    "toy",
-]
+__all__ = ["toy"]

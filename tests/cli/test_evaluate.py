@@ -14,29 +14,14 @@ import torch
 from axcore import Registry
 from axcore.evaluate import dumped_features
 
-from ..built import impatient
 from ..bundles import Axcore
 from ..evaluate import toy
-from ..evaluate.answering import IMAGES, built, built_batched
+from ..evaluate.answering import IMAGES
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["impatient"]
-
 COMMANDS_THAT_RUN_A_MODEL = ("captions", "vision", "throughput")
-
-
-@pytest.fixture(scope="module")
-def model(own_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle that answers one prompt at a time."""
-    return built(tmp_path_factory.getbasetemp())
-
-
-@pytest.fixture(scope="module")
-def batched_model(own_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle that answers several prompts at once."""
-    return built_batched(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture

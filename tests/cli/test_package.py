@@ -17,8 +17,9 @@ from typer.main import get_command
 import axcore
 from axcore import Registry
 from axcore.cli import app
+from axcore.testing import answered
 
-from ..built import HEAD, HEIGHT, IMAGE, LAYER, TABLE, WIDTH, answered, message
+from ..built import HEAD, HEIGHT, IMAGE, LAYER, TABLE, WIDTH, message
 from ..bundles import IMAGES, MODEL, STEM, Axcore, Outcome, contents, environment
 from .test_bad_input import assert_explained
 
@@ -96,11 +97,12 @@ def test_a_folder_for_python_answers_alike(axcore: Axcore, finished: Path, tmp_p
 
 
 def test_the_script_takes_what_axcore_run_takes(ask: Ask) -> None:
-    """Under the same names, but for output as data. Oracle: the options of `axcore run`."""
+    """Under the same names, but for output as data and what is said. Oracle: `axcore run`."""
     command = get_command(app).get_command(None, "run")  # type: ignore[attr-defined]
     known = {name for option in command.params for name in option.opts if name.startswith("-")}
     here = set(re.findall(r"(?<![\w-])-[\w-]+", ask("--help").out))
-    assert known ^ here == {"--json", "-h", "--help"}
+    said = {"--quiet", "-q", "--verbose", "-v", "--log-file"}
+    assert known ^ here == {"--json", "-h", "--help"} | said
 
 
 @pytest.mark.parametrize(
@@ -279,7 +281,7 @@ def test_families_say_what_axllm_calls_their_models(
     model: str, types: tuple[str, str] | None
 ) -> None:
     """Oracle: the settings in packages that Axera publishes; two models have no type there."""
-    settings = Registry().find(model).card.axllm
+    settings = Registry().find(model).card.runtimes.get("axllm", {})
     found = (settings["tokenizer_type"], settings["vlm_type"]) if settings else None
     assert found == types
     if model == "minicpm-v-4.6":

@@ -23,7 +23,9 @@ from PIL import Image
 import axcore
 from axcore import Answer, Runner, Sampling
 from axcore.cli.console import explained_output
+from axcore.cli.invocation import Invocation
 from axcore.cli.run import _pasted, _sum_up
+from axcore.testing import answered
 
 from ..built import (
     CACHE,
@@ -36,7 +38,6 @@ from ..built import (
     LIMIT,
     ROWS,
     TABLE,
-    answered,
     change_groups,
     message,
 )
@@ -452,8 +453,8 @@ def test_opening_the_vision_side_is_told_where_it_took_time(
 ) -> None:
     """Not as time until the first token. Oracle: the line by hand."""
     answer = Answer(prompt_tokens=9, load_s=1.25, vision_s=0.5, prefill_s=0.25)
-    _sum_up(answer, runner)
-    _sum_up(replace(answer, load_s=0.001), runner)
+    _sum_up(answer, runner, Invocation())
+    _sum_up(replace(answer, load_s=0.001), runner, Invocation())
     told = "9 prompt tokens, 0 new (interrupted);{} first token after 0.75 s (images 0.50 s),"
     slow, quick = capsys.readouterr().err.splitlines()
     assert slow.startswith(told.format(" vision side opened in 1.25 s, then"))

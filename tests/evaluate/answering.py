@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from functools import cache
+from collections.abc import Callable
 from pathlib import Path
+
+import pytest
 
 import axcore
 from axcore import Options, Registry
@@ -20,25 +22,33 @@ CONTEXT, PROMPT_MAX, ROWS = 128, 96, 12
 FLOAT32 = {"weight-type": "fp32", "hidden-state-type": "fp32"}
 
 
-@cache  # once for all modules that want it
-def built(base: Path) -> Path:
-    """Return a bundle that runs one prompt at a time. Tests do not change it."""
+@pytest.fixture(scope="session")
+def model(once: Callable[..., Path]) -> Path:
+    """A bundle that answers one prompt at a time. Tests do not change it."""
+    card = Registry().find(MODEL).card
     options = Options(
         height=84, width=112, prefill_len=32, kv_cache_len=CONTEXT - 1, last_kv_cache_len=(32, 64)
     )
-    out = base / "answering"
-    card = Registry().find(MODEL).card
-    checkpoint = fabricate(card, "tiny", base / "answering-checkpoint", shard_bytes=SHARD_BYTES)
-    # Large enough weights for an image to change the answer.
-    map_tensors(checkpoint, lambda name, value: (name, value * 20 if value.ndim > 1 else value))
-    axcore.convert(str(checkpoint), out, options=options, verify=False)
-    axcore.build(out, toolchain="onnx", options=FLOAT32)
-    return out
+
+    def fabricated(out: Path) -> None:
+        fabricate(card, "tiny", out, shard_bytes=SHARD_BYTES)
+        # Large enough weights for an image to change the answer.
+        map_tensors(out, lambda name, value: (name, value * 20 if value.ndim > 1 else value))
+
+    def answering(out: Path) -> None:
+        checkpoint = once("answering-checkpoint", fabricated)
+        axcore.convert(str(checkpoint), out, options=options, verify=False)
+        axcore.build(out, toolchain="onnx", options=FLOAT32)
+
+    return once("answering", answering)
 
 
-@cache
-def built_batched(base: Path) -> Path:
-    """Return the same bundle, for several prompts at once. Tests do not change it."""
-    out = Path(shutil.copytree(built(base), base / "answering-free"))
-    axcore.build(out, toolchain="onnx", options={**FLOAT32, "dynamic-batch": "yes"})
-    return out
+@pytest.fixture(scope="session")
+def batched_model(once: Callable[..., Path], model: Path) -> Path:
+    """The same bundle, for several prompts at once. Tests do not change it."""
+
+    def make(out: Path) -> None:
+        shutil.copytree(model, out)
+        axcore.build(out, toolchain="onnx", options={**FLOAT32, "dynamic-batch": "yes"})
+
+    return once("answering-batched", make)

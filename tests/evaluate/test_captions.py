@@ -101,7 +101,7 @@ def test_an_interrupted_run_goes_on_where_it_was(
     """
     out = tmp_path / "a.json"
     with pytest.raises(KeyboardInterrupt):
-        write(model, images, out, base_names=True, progress=Interrupted(after=2))
+        write(model, images, out, base_names=True, progress=Interrupted(2, "answer"))
     names = sorted(expected)
     assert json.loads(out.read_text()) == {name: expected[name] for name in names[:2]}
     progress = Recorder()

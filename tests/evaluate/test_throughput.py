@@ -151,7 +151,7 @@ def test_an_interrupted_sweep_keeps_what_it_has(batched_model: Path, tmp_path: P
     with pytest.raises(KeyboardInterrupt):
         measure_throughput(
             batched_model, out, prompt="a", batch_sizes=[1, 2, 3], output_len=2, plot=plot,
-            progress=Interrupted(),
+            progress=Interrupted(label="measure"),
         )  # fmt: skip
     assert [row["batch"] for row in table_of(out)] == ["1"]
     assert (

@@ -11,25 +11,27 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from axcore import Job, ModelCard, Options, Profile, Registry, Silent, UnsupportedModel
+from axcore import Job, Layout, ModelCard, Options, Profile, Registry, Silent, UnsupportedModel
 from axcore.checkpoint import Checkpoint, fabricate
 from axcore.checkpoint.quantised import float_keys
 from axcore.language.standalone import folded_scale, standalone_names
-from axcore.pipeline.job import Request, open_job
+from axcore.pipeline.job import open_job
 from axcore.quantization.language import language_of
+from axcore.request import Request
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 PROFILE = Profile(height=28, width=28, prefill_len=8, kv_cache_len=15)
-CARD = ModelCard("toy", "x/Toy", ("Toy",), {"image": PROFILE}, text_prefixes=("llm.", "mtp."))
+LAYOUT = Layout(text_prefixes=("llm.", "mtp."))
+CARD = ModelCard("toy", "x/Toy", ("Toy",), {"image": PROFILE})
 
 
-def job(folder: Path, *keys: str, **card: Any) -> Job:
+def job(folder: Path, *keys: str, **layout: Any) -> Job:
     """Return a job whose checkpoint holds tensors of these keys, a number each."""
     (folder / "config.json").write_text(json.dumps({"architectures": ["Toy"]}))
     save_file({key: torch.zeros(1) for key in keys}, folder / "model.safetensors")
-    described = replace(CARD, **card)
+    described = replace(CARD, layout=replace(LAYOUT, **layout))
     return Job(described, "toy", Checkpoint.open(folder), "image", PROFILE, Options())
 
 
@@ -79,7 +81,7 @@ def test_a_model_with_scales_is_not_quantised(tmp_path: Path) -> None:
     """A plain class would be quantised without them. Oracle: two layers and the head."""
     registry = Registry()
     checkpoint = fabricate(registry.find("minicpm-v-2").card, "tiny", tmp_path / "checkpoint")
-    opened = open_job(Request(str(checkpoint)), registry, Silent())
+    opened = open_job(Request.of(str(checkpoint)), registry, Silent())
     with pytest.raises(UnsupportedModel, match="scales the outputs of 5 tensors") as caught:
         language_of(opened, registry)
     assert caught.value.hint

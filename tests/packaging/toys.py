@@ -40,7 +40,7 @@ def model_cards():
             repo="somebody/Board-Toy",
             architectures=("BoardToy",),
             profiles={{"image": Profile(56, 84, {chunk}, {cache})}},
-            axllm={axllm!r},
+            runtimes={{"axllm": {axllm!r}}},
         )
     ]
 '''

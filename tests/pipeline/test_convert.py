@@ -240,7 +240,10 @@ def test_float16_is_said_to_be_risky_and_is_verified(checkpoint: Path, tmp_path:
 
 
 def test_bfloat16_is_said_to_be_unverified(checkpoint: Path, tmp_path: Path) -> None:
-    """A note, null in the manifest, and `verify` refuses. Oracle: the guide."""
+    """A note, null in the manifest, `verify` refuses, and so does the calibration of parts.
+
+    Oracle: the guide.
+    """
     bundle = convert(checkpoint, tmp_path / "out", dtype="bfloat16", images=[])
     assert any("bfloat16" in note and "not verified" in note for note in bundle.manifest["notes"])
     assert bundle.manifest["components"][0]["verification"] is None
@@ -248,6 +251,8 @@ def test_bfloat16_is_said_to_be_unverified(checkpoint: Path, tmp_path: Path) -> 
     assert port.type.tensor_type.elem_type == onnx.TensorProto.BFLOAT16
     with pytest.raises(UsageError, match="bfloat16"):
         axcore.verify(bundle.folder)
+    with pytest.raises(UsageError, match="bfloat16 graph cannot be run to calibrate"):
+        convert(checkpoint, tmp_path / "out", dtype="bfloat16", split=2)
 
 
 @pytest.mark.parametrize("opset", [16, 20])

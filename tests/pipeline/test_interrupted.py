@@ -39,15 +39,16 @@ MOMENTS = [
 # outside, the fast steps would be over before the signal comes.
 MORTAL = """
 import os, signal, sys
-from axcore.cli import console, main
+from axcore import display
+from axcore.cli import main
 
 moment = sys.argv.pop(1)
-say = console.Lines.say
+say = display.Lines.say
 def last_words(self, message):
     say(self, message)
     if message.startswith(moment):
         os.kill(os.getpid(), signal.SIGKILL)
-console.Lines.say = last_words
+display.Lines.say = last_words
 main()
 """
 

@@ -15,28 +15,19 @@ import pytest
 import torch
 
 import axcore
-from axcore import BudgetError, BundleError, Options, Registry, UsageError
+from axcore import BudgetError, BundleError, Registry, UsageError
 from axcore.checkpoint import Checkpoint
 from axcore.runtime.axengine_sim import InferenceSession
 from axcore.testing import Recorder
 
-from ..bundles import Interrupted, change_tensors, contents, largest_file, shard_of
-
-CHUNK, CACHE, HISTORIES = 64, 300, (64, 128)
-# §: P, C, H and D of the tiny model; D is two key/value heads times the size of one.
-OPTIONS = Options(
-    height=56, width=84, prefill_len=CHUNK, kv_cache_len=CACHE, last_kv_cache_len=HISTORIES
-)
-LAYER, HEAD = "qwen2_5_vl_p64_l{}_together.onnx", "qwen2_5_vl_post.onnx"
+from ..built import CACHE, CHUNK, HEAD, HISTORIES, LAYER, LENGTHS
+from ..bundles import Interrupted, change_tensors, contents, convert, largest_file, shard_of
 
 
-@pytest.fixture(scope="module")
-def built(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(name="built")
+def of_the_default_precision(finished: Path) -> Path:
     """A bundle with layer models of the default precision."""
-    out = tmp_path_factory.mktemp("built") / "bundle"
-    axcore.convert(str(checkpoint), out, options=OPTIONS, verify=False)
-    axcore.build(out, toolchain="onnx")
-    return out
+    return finished
 
 
 @pytest.fixture
@@ -250,33 +241,38 @@ def test_a_quantised_language_model_is_multiplied_out() -> None:
         assert np.array_equal(_unpacked(words, bits, axis=1).numpy(), numbers)
 
 
-@pytest.fixture(scope="module")
-def strangers(built: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="session")
+def strangers(once: Callable[..., Path], finished: Path, checkpoint: Path) -> Path:
     """Layer models of the same shapes, made of other weights."""
-    folder = tmp_path_factory.mktemp("strangers")
-    other = Path(shutil.copytree(checkpoint, folder / "checkpoint"))
-    change_tensors(shard_of(other, "model.norm.weight"), lambda t: t["model.norm.weight"].add_(1))
-    out = folder / "bundle"
-    axcore.convert(str(other), out, options=OPTIONS, verify=False)
-    axcore.build(out, toolchain="onnx")
-    return out
+
+    def other(out: Path) -> None:
+        shutil.copytree(checkpoint, out)
+        norm = "model.norm.weight"
+        change_tensors(shard_of(out, norm), lambda tensors: tensors[norm].add_(1))
+
+    def make(out: Path) -> None:
+        shutil.copytree(finished, out)  # the vision side is the same
+        convert(once("strange-checkpoint", other), out, verify=False, **LENGTHS)
+        axcore.build(out, toolchain="onnx")
+
+    return once("strangers", make)
 
 
 def another_layer(bundle: Path, built: Path, strangers: Path) -> str:
     shutil.copy(built / LAYER.format(1), bundle / LAYER.format(0))
-    return "l0_together.onnx is really .*l1_together"
+    return "l0_together.onnx contains the layer model .*l1_together"
 
 
 def weights_of_another_layer(bundle: Path, built: Path, strangers: Path) -> str:
     shutil.copy(built / f"{LAYER.format(1)}.data", bundle / f"{LAYER.format(0)}.data")
-    return "l0_together.onnx.data of another layer or build"
+    return "l0_together.onnx.data is from another layer or build"
 
 
 def one_of_another_build(bundle: Path, built: Path, strangers: Path) -> str:
     axcore.build(bundle, toolchain="onnx", options={"weight-type": "s8"})
     for suffix in ("", ".data"):
         shutil.copy(built / f"{LAYER.format(0)}{suffix}", bundle)
-    return "l0_together.onnx is not of the same build"
+    return "l0_together.onnx is from another build"
 
 
 def all_of_other_weights(bundle: Path, built: Path, strangers: Path) -> str:
@@ -288,7 +284,7 @@ def all_of_other_weights(bundle: Path, built: Path, strangers: Path) -> str:
 @pytest.mark.parametrize(
     "put", [another_layer, weights_of_another_layer, one_of_another_build, all_of_other_weights]
 )
-def test_a_stranger_is_refused_and_the_remedy_helps(
+def test_a_file_from_elsewhere_is_refused_and_the_remedy_helps(
     built: Path, strangers: Path, tmp_path: Path, put: Callable[[Path, Path, Path], str]
 ) -> None:
     """Of equal shape, so that nothing else would tell. Oracle: the files put in their place."""

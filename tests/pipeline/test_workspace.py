@@ -7,77 +7,88 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from axcore.pipeline.workspace import MANIFEST, STATE, Workspace
 
 from axcore.errors import BundleError
-from axcore.pipeline.workspace import MANIFEST, STATE, Workspace
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 # A conversion in small: two steps of two files each, then the manifest. What a step writes follows
-# from `value` alone. `AT` names the phase at which the process ends itself without warning.
-RUN = """
-import json, os, signal, sys
-from pathlib import Path
-from axcore.pipeline import workspace as module
+# from `value` alone. `reach` is told of every phase.
+CONVERSION = """
+import json
 from axcore.pipeline.workspace import Workspace
 
-out, value, at, how = Path(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4]
-phase = 0
+def convert(out, value, reach):
+    def make(name):
+        def work(folder):
+            reach("begin")
+            (folder / f"{name}.onnx").write_bytes((name + value).encode() * 1000)
+            reach("between files")
+            (folder / "deep").mkdir()
+            (folder / "deep" / f"{name}.tar").write_text(value)
+            reach("end")
+            return {"length": len(value)}
+        return work
 
-def reach():
-    # One more phase is reached; at the chosen one the process ends on the spot.
-    global phase
-    phase += 1
-    if str(phase) == at:
+    workspace = Workspace(out, "toy")
+    with workspace.locked():
+        for name in ("first", "second"):
+            workspace.run(name, {"value": value}, make(name))
+            reach("step done")
+        files = {
+            name: {"size": stamp.size, "sha256": stamp.sha256}
+            for step in workspace.steps
+            for name, stamp in step.files.items()
+        }
+        metrics = [step.metrics for step in workspace.steps]
+        listed = {"model": {"id": "toy"}, "files": files, "metrics": metrics}
+        workspace.publish(json.dumps(listed, sort_keys=True))
+    return [step.name for step in workspace.steps if step.reused]
+"""
+# The process ends itself without warning when it has reached phase number `at`; every rename is
+# two, one before it and one behind. At the end it prints the kinds of all phases.
+MORTAL = """
+import os, signal, sys
+from pathlib import Path
+
+out, value, at, how = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4]
+kinds = []
+
+def reach(kind):
+    kinds.append(kind)
+    if len(kinds) == at:
         os.kill(os.getpid(), signal.SIGKILL) if how == "kill" else os._exit(70)
 
 replace = Path.replace
 def stepwise(self, target):
-    reach()
+    parts = Path(target).relative_to(out).parts
+    kind = ("/".join(parts[:2]) if parts[0] == ".axcore" else "") + Path(target).suffix
+    reach(f"before {kind}")
     result = replace(self, target)
-    reach()
+    reach(f"after {kind}")
     return result
 Path.replace = stepwise
-
-def make(name):
-    def work(folder):
-        reach()
-        (folder / f"{name}.onnx").write_bytes((name + value).encode() * 1000)
-        reach()
-        (folder / "deep").mkdir()
-        (folder / "deep" / f"{name}.tar").write_text(value)
-        reach()
-        return {"length": len(value)}
-    return work
-
-workspace = Workspace(out, "toy")
-with workspace.locked():
-    for name in ("first", "second"):
-        workspace.run(name, {"value": value}, make(name))
-        reach()
-    files = {
-        name: {"size": stamp.size, "sha256": stamp.sha256}
-        for step in workspace.steps
-        for name, stamp in step.files.items()
-    }
-    metrics = [step.metrics for step in workspace.steps]
-    text = json.dumps({"model": {"id": "toy"}, "files": files, "metrics": metrics}, sort_keys=True)
-    workspace.publish(text)
-print(phase, *(step.name for step in workspace.steps if step.reused))
+convert(out, value, reach)
+print(json.dumps(kinds))
 """
-PHASES = 34  # `test_every_phase_is_visited` counts them
-PUBLISHING = 20  # after this many the folder begins to change
 
 
-def run(
-    out: Path, value: str = "v", at: int = 0, how: str = "exit"
-) -> subprocess.CompletedProcess[str]:
-    """Run the small conversion in a process of its own."""
-    command = [sys.executable, "-c", RUN, str(out), value, str(at), how]
+def convert(out: Path, value: str = "v") -> list[str]:
+    """Run the small conversion; return the steps that were taken over."""
+    names: dict[str, Any] = {}
+    exec(CONVERSION, names)
+    kept: list[str] = names["convert"](out, value, lambda _: None)
+    return kept
+
+
+def die(out: Path, at: int, how: str = "exit") -> subprocess.CompletedProcess[str]:
+    """Run it in a process of its own that ends at a phase; 0 is none."""
+    command = [sys.executable, "-c", CONVERSION + MORTAL, str(out), "v", str(at), how]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
@@ -278,44 +289,61 @@ def test_two_processes_at_once(tmp_path: Path) -> None:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """What a run leaves that nothing interrupts."""
     out = tmp_path_factory.mktemp("undisturbed") / "out"
-    assert run(out).returncode == 0
+    convert(out)
     return content(out)
 
 
-def test_every_phase_is_visited(tmp_path: Path) -> None:
-    """The crash tests stop at every phase there is. Oracle: a run that counts them."""
-    assert run(tmp_path).stdout == f"{PHASES}\n"
+@pytest.fixture(scope="module")
+def phases(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The kinds of the phases of a run, in their order."""
+    found: list[str] = json.loads(die(tmp_path_factory.mktemp("phases") / "out", at=0).stdout)
+    assert found[:3] == ["begin", "between files", "end"]
+    assert found[-1] == "after .json"  # the manifest
+    return found
 
 
-@pytest.mark.parametrize("phase", range(1, PHASES + 1))
+def samples(phases: list[str], beginning: int = 0) -> list[int]:
+    """Number the phases to die at: the first and the last of each kind by turns."""
+    kinds = dict.fromkeys(phases[beginning:])
+    first = {kind: phases.index(kind, beginning) + 1 for kind in kinds}
+    last = {kind: len(phases) - phases[::-1].index(kind) for kind in kinds}
+    return [(first, last)[turn % 2][kind] for turn, kind in enumerate(kinds)]
+
+
 def test_a_crash_anywhere_is_repaired_by_the_same_command(
-    tmp_path: Path, undisturbed: dict[str, bytes], phase: int
+    tmp_path: Path, undisturbed: dict[str, bytes], phases: list[str]
 ) -> None:
-    """A first run that dies, then the same again. Oracle: the bytes of an undisturbed run."""
-    how = "kill" if phase % 3 == 0 else "exit"
-    died = run(tmp_path, at=phase, how=how)
-    assert died.returncode == (-signal.SIGKILL if how == "kill" else 70)
-    assert run(tmp_path).returncode == 0
-    assert content(tmp_path) == undisturbed
+    """A first run that dies in a phase of each kind, then the same again.
+
+    Oracle: the bytes of an undisturbed run.
+    """
+    for phase in samples(phases):
+        out, how = tmp_path / str(phase), "kill" if phase % 3 == 0 else "exit"
+        assert die(out, phase, how).returncode == (-signal.SIGKILL if how == "kill" else 70)
+        convert(out)
+        assert content(out) == undisturbed, phases[phase - 1]
 
 
-@pytest.mark.parametrize("phase", [2, 5, 11, *range(18, PHASES + 1, 2)])
 def test_a_crash_over_an_earlier_bundle(
-    tmp_path: Path, undisturbed: dict[str, bytes], phase: int
+    tmp_path: Path, undisturbed: dict[str, bytes], phases: list[str]
 ) -> None:
     """The earlier bundle stays whole until publishing, and either bundle can be had afterwards.
 
     Oracle: the bytes of undisturbed runs.
     """
-    run(tmp_path, value="old")
-    old = content(tmp_path)
-    run(tmp_path, at=phase)
-    if phase <= PUBLISHING:
-        assert content(tmp_path) == old
-    assert run(tmp_path, value="old").returncode == 0
-    assert content(tmp_path) == old
-    assert run(tmp_path).returncode == 0
-    assert content(tmp_path) == undisturbed
+    changing = phases.index("before .tar") + 1
+    publishing = phases.index("before .axcore/publishing.json")
+    for phase in (phases.index("between files") + 1, *samples(phases, publishing)):
+        out = tmp_path / str(phase)
+        convert(out, "old")
+        old = content(out)
+        assert die(out, phase).returncode == 70
+        if phase <= changing:
+            assert content(out) == old, phases[phase - 1]
+        convert(out, "old")
+        assert content(out) == old, phases[phase - 1]
+        convert(out)
+        assert content(out) == undisturbed, phases[phase - 1]
 
 
 FULL = """
@@ -337,21 +365,18 @@ except BudgetError as error:
 
 def test_a_full_disk_leaves_the_earlier_bundle(tmp_path: Path) -> None:
     """The error says what could not be written; nothing good is lost. Oracle: the bytes before."""
-    run(tmp_path)
+    convert(tmp_path)
     before = content(tmp_path)
     command = [sys.executable, "-c", FULL, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.startswith("cannot write")
     assert "make room" in done.stdout
     assert content(tmp_path) == before
-    assert run(tmp_path).returncode == 0
+    convert(tmp_path)
     assert content(tmp_path) == before
 
 
-def test_a_finished_step_outlives_a_crash(tmp_path: Path) -> None:
-    """The second run does not repeat what the first one finished. Oracle: the phase of the crash.
-
-    A step has three phases of work, two around each of two renames, and one behind it.
-    """
-    run(tmp_path, at=9)
-    assert run(tmp_path).stdout.split()[1:] == ["first"]
+def test_a_finished_step_outlives_a_crash(tmp_path: Path, phases: list[str]) -> None:
+    """The second run does not repeat what the first one finished. Oracle: where it ended."""
+    die(tmp_path, phases.index("step done") + 1)
+    assert convert(tmp_path) == ["first"]

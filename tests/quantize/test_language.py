@@ -9,9 +9,10 @@ import pytest
 
 from axcore.checkpoint import Checkpoint
 from axcore.errors import CheckpointError, UnsupportedModel, UsageError
-from axcore.pipeline.job import Request, open_job
+from axcore.pipeline.job import open_job
 from axcore.progress import Silent
 from axcore.quantization.language import check_group_size, language_of
+from axcore.request import Request
 
 from . import toy
 
@@ -24,7 +25,7 @@ CLASSES = {"flat": "Qwen2ForCausalLM", "prefixed": "LlamaForCausalLM", "nested":
 
 
 def job_of(folder: Path, registry: Registry) -> Job:
-    return open_job(Request(str(folder)), registry, Silent())
+    return open_job(Request.of(str(folder)), registry, Silent())
 
 
 @pytest.mark.parametrize("name", toy.CONFIGS)
@@ -90,9 +91,10 @@ def test_other_groups_are_refused_with_those_that_fit(
     assert "16, 32, 64, -1" in caught.value.hint
 
 
-def refused(job: Job, registry: Registry, **card: Any) -> str:
+def refused(job: Job, registry: Registry, **layout: Any) -> str:
+    card = replace(job.card, layout=replace(job.card.layout, **layout))
     with pytest.raises((UnsupportedModel, CheckpointError)) as caught:
-        language_of(replace(job, card=replace(job.card, **card)), registry)
+        language_of(replace(job, card=card), registry)
     assert caught.value.hint
     return caught.value.message
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from axcore import Component, ModelCard, Port, Profile, Stage, hookimpl
+from axcore import Component, Layout, ModelCard, Port, Profile, Published, Stage, hookimpl
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -79,11 +79,13 @@ def model_cards() -> list[ModelCard]:
             repo=f"toys/Toy-{name}",
             architectures=tuple(config["architectures"]),
             profiles={"image": Profile(8, 8, prefill_len=64, kv_cache_len=127)},
-            config=config,
-            prefixes={"model.": ("model.language_model.", "model.")} if name == "flat" else {},
-            text_prefixes=(BODIES[name].removesuffix("model.") or "model.",),
-            tensors=lambda config, name=name: tensors(name),  # type: ignore[misc]
-            text_model=TEXT_MODELS[name],
+            layout=Layout(
+                lambda config, name=name: tensors(name),  # type: ignore[misc]
+                {"model.": ("model.language_model.", "model.")} if name == "flat" else {},
+                text_prefixes=(BODIES[name].removesuffix("model.") or "model.",),
+                text_model=TEXT_MODELS[name],
+            ),
+            published=Published(config),
         )
         for name, config in CONFIGS.items()
     ]

@@ -19,11 +19,6 @@ from axcore import Embedding, LlmBuildArgs, Registry
 from axcore.bundle import Bundle
 from axcore.runtime.deployment import EMBEDDING_FILE, Deployment
 
-from ..built import finished, own
-from ..bundles import checkpoint, own_cache
-
-__all__ = ["checkpoint", "finished", "own", "own_cache"]
-
 Array = np.ndarray[Any, Any]
 Values = Mapping[str, tuple[int, Sequence[int | str]]]
 BF16 = TensorProto.BFLOAT16

@@ -32,8 +32,9 @@ from axcore.runtime import runner as runner_module
 from axcore.runtime.deployment import Deployment
 from axcore.runtime.language import LayerModels
 from axcore.runtime.vision import VisionSide
+from axcore.testing import answered
 
-from ..built import HEAD, IMAGE, LAYER, LIMIT, ROWS, answered, message
+from ..built import HEAD, IMAGE, LAYER, LIMIT, ROWS, message
 from ..bundles import STEM
 from .conftest import CACHE, CHUNK, HISTORIES, VOCABULARY, WIDTH, Array, ToyLanguageModel
 

@@ -26,17 +26,18 @@ from axcore import (
     UsageError,
 )
 from axcore.checkpoint import fabricate
-from axcore.pipeline.job import Request, open_job
+from axcore.pipeline.job import open_job
+from axcore.request import Request
 from axcore.runtime import torch_backend
 from axcore.runtime.deployment import Deployment
 from axcore.runtime.runner import Answer, Runner
 from axcore.runtime.torch_model import TorchLanguage, place_of, with_weights
+from axcore.testing import answered
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable
     from pathlib import Path
 
-    from axcore import Prompt
     from axcore.runtime.language import LanguageModel
 
     Array = np.ndarray[Any, Any]
@@ -55,16 +56,23 @@ CHUNK, CACHE, HISTORIES = 32, 191, (32, 64, 96, 128)
 class Case:
     """A model with loud weights: as layer models in float32, and under torch."""
 
-    def __init__(self, model: str, root: Path, registry: Registry) -> None:
-        self.folder, self.registry = root / "bundle", registry
-        self.checkpoint = fabricate(registry.find(model).card, "tiny", root / "checkpoint")
-        redraw(self.checkpoint / "model.safetensors")
+    def __init__(self, model: str, once: Callable[..., Path], registry: Registry) -> None:
+        self.registry = registry
         options = Options(
             **SIZES[model], prefill_len=CHUNK, kv_cache_len=CACHE, last_kv_cache_len=HISTORIES
         )
-        source = str(self.checkpoint)
-        axcore.convert(source, self.folder, options=options, verify=False, registry=registry)
-        axcore.build(self.folder, toolchain="onnx", options=EXACT, registry=registry)
+
+        def loud(out: Path) -> None:
+            fabricate(registry.find(model).card, "tiny", out)
+            redraw(out / "model.safetensors")
+
+        def built(out: Path) -> None:
+            source = str(self.checkpoint)
+            axcore.convert(source, out, options=options, verify=False, registry=registry)
+            axcore.build(out, toolchain="onnx", options=EXACT, registry=registry)
+
+        self.checkpoint = once(f"loud-checkpoint-{model}", loud)
+        self.folder = once(f"loud-{model}", built)
         self.onnx = Runner.open(self.folder, registry)
         self.torch = Runner.open(self.folder, registry, "torch")
         self.size = options.width or 0, options.height or 0
@@ -100,19 +108,8 @@ def registry() -> Registry:
 
 
 @pytest.fixture(scope="module", params=SIZES)
-def case(
-    request: pytest.FixtureRequest, registry: Registry, tmp_path_factory: pytest.TempPathFactory
-) -> Case:
-    return Case(request.param, tmp_path_factory.mktemp(request.param), registry)
-
-
-def answered(
-    runner: Runner, messages: Sequence[Any], count: int | None = None
-) -> tuple[Prompt, Answer]:
-    prompt, answer = runner.prepare(messages), Answer()
-    for _ in runner.answer(prompt, max_new_tokens=count, answer=answer):
-        pass
-    return prompt, answer
+def case(request: pytest.FixtureRequest, registry: Registry, once: Callable[..., Path]) -> Case:
+    return Case(request.param, once, registry)
 
 
 def logits(language: LanguageModel, rows: Array, steps: Array, positions: Array) -> list[Array]:
@@ -129,13 +126,13 @@ def test_answers_equal_those_of_the_layer_models(case: Case) -> None:
     Oracle: the layer models under ONNX Runtime, which were made of other code.
     """
     for talk in (case.talk("a few words"), case.talk("x" * CHUNK, 1), case.talk("x", 2, 3)):
-        _, expected = answered(case.onnx, talk, 10)
-        _, made = answered(case.torch, talk, 10)
+        expected = answered(case.onnx, talk, max_new_tokens=10)
+        made = answered(case.torch, talk, max_new_tokens=10)
         assert made.token_ids == expected.token_ids
         assert made.finish_reason == expected.finish_reason
         assert made.text == expected.text
-        answered(case.torch, case.talk("?"), 1)  # another prompt in between
-        _, again = answered(case.torch, talk, 10)
+        answered(case.torch, case.talk("?"), max_new_tokens=1)  # another prompt in between
+        again = answered(case.torch, talk, max_new_tokens=10)
         assert again.token_ids == made.token_ids
 
 
@@ -150,11 +147,11 @@ def test_first_logits_are_close(case: Case) -> None:
 def test_a_next_turn_reads_only_what_is_new(case: Case) -> None:
     """What is in the cache stays, and the answer is that of the layer models."""
     first = case.talk("x", 5)
-    _, answer = answered(case.torch, first, 4)
+    answer = answered(case.torch, first, max_new_tokens=4)
     talk = [*first, {"role": "assistant", "content": answer.text}, case.talk("y")[-1]]
-    _, second = answered(case.torch, talk, 8)
+    second = answered(case.torch, talk, max_new_tokens=8)
     assert second.reused_tokens > 12
-    assert second.token_ids == answered(case.onnx, talk, 8)[1].token_ids
+    assert second.token_ids == answered(case.onnx, talk, max_new_tokens=8).token_ids
 
 
 def test_an_answer_ends_where_the_context_does(case: Case) -> None:
@@ -162,12 +159,13 @@ def test_an_answer_ends_where_the_context_does(case: Case) -> None:
     ours, theirs = case.torch.language, case.onnx.language
     assert ours.context == theirs.context
     for text in ("c", "de", "fgh", "ijkl"):  # until an answer does not end by itself
-        prompt, answer = answered(case.torch, case.talk(text, 9))
+        prompt = case.torch.prepare(case.talk(text, 9))
+        answer = answered(case.torch, prompt)
         if answer.finish_reason == "context":
             break
     assert answer.finish_reason == "context"
     assert len(prompt.input_ids) + len(answer.token_ids) == CACHE + 1
-    expected = answered(case.onnx, case.talk(text, 9))[1]
+    expected = answered(case.onnx, case.talk(text, 9))
     assert answer.token_ids == expected.token_ids
 
 
@@ -198,7 +196,7 @@ def test_an_interrupted_token_leaves_the_cache_good(case: Case) -> None:
     Oracle: the answer of an undisturbed run.
     """
     talk = case.talk("zz", 6)
-    _, whole = answered(case.torch, talk, 8)
+    whole = answered(case.torch, talk, max_new_tokens=8)
     runner, layers = case.torch, case.torch.language._body.layers  # type: ignore[attr-defined]
 
     def interrupt(*_: object) -> None:
@@ -210,7 +208,7 @@ def test_an_interrupted_token_leaves_the_cache_good(case: Case) -> None:
     with pytest.raises(KeyboardInterrupt):
         list(pieces)
     handle.remove()
-    _, again = answered(runner, talk, 8)
+    again = answered(runner, talk, max_new_tokens=8)
     assert again.reused_tokens == again.prompt_tokens - 1
     assert again.token_ids == whole.token_ids
 
@@ -352,7 +350,7 @@ def test_a_hybrid_decoder_is_that_of_transformers(
     with torch.no_grad():
         rows = model.get_input_embeddings()(ids).numpy()
         expected = [model(input_ids=ids[:, :end]).logits[0, -1].numpy() for end in (11, 12, 13)]
-    job = open_job(Request(str(checkpoint)), registry, Silent())
+    job = open_job(Request.of(str(checkpoint)), registry, Silent())
     embedding = Embedding("model.language_model.embed_tokens.weight", (512, 32))
     lengths = replace(deployment, embedding=embedding)
     language = TorchLanguage(lengths, job, place_of("cpu", "float32"))

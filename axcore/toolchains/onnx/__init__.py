@@ -9,19 +9,19 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from ...availability import Availability
-from ...choices import Choice, resolve
+from ...choices import Choice
+from ..contract import Target
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
-    from ...language_model import Decoder
-    from ...progress import Progress
-    from ..contract import BuildRequest
+    from ...graph.lint import Finding
+    from ..contract import Build, BuildRequest
 
 __all__ = ["Onnx"]
 
-_NOTHING: Mapping[str, str] = MappingProxyType({})
+_HERE = Target("ONNX Runtime")
 _OPTIONS: Mapping[str, Choice] = MappingProxyType(
     {
         "weight-type": Choice(
@@ -45,6 +45,18 @@ class Onnx:
     name = "onnx"
     options = _OPTIONS
 
+    targets: Mapping[str, Target] = MappingProxyType({"onnx": _HERE})
+
+    def target(self, options: Mapping[str, str]) -> Target:
+        """Return ONNX Runtime, which has no table: it runs every operator that ONNX has."""
+        del options
+        return _HERE
+
+    def lint(self, graph: Path, target: Target) -> list[Finding]:
+        """Find nothing."""
+        del graph, target
+        return []
+
     def availability(self, command: str | None = None) -> Availability:
         """Say that it is here."""
         del command
@@ -59,41 +71,17 @@ class Onnx:
         del request, name
         return False
 
-    def prepare(
-        self, request: BuildRequest, options: Mapping[str, str] = _NOTHING
-    ) -> dict[str, str]:
+    def prepare(self, request: BuildRequest) -> dict[str, str]:
         """Return no file: there is no tool to configure."""
-        del request, options
+        del request
         return {}
 
-    def build(
-        self,
-        bundle: Path,
-        request: BuildRequest,
-        progress: Progress,
-        *,
-        command: str | None = None,
-        options: Mapping[str, str] = _NOTHING,
-        decoder: Callable[[], Decoder],
-    ) -> list[Path]:
+    def build(self, build: Build) -> None:
         """Write a file for every decoder layer, and one for norm and head.
-
-        Args:
-            bundle: Where they go.
-            request: What to build: its lengths.
-            progress: Told of the layers.
-            command: Not used: no tool is called.
-            options: See `options`.
-            decoder: Opens the checkpoint and describes the language model.
 
         Raises:
             UnsupportedModel: Layers of this kind are not built here.
         """
         from .build import build_layers
-        from .precision import Precision
 
-        del command
-        chosen = resolve(f"toolchain `{self.name}`", self.options, options)
-        precision = Precision(chosen["hidden-state-type"], chosen["weight-type"])
-        free = chosen["dynamic-batch"] == "yes"
-        return build_layers(bundle, request, decoder(), precision, progress, dynamic_batch=free)
+        build_layers(build)

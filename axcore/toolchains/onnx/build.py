@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 import torch
 
 from ...graph.trace import trace
-from ...layer_files import GROUPS, Origin, data_file, is_sealed, read_origin
+from ...layer_files import GROUPS, Provenance, data_file
 from ...versions import code_digest
-from ..state import Finished, State
 from .data import DataFile
 from .groups import (
     HEAD_INPUTS,
@@ -30,15 +28,15 @@ from .groups import (
 from .precision import STATES, Precision, add_weight, cast
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ...component import Stage
     from ...graph.trace import KindGraph, Spec
     from ...language_model import Decoder
     from ...progress import Progress
-    from ..contract import BuildRequest
+    from ..contract import Build
 
 OPSET = 18  # the exporter's own; nothing but ONNX Runtime reads these files
-STATE_FILE = "build/onnx.json"
-_UNFINISHED = "build/onnx"  # files wait here until all are there, so that an earlier build lasts
 _WRITERS = 2  # one reads while the other writes
 
 
@@ -52,117 +50,80 @@ class _Kind:
     groups: Sequence[Mapping[str, Any]]
 
 
-def build_layers(
-    bundle: Path,
-    request: BuildRequest,
-    decoder: Decoder,
-    precision: Precision,
-    progress: Progress,
-    *,
-    dynamic_batch: bool = False,
-) -> list[Path]:
-    """Write the layer models and the head; files of an earlier build from the same are kept."""
+def build_layers(build: Build) -> None:
+    """Write the layer models and the head, all as one step: they appear together."""
+    options = build.request.options
+    precision = Precision(options["hidden-state-type"], options["weight-type"])
+    dynamic = options["dynamic-batch"] == "yes"
+    decoder = build.decoder()
     with decoder.checkpoint:
-        lengths = Lengths.of(request, decoder, dynamic_batch=dynamic_batch)
-        return _Build(bundle, lengths, decoder, precision, progress).run()
+        lengths = Lengths.of(build.request, decoder, dynamic_batch=dynamic)
+        files = _LayerFiles(lengths, decoder, precision, build.progress)
+        build.step("layer-models", {"build": files.identity}, files.write)
 
 
-class _Build:
+class _LayerFiles:
+    """The files of one build.
+
+    Attributes:
+        identity: Digest of everything that each of them depends on.
+    """
+
     def __init__(
-        self,
-        bundle: Path,
-        lengths: Lengths,
-        decoder: Decoder,
-        precision: Precision,
-        progress: Progress,
+        self, lengths: Lengths, decoder: Decoder, precision: Precision, progress: Progress
     ) -> None:
-        self._bundle, self._decoder, self._progress = bundle, decoder, progress
-        self._precision = precision
-        self._lengths = lengths
-        self._state = State.load(bundle / STATE_FILE)
+        self._lengths, self._decoder = lengths, decoder
+        self._precision, self._progress = precision, progress
         self._weights = decoder.checkpoint.fingerprint()
-        self._key = self._identity()
+        self.identity = self._digest()
         self._kinds: dict[str, _Kind] = {}
 
-    def run(self) -> list[Path]:
-        """Write what is not there yet, then put it in place of an earlier build."""
+    def write(self, folder: Path) -> None:
+        """Write them all; weights go to disk while graphs are traced."""
         decoder, chunk = self._decoder, self._lengths.chunk
         stages = {
             layer_file(decoder.kind, chunk, index): stage
             for index, stage in enumerate(decoder.layers)
         }
         stages[head_file(decoder.kind)] = decoder.head
-        todo = {stem: stage for stem, stage in stages.items() if not self._is_done(stem)}
-        with self._progress.task("layer models", len(todo), "files") as task:
-            for _ in self._write(todo):
-                task.advance()
-        self._publish(stages)
-        return [self._bundle / f"{stem}.onnx" for stem in stages]
-
-    def _is_done(self, stem: str) -> bool:
-        files = self._state.outputs_of(stem, self._key, self._bundle)
-        if files is None:
-            return False
-        graph, origin = files[0], self._origin(stem)
-        return read_origin(graph) == origin and is_sealed(graph, origin)
-
-    def _origin(self, stem: str) -> Origin:
-        return Origin(stem, self._key, self._weights)
-
-    def _identity(self) -> str:
-        """Return what every file depends on; weights enter by size, header and time."""
-        checkpoint = self._decoder.checkpoint
-        owner = type(self._decoder.layers[0].module).__module__.partition(".")[0]
-        words = [
-            repr(self._precision),
-            repr(self._lengths),
-            checkpoint.signature(),
-            json.dumps(checkpoint.config, sort_keys=True),
-        ]
-        return self._state.key(words, {}, [*map(code_digest, ("axcore", owner))], ())
-
-    def _write(self, todo: Mapping[str, Stage]) -> Iterator[str]:
-        """Write files, yielding the name of each; weights go to disk while graphs are traced."""
-        folder = self._bundle / _UNFINISHED
-        folder.mkdir(parents=True, exist_ok=True)
         files = {
             stem: DataFile(
                 data_file(folder / f"{stem}.onnx"),
                 stage,
-                self._decoder.checkpoint,
+                decoder.checkpoint,
                 self._precision.weights,
-                self._origin(stem).seal,
+                self._provenance(stem).fingerprint,
             )
-            for stem, stage in todo.items()
+            for stem, stage in stages.items()
         }
-        with ThreadPoolExecutor(_WRITERS) as pool:
+        with (
+            ThreadPoolExecutor(_WRITERS) as pool,
+            self._progress.task("layer models", len(files), "files") as task,
+        ):
             written = {stem: pool.submit(data.write) for stem, data in files.items()}
             try:
                 for stem, data in files.items():
-                    path = folder / f"{stem}.onnx"
-                    ir.save(self._model(stem, data), path)
-                    self._note(stem, [path, written[stem].result()])
-                    yield stem
+                    ir.save(self._model(stem, data), folder / f"{stem}.onnx")
+                    written[stem].result()
+                    task.advance()
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
 
-    def _note(self, stem: str, files: Sequence[Path]) -> None:
-        sizes = {str(file.relative_to(self._bundle)): file.stat().st_size for file in files}
-        self._state.steps[stem] = Finished(key=self._key, outputs=sizes)
-        self._state.save(self._bundle / STATE_FILE)
+    def _provenance(self, stem: str) -> Provenance:
+        return Provenance(stem, self.identity, self._weights)
 
-    def _publish(self, stems: Iterable[str]) -> None:
-        """Put finished files in place; what an earlier build left under other names goes."""
-        for stale in sorted(set(self._state.steps) - set(stems)):
-            for name in self._state.steps.pop(stale).outputs:
-                (self._bundle / name).unlink(missing_ok=True)
-        for stem in stems:
-            sizes = {Path(name).name: n for name, n in self._state.steps[stem].outputs.items()}
-            for name, place in zip(self._state.steps[stem].outputs, sizes, strict=True):
-                (self._bundle / name).replace(self._bundle / place)
-            self._state.steps[stem] = Finished(key=self._key, outputs=sizes)
-        self._state.save(self._bundle / STATE_FILE)
-        shutil.rmtree(self._bundle / _UNFINISHED, ignore_errors=True)
+    def _digest(self) -> str:
+        checkpoint = self._decoder.checkpoint
+        owner = type(self._decoder.layers[0].module).__module__.partition(".")[0]
+        facts = [
+            repr(self._precision),
+            repr(self._lengths),
+            checkpoint.signature(),  # weights by size, header and time of writing
+            self._weights,
+            checkpoint.config,
+            *map(code_digest, ("axcore", owner)),
+        ]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def _model(self, stem: str, data: DataFile) -> ir.Model:
         """Return a stage as a model whose weights lie in its data file."""
@@ -180,7 +141,7 @@ class _Build:
         self._name_outputs(graph, kind)
         model.producer_name = "axcore"
         model.metadata_props[GROUPS] = json.dumps(kind.groups)
-        model.metadata_props.update(self._origin(stem).properties)
+        model.metadata_props.update(self._provenance(stem).properties)
         return model
 
     def _kind(self, stage: Stage) -> _Kind:

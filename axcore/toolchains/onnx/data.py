@@ -30,14 +30,14 @@ class DataFile:
         stage: Whose parameters.
         checkpoint: Where they are read from.
         precision: See `stored_forms`.
-        seal: What the file ends with.
+        fingerprint: Bytes that end the file, so that it can be told from another build's.
     """
 
     path: Path
     stage: Stage
     checkpoint: Checkpoint
     precision: str
-    seal: bytes
+    fingerprint: bytes
 
     @cached_property
     def forms(self) -> dict[str, list[Stored]]:
@@ -63,7 +63,7 @@ class DataFile:
             for form in self._in_order:
                 form.write(file.fileno(), self.offsets[form.name])
             file.seek(0, os.SEEK_END)
-            file.write(self.seal)
+            file.write(self.fingerprint)
         return self.path
 
     def initializers(self, parameter: str) -> list[ir.Value]:

@@ -6,31 +6,46 @@ Importing it is cheap; configuration types and the runner are loaded when they a
 from __future__ import annotations
 
 import shlex
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from ...availability import Availability
-from ...errors import ToolchainError
+from ...errors import ToolchainError, UsageError
+from .chips import NPU_MODES, OPTIONS, Chip, chip_target
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
-    from ...choices import Choice
-    from ...language_model import Decoder
-    from ...progress import Progress
-    from ..contract import BuildRequest
+    from ...graph.lint import Finding
+    from ..contract import Build, BuildRequest, Target
 
 __all__ = ["Pulsar2"]
-
-_NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 class Pulsar2:
     """The toolchain for Axera chips."""
 
     name = "pulsar2"
-    options: Mapping[str, Choice] = MappingProxyType({})
+    options = OPTIONS
+
+    @property
+    def targets(self) -> dict[str, Target]:
+        """The chips, those with a published operator table with it."""
+        return {chip: chip_target(chip) for chip in NPU_MODES}
+
+    def target(self, options: Mapping[str, str]) -> Target:
+        """Return the chip.
+
+        Raises:
+            UsageError: Pulsar2 has no such chip, or the chip has no such NPU mode.
+        """
+        return chip_target(Chip.of(options).name)
+
+    def lint(self, graph: Path, target: Target) -> list[Finding]:
+        """Check a graph against the chip's operator table."""
+        from ...graph.lint import lint_model
+
+        return lint_model(graph, target.operators) if target.operators else []
 
     def availability(self, command: str | None = None) -> Availability:
         """Say whether Pulsar2 is here; `command` replaces ``pulsar2`` and may be several words."""
@@ -55,65 +70,57 @@ class Pulsar2:
             for graph in request.graphs
         )
 
-    def prepare(
-        self, request: BuildRequest, options: Mapping[str, str] = _NOTHING
-    ) -> dict[str, str]:
+    def prepare(self, request: BuildRequest) -> dict[str, str]:
         """Return ``<stem>.pulsar2.json`` for every graph, and ``build.sh``.
 
         Raises:
             UsageError: Pulsar2 has no such chip or mode.
             ContractError: What a component says does not fit the configuration schema.
         """
-        del options
         from .commands import config_file
         from .config import config_for
         from .script import build_script
-        from .target import check_target
 
-        check_target(request.chip, request.npu_mode)
         files = {
             config_file(graph): config_for(graph, request).to_json() for graph in request.graphs
         }
         return {**files, "build.sh": build_script(request)}
 
-    def build(
-        self,
-        bundle: Path,
-        request: BuildRequest,
-        progress: Progress,
-        *,
-        command: str | None = None,
-        options: Mapping[str, str] = _NOTHING,
-        decoder: Callable[[], Decoder] | None = None,
-    ) -> list[Path]:
-        """Build every graph and the language model; return the ``.axmodel`` files.
+    def build(self, build: Build) -> None:
+        """Build every graph and the language model into ``.axmodel`` files.
 
-        What the tool prints goes to `progress` as it comes, and into ``build/<step>.log``. A step
-        finished by an earlier run is kept as long as its command, the tool's version and the
-        contents of the files it reads are the same.
-
-        Args:
-            bundle: Folder with graphs, configurations and calibration archives.
-            request: What to build.
-            progress: Where messages go.
-            command: What starts Pulsar2, ``pulsar2`` if None. A container must see the bundle,
-                as its working folder, and the checkpoint under the paths they have here.
-            options: None are known.
-            decoder: Not used: Pulsar2 reads the checkpoint itself.
+        What the tool prints goes to the progress as it comes, and into ``build/<step>.log``. A step
+        is done again when its command, the tool's version or the content of a file it reads has
+        changed. A container must see the bundle, as its working folder, and the checkpoint under
+        the paths they have here.
 
         Raises:
+            UsageError: The bundle was converted for another chip or mode.
             ToolchainError: The tool or a file it needs is missing, or a step failed.
         """
-        from ..steps import Steps
-        from .build import steps_of
+        from ..tool import run_tool
+        from .build import runs_of
         from .commands import BUILD_FOLDER
         from .tool import find_tool, probe
 
-        del decoder, options
-        folder = bundle.absolute()
-        tool, generation = probe(find_tool(command), folder)
-        progress.say(f"Pulsar2 {', '.join(tool.version)} ({generation})".replace("  ", " "))
-        steps = steps_of(folder, request, generation)
-        for note in request.llm.notes:
-            progress.warn(note)
-        return Steps(folder, BUILD_FOLDER, tool, progress).run(steps)
+        _check_converted(build)
+        tool, generation = probe(find_tool(build.command), build.folder)
+        version = " ".join(tool.version)
+        build.progress.say(f"Pulsar2 {version} ({generation})".replace("  ", " "))
+        runs = runs_of(build.folder, build.request, generation)
+        for note in build.request.llm.notes:
+            build.progress.warn(note)
+        run_tool(build, tool, runs, BUILD_FOLDER)
+
+
+def _check_converted(build: Build) -> None:
+    """Refuse another chip than that of the configuration files, which may have been edited."""
+    if build.converted is None:
+        return
+    before, now = Chip.of(build.converted), Chip.of(build.request.options)
+    if before != now:
+        raise UsageError(
+            f"{build.folder} was converted for {' '.join(before)}, not for {' '.join(now)}",
+            hint=f"run the same `axcore convert` with --chip {now.name} --npu-mode {now.npu_mode}:"
+            " exported graphs are kept",
+        )

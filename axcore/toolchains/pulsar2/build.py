@@ -1,4 +1,4 @@
-"""The steps of a bundle: one per graph, then the language model."""
+"""The runs of the tool for a bundle: one per graph, then the language model."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import glob
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..steps import Step, graph_files, required
+from ..tool import Run, graph_files, required
 from .commands import LLM_STEP, axmodel_file, config_file, graph_command, llm_flags
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _AGAIN = "run `axcore convert` again"
 
 
-def steps_of(bundle: Path, request: BuildRequest, generation: Generation) -> list[Step]:
+def runs_of(bundle: Path, request: BuildRequest, generation: Generation) -> list[Run]:
     """Return what a tool with the language-model builder `generation` has to do.
 
     Raises:
@@ -26,20 +26,20 @@ def steps_of(bundle: Path, request: BuildRequest, generation: Generation) -> lis
     return [*graphs, _llm_step(request, generation)]
 
 
-def _graph_step(bundle: Path, graph: GraphFile, request: BuildRequest) -> Step:
+def _graph_step(bundle: Path, graph: GraphFile, request: BuildRequest) -> Run:
     name, axmodel = graph.stem, axmodel_file(graph)
     files = graph_files(bundle, graph)
     files += [required(name, bundle / config_file(graph), _AGAIN)]
     files += [required(name, bundle / graph.archive, f"{_AGAIN} with --images")]
-    return Step(
+    return Run(
         name, graph_command(graph, request), files, lambda _: {axmodel: glob.escape(axmodel)}
     )
 
 
-def _llm_step(request: BuildRequest, generation: Generation) -> Step:
+def _llm_step(request: BuildRequest, generation: Generation) -> Run:
     checkpoint = Path(request.checkpoint)
     required(LLM_STEP, checkpoint / "config.json", f"{_AGAIN} with --checkpoint where it is now")
-    return Step(
+    return Run(
         name=LLM_STEP,
         arguments=[generation, "--input_path", str(checkpoint), *llm_flags(generation, request)],
         inputs=sorted(path for path in checkpoint.iterdir() if path.is_file()),

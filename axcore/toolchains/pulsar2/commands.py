@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+from .chips import Chip
+
 if TYPE_CHECKING:
     from ...language_model import LlmBuildArgs
     from ..contract import BuildRequest, GraphFile
@@ -37,14 +39,15 @@ def output_folder(step: str) -> str:
 
 def graph_command(graph: GraphFile, request: BuildRequest) -> list[str]:
     """Return what follows the tool's name to build `graph`."""
+    chip = Chip.of(request.options)
     return [
         "build",
         *("--input", f"{graph.stem}.onnx"),
         *("--config", config_file(graph)),
         *("--output_dir", output_folder(graph.stem)),
         *("--output_name", axmodel_file(graph)),
-        *("--target_hardware", request.chip),
-        *("--npu_mode", request.npu_mode),
+        *("--target_hardware", chip.name),
+        *("--npu_mode", chip.npu_mode),
         *("--compiler.check", "0"),
     ]
 
@@ -56,13 +59,13 @@ def llm_flags(generation: Generation, request: BuildRequest) -> list[str]:
     a context of C + 1 positions; where the one names a chunk and the histories before it, the
     other names the step and the longest prompt, which is the longest history and one more chunk.
     """
-    args = request.llm
+    args, chip = request.llm, Chip.of(request.options)
     flags = ["--output_path", output_folder(LLM_STEP)]
     flags += ["--hidden_state_type", args.hidden_state_type]
     flags += _lengths(generation, args)
-    flags += ["--parallel", str(args.parallel), "--chip", request.chip]
-    if request.npu_mode != _LLM_NPU_MODE:
-        flags += ["--npu_mode", request.npu_mode]
+    flags += ["--parallel", str(args.parallel), "--chip", chip.name]
+    if chip.npu_mode != _LLM_NPU_MODE:
+        flags += ["--npu_mode", chip.npu_mode]
     if args.weight_type != "s8":
         flags += ["--weight_type", args.weight_type]
     if args.check_level:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from ...errors import ContractError
+from .chips import DEFAULT_CHIP, Chip
 from .schema import BuildConfig
-from .target import DEFAULT_CHIP
 
 if TYPE_CHECKING:
     from ..contract import BuildRequest, GraphFile
@@ -42,16 +42,16 @@ def config_for(graph: GraphFile, request: BuildRequest) -> BuildConfig:
     Raises:
         ContractError: The options do not fit the schema, or the samples cannot serve the inputs.
     """
-    tensor = _tensor_name(graph)
+    tensor, chip = _tensor_name(graph), Chip.of(request.options)
     config: dict[str, Any] = {
         "model_type": "ONNX",
-        "npu_mode": request.npu_mode,
+        "npu_mode": chip.npu_mode,
         "quant": {**PUBLISHED_QUANT, "input_configs": [_input_config(graph, tensor)]},
         "input_processors": [_input_processor(graph, tensor)],
         "compiler": {"npu_perf": False},
     }
-    if request.chip != DEFAULT_CHIP:
-        config["target_hardware"] = request.chip
+    if chip.name != DEFAULT_CHIP:
+        config["target_hardware"] = chip.name
     merged = _merged(config, graph.build_options.get("pulsar2", {}))
     try:
         return BuildConfig.model_validate(merged)

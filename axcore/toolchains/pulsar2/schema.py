@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from .target import NPU_MODES
+from .chips import NPU_MODES
 
 Archive = Annotated[str, Field(pattern=r"\.(tar|tar\.gz|zip)$")]
 Layout = Literal["NCHW", "NHWC"]

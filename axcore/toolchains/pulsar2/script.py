@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING
 
+from .chips import Chip
 from .commands import (
     GENERATIONS,
     LLM_STEP,
@@ -68,10 +69,11 @@ mv -f {folder}/*.axmodel .
 
 def build_script(request: BuildRequest) -> str:
     """Return a bash script that builds everything in `request`, wherever the bundle lies."""
+    chip = Chip.of(request.options)
     head = _HEAD.format(
         model=request.model,
-        chip=request.chip,
-        npu_mode=request.npu_mode,
+        chip=chip.name,
+        npu_mode=chip.npu_mode,
         checkpoint=shlex.quote(request.checkpoint),
     )
     graphs = [_graph_part(graph, request) for graph in request.graphs]

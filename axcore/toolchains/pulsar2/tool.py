@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ...errors import ToolchainError
-from ..steps import Tool
+from ..tool import Tool
 from .commands import GENERATIONS, Generation
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _REMEDY = (
     "install Pulsar2 and put it on PATH, or say what starts it: "
-    '--pulsar2 "docker run --rm -v FOLDER:FOLDER -w FOLDER IMAGE pulsar2"'
+    '--tool "docker run --rm -v FOLDER:FOLDER -w FOLDER IMAGE pulsar2"'
 )
 
 

@@ -17,9 +17,9 @@ import axcore
 from axcore import Options, Registry, ToolchainError, UsageError
 from axcore.choices import resolve
 from axcore.runtime.deployment import Deployment
-from axcore.runtime.runner import Answer, Runner
+from axcore.runtime.runner import Runner
 from axcore.runtime.torch_model import Place
-from axcore.testing import Recorder
+from axcore.testing import Recorder, answered
 
 from .conftest import SOC, Standin
 
@@ -29,12 +29,13 @@ if TYPE_CHECKING:
     from .conftest import StandinRuntime
 
 
-def answered(runner: Runner, image: Image.Image) -> list[int]:
-    parts = [{"type": "image", "image": image}, {"type": "text", "text": "and?"}]
-    prompt, answer = runner.prepare([{"role": "user", "content": parts}]), Answer()
-    for _ in runner.answer(prompt, max_new_tokens=6, answer=answer):
-        pass
-    return answer.token_ids
+@pytest.fixture(scope="module")
+def deployment(registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> Deployment:
+    """A bundle as it is converted: ONNX files, and nothing built of them."""
+    out = tmp_path_factory.mktemp("bundle")
+    how: dict[str, Any] = {"weights": "random-tiny", "verify": False}
+    axcore.convert("internvl3.5-1b", out, registry=registry, **how)
+    return Deployment.open(out, registry)
 
 
 @pytest.mark.parametrize("model", ["minicpm-v-2", "internvl3.5-1b"])
@@ -70,33 +71,29 @@ def test_an_answer_is_that_of_the_embedded_toolchain(
     )
     image = Image.effect_noise((140, 112), 80).convert("RGB")
     chosen = {"decoder-device": "cpu", "dtype": "float32"}
-    made = answered(Runner.open(out, registry, "ascend", chosen), image)
-    assert made == answered(Runner.open(out, registry, "onnx"), image)
+    parts = [{"type": "image", "image": image}, {"type": "text", "text": "and?"}]
+    made, expected = (
+        answered(Runner.open(out, registry, name, options), [{"role": "user", "content": parts}],
+                 max_new_tokens=6).token_ids
+        for name, options in (("ascend", chosen), ("onnx", {}))
+    )  # fmt: skip
+    assert made == expected
     assert [session.device_id for session in ais_bench] == [0] * len(request.graphs)
 
 
-def test_without_a_card_the_backend_says_what_it_needs(registry: Registry, tmp_path: Path) -> None:
+def test_without_a_card_the_backend_says_what_it_needs(
+    registry: Registry, deployment: Deployment
+) -> None:
     """Oracle: this machine, which has neither ais_bench nor the provider."""
     for backend in backends():
         found = backend.availability()
         assert not found.available
         assert "wheels" in found.remedy or "without onnxruntime" in found.remedy
-    how: dict[str, Any] = {"weights": "random-tiny", "verify": False}
-    axcore.convert("internvl3.5-1b", tmp_path, registry=registry, **how)
     with pytest.raises(ToolchainError, match="backend `ascend` is not available"):
-        Runner.open(tmp_path, registry, "ascend")
+        Runner.open(deployment.folder, registry, "ascend")
 
 
 # Options -----------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def deployment(registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> Deployment:
-    """A bundle as it is converted: ONNX files, and nothing built of them."""
-    out = tmp_path_factory.mktemp("bundle")
-    how: dict[str, Any] = {"weights": "random-tiny", "verify": False}
-    axcore.convert("internvl3.5-1b", out, registry=registry, **how)
-    return Deployment.open(out, registry)
 
 
 def opened(deployment: Deployment, name: str, given: dict[str, str]) -> None:

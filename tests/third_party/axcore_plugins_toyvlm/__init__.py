@@ -10,16 +10,19 @@ from axcore import (
     Calibration,
     Component,
     Job,
+    Layout,
     ModelCard,
     Port,
     Profile,
+    Published,
     Shape,
     UnsupportedProfile,
+    affine_tensors,
     hookimpl,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from PIL.Image import Image
 
@@ -52,11 +55,11 @@ def model_cards() -> list[ModelCard]:
             architectures=("ToyVLMForConditionalGeneration",),
             profiles={"image": Profile(96, 96, prefill_len=128, kv_cache_len=511)},
             licence="MIT",
-            config=CONFIG,
-            tiny=TINY,
-            prefixes={"vision.": ("vision.", "model.vision_tower."), "model.": ("model.",)},
-            text_prefixes=("model.", "lm_head."),
-            tensors=lambda config: dict(_tensors(config)),
+            layout=Layout(
+                tensors,
+                {"vision.": ("vision.", "model.vision_tower."), "model.": ("model.",)},
+            ),
+            published=Published(CONFIG, tiny=TINY),
         )
     ]
 
@@ -92,28 +95,24 @@ def export_vision(job: Job) -> list[Component]:
     ]
 
 
-def _tensors(config: Mapping[str, Any]) -> Iterator[tuple[str, Shape]]:
+def tensors(config: Mapping[str, Any]) -> dict[str, Shape]:
     tower, text = config["vision_config"], config["text_config"]
     width, inner, hidden = tower["hidden_size"], tower["intermediate_size"], text["hidden_size"]
-    yield "vision.patch.weight", (width, 3, PATCH_PX, PATCH_PX)
-    yield "vision.patch.bias", (width,)
+    shapes: dict[str, Shape] = affine_tensors("vision.patch", width, 3, PATCH_PX, PATCH_PX)
     for index in range(tower["depth"]):
         block = f"vision.blocks.{index}."
-        for norm in ("norm1", "norm2"):
-            yield from ((f"{block}{norm}.{name}", (width,)) for name in ("weight", "bias"))
-        yield block + "attn.in_proj_weight", (3 * width, width)
-        yield block + "attn.in_proj_bias", (3 * width,)
-        yield from _linear(block + "attn.out_proj", width, width)
-        yield from _linear(block + "fc1", inner, width)
-        yield from _linear(block + "fc2", width, inner)
-    yield from _linear("projector.0", hidden, width)
-    yield from _linear("projector.2", hidden, hidden)
-    yield "model.embed_tokens.weight", (text["vocab_size"], hidden)
+        shapes |= {
+            **affine_tensors(block + "norm1", width),
+            **affine_tensors(block + "norm2", width),
+            block + "attn.in_proj_weight": (3 * width, width),
+            block + "attn.in_proj_bias": (3 * width,),
+            **affine_tensors(block + "attn.out_proj", width, width),
+            **affine_tensors(block + "fc1", inner, width),
+            **affine_tensors(block + "fc2", width, inner),
+        }
+    shapes |= affine_tensors("projector.0", hidden, width)
+    shapes |= affine_tensors("projector.2", hidden, hidden)
+    shapes["model.embed_tokens.weight"] = (text["vocab_size"], hidden)
     for index in range(text["num_hidden_layers"]):
-        yield f"model.layers.{index}.input_layernorm.weight", (hidden,)
-    yield "model.norm.weight", (hidden,)
-
-
-def _linear(key: str, rows: int, columns: int) -> Iterator[tuple[str, Shape]]:
-    yield key + ".weight", (rows, columns)
-    yield key + ".bias", (rows,)
+        shapes[f"model.layers.{index}.input_layernorm.weight"] = (hidden,)
+    return {**shapes, "model.norm.weight": (hidden,)}

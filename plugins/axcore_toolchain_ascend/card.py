@@ -31,7 +31,7 @@ _BEFORE_A2 = re.compile(r"Ascend(310|910(?!B\d|_9))")
 
 
 @dataclass(frozen=True)
-class Target:
+class Card:
     """What ``atc`` compiles for.
 
     Attributes:
@@ -43,7 +43,7 @@ class Target:
     precision_mode: str
 
     @classmethod
-    def of(cls, options: Mapping[str, str]) -> Target:
+    def of(cls, options: Mapping[str, str]) -> Card:
         """Read `options`, by the names of `OPTIONS`.
 
         Raises:
@@ -59,7 +59,7 @@ class Target:
             )
         return cls(soc, mode)
 
-    def complete(self) -> Target:
+    def complete(self) -> Card:
         """Return this target, if it names a card.
 
         Raises:

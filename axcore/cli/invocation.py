@@ -1,0 +1,235 @@
+"""What holds for one invocation, whatever its command: how much is said, and where."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import traceback
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from ..display import for_people
+from ..errors import UsageError
+from ..plugins import Registry
+from ..progress import Silent
+from .console import fail
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from types import TracebackType
+
+    from ..errors import AxcoreError
+    from ..progress import Progress, Task
+
+INTERRUPTED = 130  # what shells report of a program that Ctrl-C ended
+_LOG = logging.getLogger("axcore")
+_LOG.addHandler(logging.NullHandler())
+_LOG.setLevel(logging.INFO)
+_LOG.propagate = False  # what axcore says is on the terminal already
+
+
+class Invocation:
+    """The state of one invocation; commands find it by `of`, options fill it in.
+
+    Attributes:
+        quiet: Whether errors and warnings are all that is said.
+        verbose: Whether libraries are heard, and tracebacks of expected failures shown.
+        log_file: Gets every message, with its time.
+    """
+
+    def __init__(self) -> None:
+        self.quiet, self.verbose = False, False
+        self.log_file: Path | None = None
+        self._root_level = logging.getLogger().level
+        self._handlers: list[logging.Handler] = []
+
+    @staticmethod
+    def of(context: typer.Context) -> Invocation:
+        """Return the state of the invocation that a context belongs to."""
+        return context.ensure_object(Invocation)
+
+    def __enter__(self) -> Invocation:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Log the bug that ended the invocation, if one did, and close the log."""
+        if isinstance(error, Exception):
+            _LOG.error("%s", error, exc_info=error)
+        self._close()
+
+    def configure(self, name: str, value: Any) -> None:
+        """Set an attribute to what an option says, and direct the messages accordingly.
+
+        Raises:
+            UsageError: The log file cannot be written, or more and less is to be said.
+        """
+        setattr(self, name, value)
+        self.__dict__.pop("reporter", None)
+        if self.quiet and self.verbose:
+            raise UsageError("--quiet and --verbose contradict each other", hint="give one of them")
+        self._close()
+        root = logging.getLogger()
+        if self.verbose or self.log_file:
+            # Once the log hears libraries, Python no longer prints their warnings by itself.
+            level = logging.INFO if self.verbose else logging.WARNING
+            self._attach(logging.StreamHandler(sys.stderr), level, root)
+            root.setLevel(logging.INFO)
+        if self.log_file:
+            self._attach(_log_handler(self.log_file), logging.INFO, root, _LOG)
+
+    def _attach(self, handler: logging.Handler, level: int, *loggers: logging.Logger) -> None:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        handler.setLevel(level)
+        self._handlers.append(handler)
+        for logger in loggers:
+            logger.addHandler(handler)
+
+    def _close(self) -> None:
+        root = logging.getLogger()
+        root.setLevel(self._root_level)
+        while self._handlers:
+            handler = self._handlers.pop()
+            root.removeHandler(handler)
+            _LOG.removeHandler(handler)
+            handler.close()
+
+    @cached_property
+    def reporter(self) -> Progress:
+        """Where messages and long work go: the terminal, and the log."""
+        return _Logged(_Quiet() if self.quiet else for_people())
+
+    @contextmanager
+    def progress(self, *, continues: bool = False) -> Iterator[Progress]:
+        """Yield the reporter; end with 130 where Ctrl-C is pressed.
+
+        Args:
+            continues: Whether the same command, run again, goes on where it was interrupted.
+        """
+        try:
+            yield self.reporter
+        except KeyboardInterrupt:
+            self.interrupted("; run the same command again to continue" if continues else "")
+
+    def interrupted(self, remedy: str = "") -> NoReturn:
+        """Say that Ctrl-C ended the command, and end it."""
+        _LOG.error("interrupted%s", remedy)
+        typer.echo(f"interrupted{remedy}", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+
+    def registry(self, *, warn: bool = True) -> Registry:
+        """Return the installed plugins; `warn` of those set aside."""
+        registry = Registry()
+        _ = registry.entries, registry.toolchains
+        for problem in registry.problems if warn else ():
+            self.reporter.warn(f"plugin {problem.plugin} is set aside: {problem.error}")
+        return registry
+
+    def note(self, message: str) -> None:
+        """Say what is to be known of a result, on quiet invocations, too."""
+        _LOG.warning("%s", message)
+        typer.echo(f"note: {message}", err=True)
+
+    def fail(self, error: AxcoreError) -> None:
+        """Print an expected failure, behind its traceback where much is to be said."""
+        _LOG.error("%s", error.message, exc_info=error)
+        if self.verbose:
+            traceback.print_exception(error)
+        fail(error)
+
+
+class _Quiet(Silent):
+    """A `Progress` of warnings alone."""
+
+    def warn(self, message: str) -> None:
+        """Print a warning."""
+        for_people().warn(message)
+
+
+class _Logged:
+    """A `Progress` whose messages go into the log, too."""
+
+    def __init__(self, shown: Progress) -> None:
+        self._shown = shown
+
+    def say(self, message: str) -> None:
+        """Pass on and log a message."""
+        _LOG.info("%s", message)
+        self._shown.say(message)
+
+    def warn(self, message: str) -> None:
+        """Pass on and log a warning."""
+        _LOG.warning("%s", message)
+        self._shown.warn(message)
+
+    @contextmanager
+    def task(self, label: str, total: float, unit: str = "") -> Iterator[Task]:
+        """Pass on a task, and log its beginning and its end."""
+        _LOG.info("%s: begins", label)
+        with self._shown.task(label, total, unit) as task:
+            yield task
+        _LOG.info("%s: done", label)
+
+
+def _log_handler(path: Path) -> logging.Handler:
+    try:
+        return logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise UsageError(
+            f"--log-file {path} cannot be written: {error.strerror}",
+            hint="name a file in a folder that exists",
+        ) from error
+
+
+# Options of every command ------------------------------------------------------------------------
+
+
+def _configure(context: typer.Context, parameter: typer.CallbackParam, value: Any) -> None:
+    if value and not context.resilient_parsing:
+        Invocation.of(context).configure(str(parameter.name), value)
+
+
+def _option(*names: str, help: str) -> Any:  # noqa: A002 - typer's name
+    return typer.Option(*names, help=help, callback=_configure, expose_value=False)
+
+
+Quiet = Annotated[bool, _option("--quiet", "-q", help="Say errors and warnings alone.")]
+Verbose = Annotated[
+    bool, _option("--verbose", "-v", help="Say what libraries say, too, and show tracebacks.")
+]
+LogFile = Annotated[
+    Path | None, _option("--log-file", help="Add every message to this file, with its time.")
+]
+
+
+class Root(TyperGroup):
+    """The group of all commands: its options of an `Invocation` are taken behind a command, too."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        shared = [parameter for parameter in self.params if not parameter.expose_value]
+        _extend(self.commands.values(), shared)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command; where Ctrl-C ends it, say so."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            Invocation.of(ctx).interrupted()
+
+
+def _extend(commands: Iterable[Any], parameters: Sequence[Any]) -> None:
+    for command in commands:
+        if isinstance(command, TyperGroup):
+            _extend(command.commands.values(), parameters)
+        else:
+            command.params.extend(parameters)

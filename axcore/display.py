@@ -1,0 +1,154 @@
+"""Progress for people: bars on a terminal or in a notebook, lines in a log.
+
+`Bars` and `Lines` are forms of `axcore.progress.Progress`. Both write to standard error. rich is
+imported with the first bar.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
+
+LINE_EVERY_S = 10.0
+"""Seconds between the lines by which a log shows that a task is alive."""
+
+
+def for_people() -> Bars | Lines:
+    """Return bars where they can be drawn, else lines."""
+    # rich draws in notebooks through ipywidgets, and draws nothing without them.
+    notebook = "ipykernel" in sys.modules and find_spec("ipywidgets") is not None
+    return Bars() if sys.stderr.isatty() or notebook else Lines()
+
+
+def size(count: float) -> str:
+    """Return bytes for people: 2.7 GB."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB"
+
+
+class Lines:
+    """Plain lines: one when a task begins, one when it ends, and one now and then in between.
+
+    Args:
+        every_s: Seconds between the lines of a task that goes on.
+    """
+
+    def __init__(self, every_s: float = LINE_EVERY_S) -> None:
+        self._every_s = every_s
+
+    def say(self, message: str) -> None:
+        """Print a line."""
+        _print(message)
+
+    def warn(self, message: str) -> None:
+        """Print a warning."""
+        _print(f"warning: {message}")
+
+    @contextmanager
+    def task(self, label: str, total: float, unit: str = "") -> Iterator[_Counter]:
+        """Print what begins, how far it is, and how long it took."""
+        self.say(f"{label} ({_amount(total, unit)}) …")
+        started = spoken = time.perf_counter()
+
+        def show(done: float) -> None:
+            nonlocal spoken
+            if done < total and time.perf_counter() - spoken >= self._every_s:
+                spoken = time.perf_counter()
+                self.say(f"{label}: {_amount(done, unit, of=total)}")
+
+        yield _Counter(show)
+        self.say(f"{label}: {time.perf_counter() - started:.1f} s")
+
+
+class Bars:
+    """Bars above which messages scroll; they are gone when the last task ends."""
+
+    def __init__(self) -> None:
+        self._lock, self._running = threading.Lock(), 0
+
+    def say(self, message: str) -> None:
+        """Print a line above the bars."""
+        if self._running:
+            self._rich.console.print(message, markup=False, highlight=False, soft_wrap=True)
+        else:
+            _print(message)
+
+    def warn(self, message: str) -> None:
+        """Print a warning above the bars."""
+        self._rich.console.print(
+            f"warning: {message}", style="yellow", markup=False, highlight=False, soft_wrap=True
+        )
+
+    @contextmanager
+    def task(self, label: str, total: float, unit: str = "") -> Iterator[_Counter]:
+        """Show a bar until the block ends."""
+        bars = self._rich
+        self._count(+1)
+        identity = bars.add_task(label, total=total, amount=_amount(0, unit, of=total))
+
+        def show(done: float) -> None:
+            bars.update(identity, completed=done, amount=_amount(done, unit, of=total))
+
+        try:
+            yield _Counter(show)
+        finally:
+            bars.remove_task(identity)
+            self._count(-1)
+
+    def _count(self, change: int) -> None:
+        """Draw as long as there is a task."""
+        with self._lock:
+            before, self._running = self._running, self._running + change
+            if not before:
+                self._rich.start()
+            elif not self._running:
+                self._rich.stop()
+
+    @cached_property
+    def _rich(self) -> RichProgress:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            TextColumn("{task.fields[amount]}"),
+            TimeElapsedColumn(),
+        )
+        return Progress(*columns, console=Console(stderr=True), transient=True)
+
+
+class _Counter:
+    """Adds up what is done, from any thread, and shows the sum."""
+
+    def __init__(self, show: Callable[[float], None]) -> None:
+        self._show, self._done, self._lock = show, 0.0, threading.Lock()
+
+    def advance(self, amount: float = 1) -> None:
+        """Count `amount` more units as done."""
+        with self._lock:
+            self._done += amount
+            self._show(self._done)
+
+
+def _amount(count: float, unit: str, of: float | None = None) -> str:
+    if unit == "B":
+        return size(count) if of is None else f"{size(count)} of {size(of)}"
+    return (f"{count:g}" if of is None else f"{count:g} of {of:g}") + f" {unit}".rstrip()
+
+
+def _print(message: str) -> None:
+    sys.stderr.write(f"{message}\n")
+    sys.stderr.flush()

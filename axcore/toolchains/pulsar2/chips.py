@@ -1,0 +1,101 @@
+"""The chips that Pulsar2 compiles for. Light: `axcore --help` gets here."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from importlib import resources
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ...choices import Choice
+from ...errors import UsageError
+from ..contract import Target
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+NPU_MODES: Mapping[str, tuple[str, ...]] = {
+    "AX650": ("NPU1", "NPU2", "NPU3"),
+    "M76H": ("NPU1", "NPU2", "NPU3"),
+    "AX620E": ("NPU1", "NPU2"),
+    "AX615": ("NPU1", "NPU2"),
+    "AX637": ("NPU1",),
+    "M57": ("NPU1",),
+    "AX8860": ("NPU1", "NPU2", "NPU4"),
+}
+"""``--target_hardware`` to the ``--npu_mode`` values it has: how much of the NPU a graph takes."""
+
+DEFAULT_CHIP = next(iter(NPU_MODES))
+
+OPTIONS: Mapping[str, Choice] = MappingProxyType(
+    {
+        "chip": Choice(tuple(NPU_MODES), "the chip that is built for"),
+        "npu-mode": Choice(
+            (),
+            "NPU1 to NPU4: how much of the NPU a vision graph takes; default: all there is",
+        ),
+    }
+)
+
+
+class Chip(NamedTuple):
+    """What is built for, in the words of Pulsar2's command line."""
+
+    name: str
+    npu_mode: str
+
+    @classmethod
+    def of(cls, options: Mapping[str, str]) -> Chip:
+        """Read the toolchain's options.
+
+        Raises:
+            UsageError: There is no such chip, or it has no such mode; the hint lists what there is.
+        """
+        name = options["chip"]
+        if name not in NPU_MODES:
+            raise UsageError(
+                f"Pulsar2 has no chip `{name}`", hint=f"choose one of {', '.join(NPU_MODES)}"
+            )
+        mode = options.get("npu-mode", NPU_MODES[name][-1])
+        if mode not in NPU_MODES[name]:
+            raise UsageError(
+                f"chip {name} has no NPU mode `{mode}`",
+                hint=f"choose one of {', '.join(NPU_MODES[name])}",
+            )
+        return cls(name, mode)
+
+
+@cache
+def chip_target(chip: str) -> Target:
+    """Return a chip with its operator table, where one is published."""
+    from ...graph.lint import OperatorTable
+
+    published, errata = _data("operators.json"), _data("errata.json")
+    tables: Mapping[str, list[str]] = published["applies_to"]
+    name = next((name for name, chips in tables.items() if chip in (name, *chips)), None)
+    if name is None:
+        return Target(chip)
+    operators = {
+        errata["aliases"].get(op, {"name": op})["name"]: tuple(
+            sentence
+            for text in entry["restrictions"]
+            for sentence in _amended(errata["restrictions"].get(op, {}), text)
+        )
+        for op, entry in published["chips"][name].items()
+    }
+    return Target(
+        chip, OperatorTable(chip, operators, errata["opset"]["minimum"], _data("remedies.json"))
+    )
+
+
+def _amended(errata: Mapping[str, Any], text: str) -> list[str]:
+    """Return what a published restriction becomes when the errata are applied."""
+    return list(errata[text]["becomes"]) if text in errata else [text]
+
+
+@cache
+def _data(name: str) -> Any:
+    folder = resources.files(__package__ or "") / "data"
+    return json.loads((folder / name).read_text(encoding="utf-8"))

@@ -1,0 +1,233 @@
+"""Building with a vendor's tool, in runs that leave files.
+
+A toolchain says what its tool is (`Tool`), with what arguments it is called and what files it then
+leaves (`Run`). `run_tool` sees to the rest: steps, logs and failures.
+"""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import subprocess
+from collections import deque
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import ToolchainError
+from ..process import child, ending, short_of_memory
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from .contract import Build, GraphFile
+
+_CONTAINERS = ("docker", "podman")
+_LAST_LINES = 20
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A program that builds.
+
+    Attributes:
+        name: As messages call it.
+        words: What starts it; the first is an absolute path.
+        remedy: What to do where it cannot be started.
+        advice: What else to think of where it fails; may be empty.
+        version: What it says of itself; another version builds again. Empty where it says nothing.
+    """
+
+    name: str
+    words: tuple[str, ...]
+    remedy: str
+    advice: str = ""
+    version: tuple[str, ...] = ()
+
+    @classmethod
+    def find(cls, name: str, command: str, *, remedy: str, advice: str = "") -> Tool:
+        """Look for what `command` names: one or several words in a shell's quoting.
+
+        Raises:
+            ToolchainError: Its first word is no program here.
+        """
+        try:
+            words = shlex.split(command)
+        except ValueError as error:
+            raise ToolchainError(
+                f"the command `{command}` cannot be split into words: {error}",
+                hint="close its quotes",
+            ) from error
+        path = shutil.which(words[0]) if words else None
+        if path is None:
+            raise ToolchainError(f"`{' '.join(words[:1])}` is not on PATH", hint=remedy)
+        return cls(name, (str(Path(path).absolute()), *words[1:]), remedy, advice)
+
+    def ask(self, *arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+        """Return what it answers in `folder`, e.g. to ``--version``; ``stdout`` has all it printed.
+
+        Raises:
+            ToolchainError: It cannot be started.
+        """
+        try:
+            return subprocess.run(
+                [*self.words, *arguments],
+                cwd=folder,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                check=False,
+            )
+        except OSError as error:
+            raise self.unstartable(error) from error
+
+    def command(self, arguments: Iterable[str], environment: Mapping[str, str]) -> list[str]:
+        """Return the whole command; `environment` is handed into a container, which needs that."""
+        words = list(self.words)
+        if Path(words[0]).name in _CONTAINERS and "run" in words:
+            at = words.index("run") + 1
+            words[at:at] = [word for item in environment.items() for word in ("-e", "=".join(item))]
+        return [*words, *arguments]
+
+    def unstartable(self, error: OSError) -> ToolchainError:
+        """Return what to raise where the system refuses to start it."""
+        return ToolchainError(f"`{self.words[0]}` cannot be started: {error}", hint=self.remedy)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of the tool, in the bundle.
+
+    Attributes:
+        name: Names its folder, which the tool fills, and its log: see `run_tool`.
+        arguments: What follows the words that start the tool.
+        inputs: Files it reads; a change of any makes it run again.
+        promised: Given the filled folder, the names that its files get in the bundle, each with
+            the pattern (as of `Path.glob`) that exactly one file in the folder must match.
+        environment: Variables the tool must see.
+    """
+
+    name: str
+    arguments: Sequence[str]
+    inputs: Sequence[Path]
+    promised: Callable[[Path], Mapping[str, str]]
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+def run_tool(build: Build, tool: Tool, runs: Sequence[Run], folder: str) -> None:
+    """Run what is not finished, each as a step of `build`.
+
+    Args:
+        build: The bundle.
+        tool: What is run.
+        runs: In their order.
+        folder: Name in the bundle for what is no result: for every run the folder ``<name>/``,
+            which the tool fills, and the file ``<name>.log``.
+
+    Raises:
+        ToolchainError: The tool cannot be started, failed, or left files out.
+    """
+    with build.progress.task("build", len(runs), "steps") as task:
+        for run in runs:
+            build.progress.say(f"{run.name}: comparing {len(run.inputs)} files with the last build")
+            words = tool.command(run.arguments, run.environment)
+            inputs = {
+                "words": words,
+                "environment": dict(run.environment),
+                "version": tool.version,
+                "files": {path.name: path for path in run.inputs},
+            }
+            build.step(run.name, inputs, partial(_results, build, tool, run, words, folder))
+            task.advance()
+
+
+def _results(
+    build: Build, tool: Tool, run: Run, words: Sequence[str], folder: str, target: Path
+) -> None:
+    """Run the tool, and move what it promised into `target`."""
+    output, log = build.folder / folder / run.name, build.folder / folder / f"{run.name}.log"
+    # Made by us, so that what a container writes as root can still be moved out of it.
+    output.mkdir(parents=True, exist_ok=True)
+    for path in list(output.iterdir()):
+        if path.is_file():
+            path.unlink()  # it must not pass for a result
+    build.progress.say(f"{run.name}: building, log in {log}")
+    _call(build, tool, run, words, log)
+    promised = run.promised(output)
+    found = {
+        name: [path for path in output.glob(pattern) if path.is_file()]
+        for name, pattern in promised.items()
+    }
+    wrong = [name for name, paths in found.items() if len(paths) != 1]
+    if wrong:
+        raise ToolchainError(
+            f"build step `{run.name}` exited with 0, but {len(wrong)} of {len(found)} files "
+            "are missing or in doubt\n"
+            f"  first: {len(found[wrong[0]])} files instead of 1 match {promised[wrong[0]]}\n"
+            f"  folder: {output}\n"
+            f"  log: {log}",
+            hint=f"look in the log for what {tool.name} skipped",
+        )
+    for name, (path,) in found.items():
+        path.replace(target / name)
+
+
+def _call(build: Build, tool: Tool, run: Run, words: Sequence[str], log: Path) -> None:
+    """Run a command; its lines go to the progress and into `log` as they come."""
+    last: deque[str] = deque(maxlen=_LAST_LINES)
+    with ExitStack() as stack:
+        file = stack.enter_context(log.open("w", encoding="utf-8", buffering=1))
+        try:
+            process = stack.enter_context(child(words, build.folder, run.environment))
+        except OSError as error:
+            raise tool.unstartable(error) from error
+        for line in process.stdout or ():
+            file.write(line)
+            if text := line.rstrip():
+                last.append(text)
+                build.progress.say(text)
+        code = process.wait()
+    if code:
+        raise _failure(tool, run.name, words, code, log, last)
+
+
+def _failure(
+    tool: Tool, name: str, words: Sequence[str], code: int, log: Path, last: Iterable[str]
+) -> ToolchainError:
+    lines = "".join(f"\n    {line}" for line in last) or " none"
+    causes = ["it was probably killed because memory ran out"] if short_of_memory(code) else []
+    causes += ["correct the cause and run the same command again: finished steps are kept"]
+    causes += [tool.advice] if tool.advice else []
+    return ToolchainError(
+        f"build step `{name}` failed: {tool.name} {ending(code)}\n"
+        f"  command: {shlex.join(words)}\n"
+        f"  log: {log}\n"
+        f"  last lines:{lines}",
+        hint="; ".join(causes),
+    )
+
+
+def graph_files(bundle: Path, graph: GraphFile) -> list[Path]:
+    """Return the ONNX file of a graph, and that of its weights if it has one.
+
+    Raises:
+        ToolchainError: The graph is missing.
+    """
+    onnx = required(graph.stem, bundle / f"{graph.stem}.onnx", "run `axcore convert` again")
+    weights = onnx.with_name(f"{onnx.name}.data")
+    return [onnx, weights] if weights.is_file() else [onnx]
+
+
+def required(step: str, path: Path, remedy: str) -> Path:
+    """Return `path`, a file without which a step cannot begin.
+
+    Raises:
+        ToolchainError: It is missing; `remedy` is the hint.
+    """
+    if not path.is_file():
+        raise ToolchainError(f"build step `{step}` cannot begin\n  missing: {path}", hint=remedy)
+    return path

@@ -1,0 +1,122 @@
+"""Write the pages that repeat what the code declares: ``python docs/make_pages.py``.
+
+``hooks.md`` comes from the docstrings of `axcore.hookspecs`, ``options.md`` from `axcore.Request`
+and the installed models and toolchains.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, get_args, get_origin, get_type_hints
+
+from axcore import Registry, Request, hookspecs
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from axcore import Choice
+
+HOOKS = """\
+# The hooks
+
+Written by `docs/make_pages.py` from `axcore/hookspecs.py`, in pipeline order. A plugin implements
+them as module-level functions marked with `@axcore.hookimpl`, taking only the arguments it uses.
+[Writing a plugin](plugins.md) shows a whole one.
+"""
+
+
+def hooks() -> str:
+    """Return the page about hooks."""
+    specs = [spec for spec in vars(hookspecs).values() if hasattr(spec, "axcore_spec")]
+    sections = [HOOKS]
+    for hook in specs:
+        names = ", ".join(inspect.signature(hook).parameters)
+        body = inspect.getdoc(hook) or ""
+        returned = inspect.signature(hook).return_annotation
+        required = "" if hook.axcore_spec["firstresult"] else " from every plugin"
+        sections.append(
+            f"## {hook.__name__}({names})\n\n{_markdown(body)}\n\nReturns `{returned}`{required}.\n"
+        )
+    return "\n".join(sections)
+
+
+def _markdown(docstring: str) -> str:
+    """Turn a Google-style docstring into Markdown: its sections become lists."""
+    lines = []
+    for line in docstring.replace("``", "`").splitlines():
+        if line in ("Args:", "Returns:", "Raises:", "Yields:"):
+            lines.append(f"**{line[:-1]}**\n")
+        elif line.startswith("    ") and not line.startswith("     "):
+            name, colon, rest = line.strip().partition(": ")
+            plain = not colon or " " in name
+            lines.append(line.strip() if plain else f"- `{name}`: {rest}")
+        else:
+            lines.append(line.strip())
+    return "\n".join(lines)
+
+
+BAR = "\\|"  # a bar that does not end a cell of a table
+
+OPTIONS = """\
+# Options of a conversion
+
+Written by `docs/make_pages.py` from `axcore/request.py`, the models and the toolchains.
+`axcore plan` and `axcore convert` take them on the command line, `axcore.plan` and
+`axcore.convert` as keyword arguments, for example
+`axcore.convert("foo-vl-1b", "bundle", images="photos", chip="AX650")`.
+
+| command line | Python | meaning | default |
+| --- | --- | --- | --- |
+"""
+
+
+def options() -> str:
+    """Return the page about the options of a conversion."""
+    registry = Registry()
+    page = OPTIONS
+    hints = get_type_hints(Request)
+    for item in fields(Request):
+        if not item.metadata or item.name == "model":
+            continue
+        flag = item.metadata["flag"] or f"--{item.name.replace('_', '-')}"
+        flag = f"--no-{item.name}" if item.default is True else flag
+        flag += "".join(" " + BAR.join(values) for values in _values(hints[item.name]))
+        default = f"`{item.default}`" if isinstance(item.default, (str, int)) else ""
+        page += f"| `{flag}` | `{item.name}` | {item.metadata['help']} | {default} |\n"
+    for name, toolchain in registry.toolchains.items():
+        page += _choices(f"Toolchain `{name}`", toolchain.options)
+    for family in dict.fromkeys(entry.family for entry in registry.entries):
+        cards = [entry.card for entry in registry.entries if entry.family == family]
+        for choices in {str(card.choices): card.choices for card in cards}.values():
+            same = ", ".join(f"`{card.id}`" for card in cards if card.choices == choices)
+            page += _choices(same, choices)
+    return page
+
+
+def _values(kind: object) -> list[tuple[str, ...]]:
+    """Return the words that a field takes, where it takes certain words alone."""
+    kinds = [part for part in get_args(kind) if part is not type(None)] or [kind]
+    words = [part for part in (kind, *kinds) if get_origin(part) is Literal]
+    return [get_args(part) for part in words[:1] if len(kinds) == 1 or part is kind]
+
+
+def _choices(owner: str, choices: Mapping[str, Choice]) -> str:
+    if not choices:
+        return ""
+    rows = [
+        f"| `--{name}` | {', '.join(f'`{value}`' for value in choice.values) or 'any value'} |"
+        f" {choice.about} |"
+        for name, choice in choices.items()
+    ]
+    head = f"\n## {owner}\n\n| option | values, the default first | meaning |\n"
+    head += "| --- | --- | --- |\n"
+    return head + "\n".join(rows) + "\n"
+
+
+PAGES = {"hooks.md": hooks, "options.md": options}
+
+if __name__ == "__main__":
+    for name, page in PAGES.items():
+        Path(__file__).with_name(name).write_text(page(), encoding="utf-8")
