@@ -1,4 +1,4 @@
-"""Options that only some models or toolchains have: what was given, held against what there is."""
+"""Options that only some models or toolchains have, and validation of their values."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class Choice:
     """An option that only some models or toolchains have; on the command line ``--<name> VALUE``.
 
     Attributes:
-        values: What may be chosen, the default first. Of a switch: ``("no", "yes")``; on the
-            command line ``--<name>`` alone then means yes. Empty where any value may be given;
-            such an option has no default.
-        about: What each value does and costs, for people.
+        values: The allowed values, the default first. ``("no", "yes")`` makes a switch: on the
+            command line, ``--<name>`` alone means yes. Empty allows any value; such an option has
+            no default.
+        about: What each value does and costs, for help texts.
     """
 
     values: tuple[str, ...]
@@ -28,17 +28,17 @@ class Choice:
 
 
 def resolve(owner: str, declared: Mapping[str, Choice], given: Mapping[str, str]) -> dict[str, str]:
-    """Return the value of every option: the given one, or the first of those offered.
+    """Return the value of every option: the user's, or the default.
 
-    An option whose values are free has no default and is left out where none is given.
+    An option without default is left out unless the user gives it.
 
     Args:
-        owner: What has the options, for messages, e.g. "`foo-vl-1b`".
+        owner: Model or toolchain that has the options, for messages, e.g. "`foo-vl-1b`".
         declared: The options by name.
-        given: What the user chose.
+        given: The user's values.
 
     Raises:
-        UsageError: There is no such option, or it does not offer the value.
+        UsageError: There is no such option, or the value is not one of those allowed.
     """
     for name, value in given.items():
         choice = declared.get(name)

@@ -106,7 +106,8 @@ class Checksums:
         return os.path.relpath(path, self._record.parent)
 
     def _path(self, name: str) -> Path:
-        return self._record.parent / name
+        # Normalised, for the folder of the record may not be there yet.
+        return Path(os.path.normpath(self._record.parent / name))
 
 
 def _read_record(path: Path) -> dict[str, list[Any]]:
@@ -149,7 +150,7 @@ def appearing(path: Path) -> Iterator[Path]:
     partial, replaced = path.with_name(stem + _PARTIAL), path.with_name(stem + _REPLACED)
     try:
         yield partial
-        if path.is_dir() and not path.is_symlink():
+        if partial.is_dir() and path.is_dir() and not path.is_symlink():
             path.rename(replaced)  # a folder that is not empty cannot be replaced in one step
         partial.replace(path)
     finally:

@@ -1,9 +1,9 @@
 """The contract between the core and its plugins, in pipeline order.
 
 An implementation is a module-level function of the same name marked with `axcore.hookimpl`; it
-takes only the arguments it uses. One family answers per conversion, with the defaults of
-`axcore.defaults` behind it, so no plugin asks whether a model is its own. What comes back is
-checked, and a violation is reported under the plugin's name.
+takes only the arguments it uses. Each conversion calls the hooks of one family, and those of
+`axcore.defaults` where the family has none, so plugins never test whether a model is theirs.
+Results are checked, and errors name the plugin.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 def model_cards() -> Iterable[ModelCard]:
     """Register the models of a family.
 
-    Called at discovery, so also by ``axcore --help``: import neither torch nor transformers.
-    Required of a family; a plugin that only brings a toolchain leaves it out.
+    Called at discovery, even by ``axcore --help``: do not import torch or transformers here.
+    Required of a family; plugins that only provide a toolchain leave it out.
     """
     return ()
 
@@ -43,7 +43,7 @@ def export_vision(job: Job) -> Sequence[Component] | None:
     """Describe the vision side as components, each a chain of stages.
 
     Called once per conversion, before `patch_attention` and `split_graph`. Required of a family.
-    Nothing is loaded here: parameters live on the meta device.
+    No weights are loaded here: parameters are on the meta device.
 
     Args:
         job: The checkpoint (config and tensor headers), the chosen profile and options.
@@ -53,39 +53,38 @@ def export_vision(job: Job) -> Sequence[Component] | None:
         rows for the language model: float ``[..., rows, hidden]``.
 
     Raises:
-        UnsupportedProfile: The image size does not fit the tower (the message says which do).
+        UnsupportedProfile: The tower cannot take the image size (the message says which it can).
     """
 
 
 @hookspec(firstresult=True)
 def patch_attention(job: Job, stage: Stage) -> Stage | None:
-    """Return `stage` with its attention in a form the target keeps.
+    """Return `stage` with its attention in a form that the target supports.
 
-    Called for one stage of every kind, before tracing; the result stands for the whole kind.
-    Parameter names, inputs and outputs must stay as they are. Patching twice equals patching once,
-    and the patched stage computes what the plain one does.
+    Called for one stage of every kind, before tracing; all stages of the kind use the result.
+    Parameter names, inputs and outputs must not change. The patched stage must compute the same as
+    the original, and patching it again must change nothing.
 
-    The default replaces scaled-dot-product attention and `torch.nn.MultiheadAttention` by explicit
-    matmul, softmax, matmul.
+    The default replaces scaled-dot-product attention and `torch.nn.MultiheadAttention` with
+    explicit matmul, softmax, matmul.
     """
 
 
 @hookspec(firstresult=True)
 def split_graph(job: Job, component: Component) -> Sequence[int] | None:
-    """Say where to cut a component: ascending indices of the stages that begin a new part.
+    """Return where to split a component: ascending indices of the stages that begin a new part.
 
-    Called once per component, before anything is traced. The default cuts where
-    ``Options.split`` asks: into N parts of nearly equal bytes, or, for "auto", into as few parts
-    as stay below 2 GB each.
+    Called once per component, before tracing. The default follows ``Options.split``: N parts of
+    nearly equal size in bytes, or, for "auto", the fewest parts that are below 2 GB each.
     """
 
 
 @hookspec(firstresult=True)
 def make_calib(job: Job, component: Component, images: Sequence[Image]) -> Iterator[Sample] | None:
-    """Turn images into calibration samples in the form the target reads.
+    """Turn images into calibration samples in the form that the target reads.
 
     Called from several threads at once, each time with ``component.images_per_sample`` RGB
-    images. The default is the component's own preprocessing.
+    images. The default calls ``component.preprocess``.
 
     Yields:
         ``{input name: array}``; for `Calibration.format` "Image" uint8 ``[H, W, 3]`` whose
@@ -95,9 +94,9 @@ def make_calib(job: Job, component: Component, images: Sequence[Image]) -> Itera
 
 @hookspec(firstresult=True)
 def embed_extract(job: Job) -> Embedding | None:
-    """Name the token embedding: canonical key, shape and scale.
+    """Describe the token embedding: canonical key, shape and scale.
 
-    Called once per conversion; nothing is read here. The default looks for the known key names.
+    Called once per conversion; no tensor is read here. The default looks for common key names.
     """
 
 
@@ -113,25 +112,25 @@ def llm_build_args(job: Job) -> LlmBuildArgs | None:
 def decoder(job: Job) -> Decoder | None:
     """Return the language model as stages: one per layer, and one for final norm and head.
 
-    Called by a build whose toolchain makes the decoder layers here rather than by a vendor's
-    builder. `Decoder` says what the stages take and return. The default covers Llama
-    and what is built like it, as config and tensors say.
+    Called by builds whose toolchain has no language-model builder of its own. `Decoder` specifies
+    inputs and outputs of the stages. The default supports architectures derived from Llama and
+    reads their variant from config and tensors.
 
     Raises:
-        UnsupportedModel: The layers are of a kind that is not built here.
+        UnsupportedModel: The model has layers of another kind.
     """
 
 
 @hookspec(firstresult=True)
 def prepare_prompt(job: Job, messages: Sequence[dict[str, Any]]) -> Prompt | None:
-    """Turn chat messages into ids, positions and the samples each vision component is run on.
+    """Turn chat messages into ids, positions and the samples that each vision component runs on.
 
-    Called by every command that runs a model, on a board too: import neither torch nor
-    transformers. Of the job's checkpoint only config and folder are to be used; the weights may
-    not be there.
+    Called by every command that runs a model, also on a board: do not import torch or
+    transformers here. Use only config and folder of the job's checkpoint; its weights may be
+    missing.
 
     Args:
-        job: What was converted.
+        job: The conversion that made the bundle.
         messages: ``{"role": ..., "content": text or parts}`` in the form of transformers' chat
             templates; a part is ``{"type": "text", "text": ...}``, ``{"type": "image", "image":
             image or file}`` or, where the family takes it, ``{"type": "video", "video":
@@ -140,7 +139,7 @@ def prepare_prompt(job: Job, messages: Sequence[dict[str, Any]]) -> Prompt | Non
     Raises:
         CheckpointError: The tokenizer is missing or does not fit the model.
         ImageError: An image cannot be read.
-        UsageError: The model does not take a part of that type.
+        UsageError: A message has a part of a type that the model does not support.
     """
 
 
@@ -152,5 +151,5 @@ def toolchains() -> Iterable[Toolchain]:
 
 @hookspec
 def backends() -> Iterable[Backend]:
-    """Register what can run a bundle. Called when a model is run: import nothing heavy."""
+    """Register backends, which run bundles. Called to run a model: import nothing heavy."""
     return ()

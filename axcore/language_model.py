@@ -1,4 +1,4 @@
-"""The language model as values: embedding, build arguments, prompts and decoder stages."""
+"""The language model side of a model: embedding, build arguments, prompts, decoder stages."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ class Embedding:
     """The token embedding.
 
     Attributes:
-        key: Canonical key.
+        key: Canonical key in the checkpoint.
         shape: ``[vocabulary, hidden]``.
-        scale: What the model multiplies looked-up rows by, and who runs it still has to; 1 for
-            most.
-        factor: What the rows are multiplied by while they are written; 1 copies them.
+        scale: Factor that the runtime must multiply rows by after looking them up; 1 for most
+            models.
+        factor: Factor that rows are multiplied by when the embedding files are written; 1 copies
+            them.
     """
 
     key: str
@@ -36,13 +37,13 @@ class Embedding:
 
 @dataclass(frozen=True)
 class LlmCheckpoint:
-    """A checkpoint of the language model alone, to be written for a builder.
+    """A checkpoint of the language model alone, written for a builder to read.
 
     Attributes:
-        config: Its ``config.json``.
-        tensors: Name in the new checkpoint to canonical key and factor. A tensor with factor 1
-            is copied; another is multiplied in float32 and stored so, as the product would not
-            fit the original precision.
+        config: Content of its ``config.json``.
+        tensors: Name in the new checkpoint to canonical key and factor. A tensor with factor 1 is
+            copied. Any other is multiplied and stored in float32, because the product would lose
+            digits in the original precision.
     """
 
     config: Mapping[str, Any]
@@ -55,14 +56,14 @@ class LlmBuildArgs:
 
     Attributes:
         prefill_len, kv_cache_len, last_kv_cache_len: See `Profile`.
-        model_type: Type name given to the builder; None lets it read ``config.json``.
-        hidden_state_type, weight_type: Precisions.
+        model_type: Model type passed to the builder; None lets it read ``config.json``.
+        hidden_state_type, weight_type: Precision of activations between layers and of weights.
         parallel: Worker processes.
-        check_level: 0 none, 1 cosine of each layer, 2 generate.
-        environment: Variables the builder must see.
-        checkpoint: Written into the bundle for the builder to read; None lets it read the
-            original.
-        notes: What the user must know before trusting the build, a line each.
+        check_level: 0 checks nothing, 1 the cosine of each layer, 2 generated text.
+        environment: Environment variables for the builder.
+        checkpoint: Checkpoint that is written into the bundle for the builder; None lets it read
+            the original.
+        notes: What users should know before they rely on the build, one line each.
     """
 
     prefill_len: int
@@ -79,23 +80,24 @@ class LlmBuildArgs:
 
     @classmethod
     def of(cls, profile: Profile, **others: Any) -> LlmBuildArgs:
-        """Take the lengths from `profile`; `others` are further attributes."""
+        """Return arguments with the lengths of `profile`; `others` are further attributes."""
         lengths = (profile.prefill_len, profile.kv_cache_len, profile.last_kv_cache_len)
         return cls(*lengths, **others)
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A conversation made ready for the language model.
+    """A conversation, encoded for the language model.
 
     Attributes:
         input_ids: int64 ``[n]``, placeholders included.
         position_ids: int64 ``[1, n]``, or ``[3, n]`` (temporal, height, width).
-        vision_rows: Component name to the positions in `input_ids` (int64 ``[m]``) that its rows
-            replace. The rows of all runs follow one another; those beyond m are padding.
-        images: Component name to the samples it is run on, in order, each in the form that
-            `make_calib` yields. Components behind it receive its features.
-        stop_ids: Tokens that end an answer, beside those that the checkpoint configures.
+        vision_rows: Component name to the indices in `input_ids` (int64 ``[m]``) that its output
+            rows replace. Rows of consecutive runs are concatenated; those after the first m are
+            padding.
+        images: Component name to the samples that it runs on, in order, each in the form that
+            `make_calib` yields. Components after it receive its features.
+        stop_ids: Tokens that end an answer, in addition to those in the checkpoint's config.
     """
 
     input_ids: np.ndarray[Any, Any]
@@ -107,21 +109,21 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Decoder:
-    """The language model as stages, for toolchains that build its layers here.
+    """The language model as stages, for toolchains without a language-model builder of their own.
 
     Attributes:
-        kind: Type name that begins the names of the layer files, e.g. ``llama``.
-        layers: One stage per layer. ``forward(K_cache, V_cache, indices, input, mask)`` with
-            ``[1, h, D]`` twice, int64 ``[r, n]``, ``[1, n, H]`` and ``[1, n, h + n]`` returns the
-            cache rows of the n tokens, ``[1, n, D]`` twice, and the state behind the layer. All
-            floats are float32; h and n differ from call to call.
-        head: ``forward(input)`` takes ``[1, 1, H]`` through the final norm and the output head
-            and returns logits ``[1, 1, vocabulary]``.
+        kind: Prefix of the names of the layer files, e.g. ``llama``.
+        layers: One stage per layer. ``forward(K_cache, V_cache, indices, input, mask)`` takes
+            ``[1, h, D]`` twice, int64 ``[r, n]``, ``[1, n, H]`` and ``[1, n, h + n]``. It returns
+            the cache rows of the n tokens, ``[1, n, D]`` twice, and the layer's output
+            ``[1, n, H]``. All floats are float32; h and n differ from call to call.
+        head: ``forward(input)`` applies the final norm and the output head to ``[1, 1, H]`` and
+            returns logits ``[1, 1, vocabulary]``.
         width: H, hidden size.
         cache_width: D, key/value heads times head size.
         position_rows: r of a prefill chunk: 1, or 3 (temporal, height, width). A single token
             always comes with r = 1.
-        checkpoint: Where the stages' weights are read from.
+        checkpoint: Checkpoint that the stages' weights are read from.
     """
 
     kind: str

@@ -1,12 +1,11 @@
-"""Find, load, isolate and dispatch to plugins.
+"""Discover plugins, isolate their failures, and call their hooks.
 
-A plugin is a module behind an entry point of the group ``axcore``. One that fails to import,
-misspells a hook or returns nonsense becomes a `Problem` under its own name; the others are
-unharmed.
+A plugin is a module that an entry point of the group ``axcore`` names. A plugin that fails to
+import, misspells a hook or returns invalid values becomes a `Problem`; the others keep working.
 
 Environment:
-    AXCORE_DISABLE_PLUGINS: Names to leave out, separated by commas; ``*`` for all installed ones.
-    AXCORE_TRACE_PLUGINS: When set, every hook call is written to standard error.
+    AXCORE_DISABLE_PLUGINS: Names of plugins to ignore, separated by commas; ``*`` for all.
+    AXCORE_TRACE_PLUGINS: If set, every hook call is written to standard error.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ class PluginInfo:
 
 @dataclass(frozen=True)
 class Problem:
-    """A plugin that was set aside, and why."""
+    """A plugin that was set aside because it failed, and the error."""
 
     plugin: PluginInfo
     error: str
@@ -62,8 +61,8 @@ class Registry:
     """The installed plugins.
 
     Attributes:
-        plugins: Those in use, by name.
-        problems: Those set aside.
+        plugins: Plugins in use, by name.
+        problems: Plugins set aside because they failed.
     """
 
     def __init__(self, entries: Iterable[EntryPoint] | None = None) -> None:
@@ -85,7 +84,7 @@ class Registry:
 
     @cached_property
     def _known(self) -> list[Entry]:
-        """Every card of every family; a family whose cards are unfit is set aside."""
+        """Every card of every family; a family with invalid cards is set aside."""
         found: list[Entry] = []
         _ = self.toolchains  # a plugin set aside for those has no models either
         for name in list(self.plugins):
@@ -110,7 +109,7 @@ class Registry:
         return self._named("backends", "backend")
 
     def _named(self, hook: str, what: str) -> dict[str, Any]:
-        """Return by name what `hook` brings; a plugin whose answer is unfit is set aside."""
+        """Return the results of `hook` by name; a plugin with invalid results is set aside."""
         found: dict[str, Any] = {}
         for name in [DEFAULTS, *self.plugins]:
             try:
@@ -130,11 +129,11 @@ class Registry:
         return [hook for hook in vars(hookspecs) if hook in implemented]
 
     def find(self, model: str) -> Entry:
-        """Return the model of that id, alias or repository (with its owner or without).
+        """Return the model with this id, alias or repository (with or without its owner).
 
         Raises:
-            PluginNotFound: None has it; the message lists what comes close and what is installed.
-            UnsupportedModel: A family knows it, and cannot convert it.
+            PluginNotFound: There is none; the message lists similar names and installed plugins.
+            UnsupportedModel: A family knows the model, but cannot convert it.
         """
         for labels_of in (_labels, _repository_labels):
             for entry in self._known:
@@ -162,11 +161,11 @@ class Registry:
     def recognise(self, config: Mapping[str, Any], where: object) -> Entry:
         """Return the model that a ``config.json`` describes.
 
-        Among the models that recognise it, the one whose published config agrees in most fields.
+        If several models recognise it, the one whose published config agrees in most fields.
 
         Raises:
             PluginNotFound: No family recognises it.
-            UnsupportedModel: A family does, and cannot convert it.
+            UnsupportedModel: A family recognises it, but cannot convert it.
         """
         architecture = next(iter(config.get("architectures") or ()), None)
         fitting = [
@@ -188,10 +187,10 @@ class Registry:
         )
 
     def call(self, family: str, hook: str, **arguments: Any) -> Any:
-        """Call `hook` as `family` implements it, with the default behind it.
+        """Call the implementation of `hook` by `family`, or else the default.
 
         Raises:
-            ContractError: The plugin failed, or returned nothing (names plugin and hook).
+            ContractError: The plugin failed or returned None; the message names plugin and hook.
         """
         others = [
             plugin
@@ -210,7 +209,7 @@ class Registry:
 
     @contextmanager
     def blame(self, family: str, hook: str) -> Iterator[None]:
-        """Name plugin and hook in every error raised inside."""
+        """Add the names of plugin and hook to errors raised inside."""
         try:
             yield
         except ContractError as error:

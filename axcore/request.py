@@ -7,7 +7,8 @@ The arguments of the Python verbs, the options of the command line, the manifest
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -76,7 +77,7 @@ class CheckpointRequest:
             raise UsageError(
                 f"there is no argument `{unknown[0]}`", hint=f"choose from {', '.join(known)}"
             )
-        given = vars(model) if isinstance(model, cls) else {"model": str(model)}
+        given = vars(model) if isinstance(model, cls) else {"model": model}
         values = {
             name: _COERCED[name](value) if name in _COERCED else value
             for name, value in {**given, **arguments}.items()
@@ -84,10 +85,9 @@ class CheckpointRequest:
         try:
             return parse(cls, values)
         except ValueError as error:
-            raise UsageError(
-                f"an argument is wrong: {error}",
-                hint=f"`help(axcore.{cls.__name__})` says what each takes",
-            ) from error
+            name = re.split(r"\W", str(error))[0]
+            about = cls.__dataclass_fields__[name].metadata.get("help", "")
+            raise UsageError(f"an argument is wrong: {error}", hint=f"{name}: {about}") from error
 
 
 @_documented
@@ -156,6 +156,11 @@ class Request(Options, CheckpointRequest):
         Raises:
             UsageError: A field does not take the value.
         """
+        if not isinstance(options, (Options, type(None))):
+            raise UsageError(
+                f"options: {options!r} is no axcore.Options",
+                hint="give the fields themselves, e.g. height=448, or an axcore.Options of them",
+            )
         known = {item.name for item in fields(cls)}
         others = {
             name.replace("_", "-"): _as_text(value)
@@ -166,7 +171,7 @@ class Request(Options, CheckpointRequest):
         given |= {name: value for name, value in arguments.items() if name in known}
         if others:
             before = given.get("choices", model.choices if isinstance(model, cls) else {})
-            given["choices"] = {**before, **others}
+            given["choices"] = {**before, **others} if isinstance(before, Mapping) else before
         return super().of(model, **given)
 
     @property
@@ -197,17 +202,21 @@ def takes(request: type[CheckpointRequest]) -> Callable[[V], V]:
     return decorate
 
 
+def _several(value: Any) -> Any:
+    """Return a list where one value may be given alone; what is neither stays, to be refused."""
+    if isinstance(value, (str, Path, int)):
+        return [value]
+    if isinstance(value, Iterable) and not isinstance(value, (bytes, Mapping)):
+        return list(value)
+    return value
+
+
 def _listed(value: Any) -> Any:
-    """Return a list where one value may be given alone; text is split at commas."""
-    if value is None:
-        return None
-    values = [value] if isinstance(value, (str, int)) else list(value)
+    """Return a list as `_several` does, in which text is split at commas."""
+    if not isinstance(values := _several(value), list):
+        return values
     split = [part.split(",") if isinstance(part, str) else [part] for part in values]
     return [part.strip() if isinstance(part, str) else part for parts in split for part in parts]
-
-
-def _paths(value: Any) -> Any:
-    return [value] if isinstance(value, (str, Path)) else list(value or ())
 
 
 def _text(value: Any) -> Any:
@@ -223,10 +232,11 @@ def _as_text(value: Any) -> str:
 
 
 _COERCED: Mapping[str, Callable[[Any], Any]] = {
+    "model": _text,
     "checkpoint": _text,
     "calibration_archive": _text,
-    "images": _paths,
-    "embedding_formats": lambda value: _listed(value) or [],
+    "images": lambda value: [] if value is None else _several(value),
+    "embedding_formats": lambda value: [] if value is None else _listed(value),
     "last_kv_cache_len": _listed,
     "split": _number_or_text,
 }

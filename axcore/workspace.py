@@ -172,8 +172,9 @@ class Workspace:
         """
         record = self._record(step.name)
         older = Step.load(record)
-        # Noted before the first move: after a crash the next run knows which files are ours.
-        noted = self._series / "publishing" / f"{step.name}.json"
+        # Noted before the first move: after a crash the next run knows which files are ours, and a
+        # note of its own beside that of the run that died, for it may have another request.
+        noted = self._series / "publishing" / f"{step.name}.{step.key[:16]}.json"
         with explained_full_disk(self.out, "finished steps"):
             write_atomic(noted, step.dump())
             kept = list(self._move(step))

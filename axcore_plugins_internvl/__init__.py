@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 
 _FASTER_PREFILL = {"FLOAT_MATMUL_USE_CONV_EU": "1"}  # 4951 to 883 ms, as published; AX650 alone
 _NATIVE_NOTE = (
-    "the checkpoint is in the layout of newer transformers; it is not known whether the"
-    " language-model builder reads it. If it does not, build from the layout that"
-    " InternVLChatModel checkpoints have: the vision graph is the same"
+    "the checkpoint is in the layout of newer transformers, which has not been tried with the"
+    " language-model builder. If the builder fails, use a checkpoint in the InternVLChatModel"
+    " layout: the vision graph is the same"
 )
 
 
 @hookimpl
 def model_cards() -> list[ModelCard]:
-    """Register the supported models, and those that are known and refused."""
+    """Register the supported models, and those that are recognised only to be refused by name."""
     return told_apart(cards())
 
 
@@ -36,7 +36,7 @@ def export_vision(job: Job) -> list[Component]:
     """Describe tower and projector for a static batch of tiles.
 
     Raises:
-        UnsupportedProfile: The tile size does not fit; the hint names the nearest that does.
+        UnsupportedProfile: The tile size does not fit; the hint suggests the nearest that does.
     """
     from . import preprocess, vision  # torch is only needed from here on
 
@@ -64,7 +64,7 @@ def export_vision(job: Job) -> list[Component]:
 
 @hookimpl
 def llm_build_args(job: Job) -> LlmBuildArgs:
-    """Return the published arguments; the builder is told the type of the nested model."""
+    """Return the published arguments, with the model type of the nested language model."""
     return LlmBuildArgs.of(
         job.profile,
         model_type=job.text_config["model_type"],

@@ -1,7 +1,7 @@
 """The cards of the InternVL models.
 
-Two fields of the published configs look like mistakes and are not: ``intern_vit_6b`` is the type
-of the small tower too, and Qwen2's ``eos_token_id`` is not the token that ends a chat.
+Two fields are as published although they look wrong: the type of the small tower is
+``intern_vit_6b``, and ``eos_token_id`` of Qwen2 is not the token that ends a turn.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ DATA = Path(__file__).parent / "data"  # the small files of each published repos
 ARCHITECTURES = ("InternVLChatModel", "InternVLForConditionalGeneration")
 PREFILL_LEN = 128
 HISTORIES = tuple(range(PREFILL_LEN, 1025, PREFILL_LEN))
-TINY_BOS = 480  # the special tokens of a small checkpoint follow
+TINY_BOS = 480  # id of the first special token of a small checkpoint
 
 # Ids relative to `bos_token_id`; that of `</img>` in Qwen3 is inferred.
 _TURNS = {"<|endoftext|>": 0, "<|im_start|>": 1, "<|im_end|>": 2}
@@ -94,7 +94,7 @@ def tokens(config: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _tiny(language: Mapping[str, Any], width: int) -> dict[str, Any]:
-    """Overrides for a small checkpoint; the language model's width tells them apart."""
+    """Return overrides for a small checkpoint, recognised by its language model's width."""
     head_dim = {"head_dim": 32} if "head_dim" in language else {}  # not width / heads either
     return {
         "llm_config": {

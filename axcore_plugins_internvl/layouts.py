@@ -1,8 +1,8 @@
-"""Names and shapes of tensors in the two layouts that checkpoints of the family come in.
+"""Names and shapes of tensors in the two checkpoint layouts of the family.
 
-The remote layout (``InternVLChatModel``) joins query, key and value in one tensor; the native one
-(``InternVLForConditionalGeneration``, which newer transformers write) keeps three. The language
-model is the same in both. Everything here is described by the remote names, and translated.
+The remote layout (``InternVLChatModel``) stores query, key and value in one tensor; the native
+layout (``InternVLForConditionalGeneration``, written by newer transformers) stores three. The
+language model is the same in both. This module uses the remote names and translates them.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ class Tower:
     """Dimensions of the vision tower.
 
     Attributes:
-        hidden, inner, heads: Of a layer.
-        depth: Layers.
+        hidden, inner, heads: Widths of state and MLP, and attention heads, of a layer.
+        depth: Number of layers.
         patch: Side of a patch in px.
-        side: Patches along a side of the image that the stored positions are for.
-        eps: Of the norms inside the tower.
+        side: Patches along a side of the image that the stored position table is for.
+        eps: Epsilon of the norms inside the tower.
     """
 
     hidden: int
@@ -79,7 +79,7 @@ class Tower:
 
 
 def is_native(config: Mapping[str, Any]) -> bool:
-    """Say whether a ``config.json`` is of the native layout."""
+    """Return whether a ``config.json`` is of the native layout."""
     return "text_config" in config
 
 
@@ -90,7 +90,7 @@ def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def origin(key: str, config: Mapping[str, Any]) -> Weight:
-    """Return where the tensor of the remote name `key` comes from in the layout of `config`."""
+    """Return the origin, in the layout of `config`, of the tensor with the remote name `key`."""
     parts = [Weight(name) for name in _native(key)] if is_native(config) else [Weight(key)]
     return parts[0] if len(parts) == 1 else Weight.concat(parts, axis=0)
 
@@ -108,12 +108,12 @@ def tensors(config: Mapping[str, Any]) -> dict[str, Shape]:
 
 
 def _length(side: int | list[int]) -> int:
-    """Of a side in px: the native layout lists two, which are equal."""
+    """Return the length of a side in px; the native layout lists two equal ones."""
     return side if isinstance(side, int) else side[0]
 
 
 def _native(key: str) -> tuple[str, ...]:
-    """Return the names in the native layout of what the remote layout calls `key`."""
+    """Return the names in the native layout for the remote name `key`."""
     index, _, name = key.removeprefix(LAYERS).partition(".")
     if key.startswith(LAYERS):
         start, table = f"vision_tower.encoder.layer.{index}.", _NATIVE_LAYER

@@ -1,4 +1,4 @@
-"""Images as the tower takes them: which sizes fit, and how an image becomes samples."""
+"""Image preprocessing: valid sizes, and samples made from images."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CELL_PX = 28  # 2 x 2 patches of 14 px become one token
 MEAN = (123.675, 116.28, 103.53)  # `image_mean` in units of a byte
 STD = (58.395, 57.12, 57.375)
 
-# Pulsar2 reads images, but not for a batch: several tiles are stored as the input itself.
+# Pulsar2 cannot read images into a batch, so several tiles are stored as the input itself.
 ONE_TILE = Calibration(
     format="Image",
     mean=MEAN,
@@ -39,11 +39,11 @@ SEVERAL_TILES = Calibration(format="Numpy", src_dtype="FP32", src_layout="NCHW",
 
 
 def samples(image: Image, tiles: int, height: int, width: int) -> Iterator[Sample]:
-    """Yield what the graph is calibrated with for one image; see `batches`.
+    """Yield the calibration samples of one image; see `batches`.
 
     Args:
         image: RGB.
-        tiles: The static batch, and at most as many tiles are cut.
+        tiles: The static batch size, and the maximum number of tiles.
         height, width: Size of a tile in px.
     """
     yield from batches(pieces(image, tiles, height, width), tiles)
@@ -55,15 +55,15 @@ def pieces(image: Image, tiles: int, height: int, width: int) -> list[Pixels]:
 
 
 def batches(cut: Sequence[Pixels], tiles: int) -> Iterator[Sample]:
-    """Yield what the graph is run on for any number of tiles.
+    """Yield the graph's inputs for any number of tiles.
 
     Args:
         cut: Tiles of one image or several, uint8 ``[height, width, 3]``.
-        tiles: The static batch.
+        tiles: The static batch size.
 
     Yields:
         ``image``: uint8 ``[height, width, 3]`` for a batch of one; else float32 ``[tiles, 3,
-        height, width]``, RGB and normalised. The last batch is filled by repeating what it has.
+        height, width]``, RGB and normalised. The last batch is padded by repeating its tiles.
     """
     for start in range(0, len(cut), tiles):
         batch = cut[start : start + tiles]
@@ -80,10 +80,10 @@ def normalised(tiles: Iterable[np.ndarray[Any, Any]]) -> np.ndarray[Any, np.dtyp
 
 
 def check_size(height: int, width: int) -> None:
-    """Refuse a tile that is not made of whole cells.
+    """Check that the sides of a tile are multiples of a cell.
 
     Raises:
-        UnsupportedProfile: The hint names the nearest size that fits.
+        UnsupportedProfile: They are not; the hint suggests the nearest size that fits.
     """
     if all(side > 0 and side % CELL_PX == 0 for side in (height, width)):
         return

@@ -1,4 +1,4 @@
-"""Chat messages to token ids and the tiles that the tower is run on."""
+"""Chat messages to token ids and tiles."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 CONTEXT = "<IMG_CONTEXT>"
 STOP = ("<|im_end|>", "<|endoftext|>")
-# Where no other is given: `conversation.py` of the remote layout, template internvl2_5. The
-# template of the native layout has none.
+# The default of `conversation.py` in the remote layout, template internvl2_5. The template of
+# the native layout has no default.
 SYSTEM = (
     "你是书生·万象，英文名是InternVL，"  # noqa: RUF001
     "是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
@@ -31,11 +31,11 @@ SYSTEM = (
 def prepare(job: Job, messages: Sequence[Mapping[str, Any]]) -> Prompt:
     """Return the prompt that asks for the assistant's next message.
 
-    An image is cut into up to as many tiles as the graph takes at once; the tiles of all
-    images follow one another in its batches.
+    An image is cut into at most as many tiles as the graph takes at once. Batches are filled with
+    the tiles of all images in order.
 
     Args:
-        job: Its profile gives the size of a tile, its choice the number of tiles.
+        job: Its profile has the size of a tile, its option ``tiles`` their number.
         messages: ``{"role": ..., "content": text or parts}``; a part is ``{"type": "text",
             "text": ...}`` or ``{"type": "image", "image": image or file}``.
 
@@ -64,15 +64,15 @@ def prepare(job: Job, messages: Sequence[Mapping[str, Any]]) -> Prompt:
 
 
 def _markers(config: Mapping[str, Any]) -> dict[str, int | None]:
-    """Return the markers; the remote layout looks their ids up in the tokenizer."""
+    """Return the markers; only the native layout has the id of one in its config."""
     plain = dict.fromkeys(("<|im_start|>", "<|im_end|>", "<img>", "</img>"))
     return {**plain, CONTEXT: config.get("image_token_id")}
 
 
 def _parts(job: Job, messages: Sequence[Mapping[str, Any]]) -> Iterator[str | list[Pixels]]:
-    """Yield text and, where images are, their tiles.
+    """Yield text, and the tiles of each image.
 
-    Several images of one message are numbered, which the native layout leaves to the user.
+    The images of a message with several are numbered, except in the native layout.
     """
     native, numbers = layouts.is_native(job.config), count(1)
     if not native and (not messages or messages[0]["role"] != "system"):

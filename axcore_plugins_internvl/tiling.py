@@ -26,9 +26,9 @@ THUMBNAIL = 1  # follows the cells of an image that is cut
 def tile(image: Image, tiles: int, height: int, width: int) -> Iterator[Image]:
     """Cut an image into at most `tiles` tiles of ``height x width`` px.
 
-    The image is resized to a grid of tiles, which follow row by row; where there are several,
-    the whole image at the size of a tile comes last and counts as one of them. So up to two
-    tiles mean one, the whole image.
+    The image is resized to a grid of tiles, which are yielded row by row. If there are several, a
+    thumbnail of the whole image follows and counts as one of them; with `tiles` of 1 or 2 there is
+    only the whole image.
 
     Args:
         image: RGB.
@@ -54,13 +54,13 @@ def tile(image: Image, tiles: int, height: int, width: int) -> Iterator[Image]:
 def grid(
     image_width: int, image_height: int, most: int, height: int, width: int
 ) -> tuple[int, int]:
-    """Choose the grid whose proportions are nearest to the image's.
+    """Choose the grid whose aspect ratio is nearest to the image's.
 
-    Between equally near ones a larger grid wins if its area is below twice the image's.
+    Of equally near grids the larger wins if its area is below twice the image's.
 
     Args:
         image_width, image_height: Size of the image in px.
-        most: Cells at most.
+        most: Maximum number of cells.
         height, width: Size of a cell in px.
 
     Returns:
@@ -77,7 +77,7 @@ def grid(
 
 
 def _grids(most: int) -> list[tuple[int, int]]:
-    """List every grid of up to `most` cells, by their number; equal ones narrow before wide."""
+    """List every grid of up to `most` cells, sorted by number of cells, then by columns."""
     sides = range(1, most + 1)
     found = [(columns, rows) for columns in sides for rows in sides if columns * rows <= most]
     return sorted(found, key=lambda grid: grid[0] * grid[1])

@@ -1,4 +1,4 @@
-"""Models that share an architecture told apart by their configs, and those that are refused."""
+"""Recognition of models by their configs, and cards of models that are refused."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _UNSUPPORTED: Mapping[Size, str] = {
     ("qwen2", 8192, 80): "InternVL3-78B",
 }
 
-# What this plugin computes; a config may leave it unsaid.
+# Values that this plugin implements; a config may omit any of them.
 _TOP = {"downsample_ratio": 0.5, "ps_version": "v2", "select_layer": -1, "vision_feature_layer": -1}
 _TOWER = {
     "attention_bias": True,
@@ -54,7 +54,7 @@ _TOWER = {
 
 
 def told_apart(supported: Sequence[ModelCard]) -> list[ModelCard]:
-    """Let each card recognise its own configs, and add cards of what is known and refused."""
+    """Return the cards with functions that recognise their configs, and cards of refused models."""
     sizes = {
         _size(config): card.id
         for card in supported
@@ -84,7 +84,7 @@ def told_apart(supported: Sequence[ModelCard]) -> list[ModelCard]:
 
 
 def _is(name: str, sizes: Mapping[Size, str], config: Mapping[str, Any]) -> bool:
-    """Say whether `config` describes the model `name`, given the supported one of each size."""
+    """Return whether `config` describes the model `name`; `sizes` has the supported models."""
     if _is_flash(config):
         return name == FLASH
     size = _size(config)
@@ -94,13 +94,13 @@ def _is(name: str, sizes: Mapping[Size, str], config: Mapping[str, Any]) -> bool
 
 
 def _is_flash(config: Mapping[str, Any]) -> bool:
-    """Say whether a router chooses the resolution of each tile."""
+    """Return whether the model has a router that chooses the resolution of each tile."""
     named = any(name in FLASH_ARCHITECTURES for name in config["architectures"])
     return named or any(field.startswith("flash_") for field in config)
 
 
 def _is_computed(config: Mapping[str, Any]) -> bool:
-    """Say whether the vision side is the one that this plugin computes."""
+    """Return whether the vision side is the one that this plugin implements."""
     vision = config.get("vision_config")
     return isinstance(vision, dict) and all(
         part.get(name, value) == value

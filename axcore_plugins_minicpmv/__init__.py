@@ -22,7 +22,7 @@ MODULES: dict[str, ModuleType] = {"minicpm-v-4": v4, "minicpm-v-2": v2, "minicpm
 
 @hookimpl
 def model_cards() -> list[ModelCard]:
-    """Register the supported models, and those that are known and refused."""
+    """Register the supported models, and those that are recognised only to be refused by name."""
     return [*(module.card() for module in MODULES.values()), *versions.unsupported()]
 
 
@@ -35,25 +35,25 @@ def export_vision(job: Job) -> list[Component]:
 
 @hookimpl
 def split_graph(component: Component) -> list[int] | None:
-    """Keep the resampler whole, as it is small and of one stage; the default cuts the towers."""
+    """Keep the resampler whole, which is small and has one stage; the default splits the towers."""
     return [] if len(component.stages) == 1 else None
 
 
 @hookimpl
 def embed_extract(job: Job) -> Embedding | None:
-    """Name the embedding where the model scales it; the default finds the others."""
+    """Describe the embedding if the model scales it; the default finds the others."""
     return v2.embed_extract(job) if MODULES[job.card.id] is v2 else None
 
 
 @hookimpl
 def llm_build_args(job: Job) -> LlmBuildArgs:
-    """Return the lengths of the profile and what the user must know."""
+    """Return the lengths of the profile, and notes for the user."""
     args: LlmBuildArgs = MODULES[job.card.id].llm_build_args(job)
     return args
 
 
 @hookimpl
 def prepare_prompt(job: Job, messages: Sequence[dict[str, Any]]) -> Prompt:
-    """Write the messages as the model was taught, with a run of the tower for each piece."""
+    """Write the messages in the model's format, with a run of the tower for each piece."""
     prompt: Prompt = MODULES[job.card.id].prepare_prompt(job, messages)
     return prompt

@@ -50,7 +50,7 @@ def attention(prefix: str, hidden: int) -> dict[str, Shape]:
 
 
 def resampler(width: int, vision_width: int, queries: int) -> dict[str, Shape]:
-    """Return the tensors of the resampler, without the position table that some store."""
+    """Return the tensors of the resampler, without the position table that MiniCPM-V-2 stores."""
     return {
         "resampler.query": (queries, width),
         "resampler.kv_proj.weight": (width, vision_width),

@@ -1,4 +1,4 @@
-"""Images as the towers take them: which sizes fit, and how an image is brought to one."""
+"""Image preprocessing: valid sizes, and images brought to the static size."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ FIT = Choice(
 
 
 def grid(job: Job) -> tuple[int, int]:
-    """Return the patches down and across the static size."""
+    """Return the number of patches down and across an image of the static size."""
     return job.profile.height // PATCH_PX, job.profile.width // PATCH_PX
 
 
 def pieces(job: Job, images: Iterable[Image], multiple: int = PATCH_PX) -> Iterator[Array]:
-    """Yield what the graph is run on for all `images`; see `samples`."""
+    """Yield the graph's inputs for all `images`; see `samples`."""
     for image in images:
         yield from samples(
             image, job.profile.height, job.profile.width, job.choice("fit"), multiple
@@ -48,14 +48,15 @@ def pieces(job: Job, images: Iterable[Image], multiple: int = PATCH_PX) -> Itera
 def samples(
     image: Image, height: int, width: int, fit: str, multiple: int = PATCH_PX
 ) -> Iterator[Array]:
-    """Yield what the graph is run on for one image.
+    """Yield the graph's inputs for one image.
 
     Args:
         image: RGB.
         height, width: The static size in px.
         fit: A value of `FIT`; "slice" yields a sample for every piece, in the order of
             `slicing.Slicing.sizes`.
-        multiple: The sides of a piece are multiples of this, in px, before it meets the size.
+        multiple: Sides of a piece are rounded to multiples of this, in px, before it is resized to
+            the static size.
 
     Yields:
         float32 ``[1, 3, height, width]``, RGB in -1..1.
@@ -69,7 +70,7 @@ def samples(
 
 
 def cut(width: int, height: int, fit: str, multiple: int = PATCH_PX) -> Slicing:
-    """Say what pieces an image of ``width x height`` px becomes; see `samples`."""
+    """Return the pieces that an image of ``width x height`` px is cut into; see `samples`."""
     if fit == "slice":
         return slicing(width, height, multiple=multiple)
     return Slicing((width, height))
@@ -100,8 +101,8 @@ def buckets(count: int, side: int) -> list[int]:
     """Return the table position of each of `count` patches along a side, as upstream rounds it.
 
     The fraction i / count falls between boundaries k / side. Both are float32, and upstream holds
-    `count` in a tensor, so that the step is as well: for some counts, patches on a boundary land
-    one lower than exact arithmetic would put them.
+    `count` in a tensor, so that the step is float32 as well. For some counts, patches on a boundary
+    get a position one lower than in exact arithmetic.
 
     Source: MiniCPM-V-4, ``SiglipVisionEmbeddings.forward``.
     """
@@ -109,7 +110,7 @@ def buckets(count: int, side: int) -> list[int]:
 
     boundaries = np.arange(1 / side, 1.0, 1 / side).astype(np.float32)
     step, index = float(np.float32(1) / np.float32(count)), np.arange(count)
-    # torch fills a range by eights: the first of each is rounded, the others count from it.
+    # torch computes a range in blocks of eight: only the first value of each is rounded.
     firsts = (index // 8 * 8 * step).astype(np.float32)
     fractions = (firsts + index % 8 * step).astype(np.float32)
     indices: list[int] = np.searchsorted(boundaries, fractions, side="right").tolist()
@@ -126,14 +127,14 @@ def position_ids(rows: int, columns: int, side: int) -> np.ndarray[Any, np.dtype
 
 
 def check_size(height: int, width: int, multiple: int = PATCH_PX) -> None:
-    """Refuse an image size that is not made of whole cells, or has patches without positions.
+    """Check that an image size is made of whole cells, and that all patches have positions.
 
     Args:
         height, width: In px.
         multiple: Side of a cell in px: a patch, or the square that becomes a token.
 
     Raises:
-        UnsupportedProfile: The message says why, the hint names the nearest size that fits.
+        UnsupportedProfile: The size does not fit; the hint suggests the nearest that does.
     """
     longest = SIDE * PATCH_PX // multiple * multiple
     if all(side % multiple == 0 and 0 < side <= longest for side in (height, width)):

@@ -1,7 +1,7 @@
-"""Chat messages to token ids and the pieces of images that the tower is run on.
+"""Chat messages to token ids and pieces of images.
 
-The models write an image alike: the whole of it between brackets, then cells row by row. What
-differs are the brackets and what stands around a message; that is said by each model's module.
+All models write an image as a thumbnail between brackets, followed by cells row by row. The
+brackets and the text around messages differ; each model's module defines its own.
 """
 
 from __future__ import annotations
@@ -39,14 +39,15 @@ def assemble(
     markers: Mapping[str, int | None],
     stop: Sequence[str],
 ) -> Prompt:
-    """Return the prompt that its parts make.
+    """Return the prompt made of `parts`.
 
     Args:
-        job: Its choice says how an image meets the static size.
+        job: Its option ``fit`` says how an image is brought to the static size.
         parts: Text and images, in order.
-        write: Returns what stands for an image, given its number and how it is cut.
-        samples: Turns images into what the tower is run on, as for calibration.
-        components: Names of the first component and of that whose rows the prompt takes.
+        write: Returns the text and places of an image, given its number and how it is cut.
+        samples: Turns images into the tower's inputs, as for calibration.
+        components: Names of the component that takes images and of the one whose rows the prompt
+            takes.
         markers: See `axcore.load_tokenizer`.
         stop: Tokens that end an answer.
     """
@@ -71,7 +72,7 @@ def assemble(
 
 
 def lines(message: Mapping[str, Any]) -> list[Part]:
-    """Return the content of a message, its parts a line each: images and the text between."""
+    """Return the content of a message, images and text, with each part on a line of its own."""
     parts = list[Any]()
     for part in message_parts(message, ("text", "image")):
         parts += ["\n", part["text"] if part["type"] == "text" else read_image(part["image"])]
@@ -86,7 +87,7 @@ def chatml(
     messages: Iterable[Mapping[str, Any]],
     write: Callable[[Mapping[str, Any]], Iterable[Part]] = lines,
 ) -> Iterator[Part]:
-    """Yield text and images of a conversation, up to where the assistant answers.
+    """Yield text and images of a conversation, ending where the assistant's answer begins.
 
     Args:
         messages: Chat messages.
@@ -115,7 +116,7 @@ def bracketed(tag: str, rows: Rows) -> list[Piece]:
 
 
 def cells(cut: Slicing, tag: str, rows: Rows) -> Iterator[Piece]:
-    """Yield the cells of an image: a line for each row of them, nothing where it is not cut."""
+    """Yield the cells of an image, with a line for each row; nothing if it is not cut."""
     for row in range(cut.rows):
         if row:
             yield "\n"
@@ -123,7 +124,7 @@ def cells(cut: Slicing, tag: str, rows: Rows) -> Iterator[Piece]:
 
 
 def numbered(rows: Rows) -> Write:
-    """Return how V-4 and V-4.6 write an image: its number, the whole, and slices."""
+    """Return how V-4 and V-4.6 write an image: its number, the thumbnail, and slices."""
 
     def write(number: int, cut: Slicing) -> Iterator[Piece]:
         yield f"<image_id>{number}</image_id>"
@@ -134,7 +135,7 @@ def numbered(rows: Rows) -> Write:
 
 
 def nested(rows: Rows) -> Write:
-    """Return how V-2 writes an image: the whole, and cells like it between slice brackets."""
+    """Return how V-2 writes an image: the thumbnail, and cells like it between slice brackets."""
 
     def write(_: int, cut: Slicing) -> Iterator[Piece]:
         yield from bracketed("image", rows)

@@ -1,4 +1,4 @@
-"""The resampler: a fixed number of learned queries attends the patches once.
+"""The resampler: a fixed number of learned queries attends to the patches once.
 
 Source: MiniCPM-V-4 and MiniCPM-V-2, ``Resampler``.
 """
@@ -33,9 +33,9 @@ class Resampler(nn.Module):
     """Patches to tokens: ``[1, N, vision]`` to ``[1, queries, width]``.
 
     Args:
-        width: Of the language model.
-        vision_width: Of the patches.
-        queries: Tokens made.
+        width: Hidden size of the language model.
+        vision_width: Hidden size of the patches.
+        queries: Number of output tokens.
         grid: Rows and columns of patches, N = rows * columns.
         placed_queries: Whether the checkpoint stores positions that are added to the queries.
     """
@@ -106,14 +106,14 @@ def components(
     calibration: Calibration,
     build_options: tuple[BuildOptions, BuildOptions] = ({}, {}),
 ) -> list[Component]:
-    """Return a tower and the resampler behind it.
+    """Return a tower and the resampler that follows it.
 
     Args:
-        job: Gives the image size, and through its config the number of tokens and their width.
-        stages: Of the tower.
-        inputs: Of the tower.
+        job: Its profile has the image size, its config the number of tokens and their width.
+        stages: Stages of the tower.
+        inputs: Inputs of the tower.
         samples: See `axcore.Component.preprocess`.
-        hidden: Width of the tower.
+        hidden: Hidden size of the tower.
         placed_queries: Whether the checkpoint stores positions of the queries.
         calibration: How the samples of both are stored.
         build_options: See `axcore.Component`; for the tower and for the resampler.
@@ -144,7 +144,7 @@ def components(
 
 
 def keys(module: Resampler) -> dict[str, str | Weight]:
-    """Return where the parameters come from: the checkpoint packs those of the three inputs."""
+    """Return the origin of every parameter: the checkpoint packs the three input projections."""
     names = [name for name, _ in module.named_parameters()]
     return {
         **{name: f"resampler.{name}" for name in names},

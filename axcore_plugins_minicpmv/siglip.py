@@ -30,10 +30,10 @@ class Tower:
     """Dimensions of a tower.
 
     Attributes:
-        hidden, inner, heads: Of a layer.
+        hidden, inner, heads: Widths of state and MLP, and attention heads, of a layer.
         patch: Side of a patch in px.
         gelu: "tanh" for the approximation, "none" for the error function.
-        eps: Of the norms.
+        eps: Epsilon of the norms.
     """
 
     hidden: int
@@ -74,7 +74,7 @@ class Embedding(nn.Module):
 
 
 class PlacedEmbedding(nn.Module):
-    """Pixels to state, with positions that the caller names."""
+    """Pixels to state, with positions looked up by id."""
 
     def __init__(self, tower: Tower, positions: int) -> None:
         super().__init__()
@@ -83,8 +83,8 @@ class PlacedEmbedding(nn.Module):
 
     def forward(self, pixels: Tensor, position_ids: Tensor) -> Tensor:
         """Embed the patches: float ``[1, 3, 14, 14 * N]`` and int ``[1, N]``."""
-        # One-dimensional indices: the target gathers by nothing else. Not index_select, which
-        # would cast them to int64, a type that the target lacks.
+        # The target gathers only by one-dimensional indices. index_select would cast them to int64,
+        # a type that the target lacks.
         position = F.embedding(position_ids.flatten(), self.position)
         return _rows(self.patch_embedding(pixels)) + position
 
@@ -164,22 +164,22 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
 
 
 def embedding_keys(convolution: str, position: Weight) -> dict[str, str | Weight]:
-    """Return where the parameters of an embedding come from.
+    """Return the origin of the parameters of an embedding.
 
     Args:
         convolution: Key prefix of the patch embedding.
-        position: A row for each patch, or for each position that can be named.
+        position: A row for each patch, or for each position id.
     """
     found = {f"patch_embedding.{name}": convolution + name for name in ("weight", "bias")}
     return {**found, "position": position}
 
 
 def unpacked(packed: str, width: int) -> dict[str, str | Weight]:
-    """Return where the parameters of q, k and v projections come from if one tensor holds all.
+    """Return the origin of the parameters of q, k and v projections that are stored in one tensor.
 
     Args:
-        packed: Key of weight and bias without these words, e.g. ``attn.qkv.``.
-        width: Rows of each.
+        packed: Key prefix of its weight and bias, e.g. ``attn.qkv.``.
+        width: Rows of each projection.
     """
     return {
         f"{part}_proj.{kind}": Weight(packed + kind).slice(0, index * width, (index + 1) * width)

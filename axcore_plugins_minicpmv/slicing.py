@@ -1,6 +1,6 @@
-"""How an image is cut: the whole of it in small, and where it is large, cells in full detail.
+"""Slicing: an image becomes a thumbnail and, if it is large, cells in full detail.
 
-Calibration and prompts must agree on the pieces and their order, so both ask here.
+Calibration and prompts must agree on the pieces and their order, so both use this module.
 
 Source: MiniCPM-V-4, ``MiniCPMVImageProcessor.slice_image``.
 """
@@ -28,8 +28,8 @@ class Slicing:
     """The pieces of one image.
 
     Attributes:
-        source: Width and height in px of the whole image as the first piece.
-        columns, rows: Cells across and down; 0 where the image is not cut.
+        source: Width and height in px of the first piece, the thumbnail.
+        columns, rows: Cells across and down; 0 if the image is not cut.
         cell: Width and height in px of a cell.
     """
 
@@ -45,11 +45,11 @@ class Slicing:
 
     @property
     def tokens(self) -> int:
-        """Rows that all pieces give the language model, without the tokens between them."""
+        """Rows that all pieces contribute to the prompt, without the tokens between them."""
         return ROWS * len(self.sizes)
 
     def cut(self, image: Image) -> Iterator[Image]:
-        """Yield the pieces of `image`, RGB, in their order."""
+        """Yield the pieces of `image`, RGB, in order."""
         from PIL.Image import Resampling
 
         yield image.resize(self.source, Resampling.BICUBIC)
@@ -65,13 +65,13 @@ class Slicing:
 def slicing(
     width: int, height: int, *, side: int = 448, multiple: int = 14, most: int = MOST
 ) -> Slicing:
-    """Say how an image of ``width x height`` px is cut.
+    """Return how an image of ``width x height`` px is cut.
 
     Args:
-        width, height: Of the image, in px.
+        width, height: Size of the image in px.
         side: Every piece has about the area of a square of this side, in px.
         multiple: The sides of a piece are multiples of this, in px.
-        most: Cells at most.
+        most: Maximum number of cells.
     """
     source = _fitted((width, height), side, multiple)
     wanted = min(math.ceil(width * height / (side * side)), most)
@@ -83,7 +83,7 @@ def slicing(
 
 
 def notes(fit: str, max_prompt: int) -> list[str]:
-    """Say what a prompt of `max_prompt` tokens means for images that are sliced."""
+    """Return notes on sliced images in a prompt of at most `max_prompt` tokens."""
     if fit != "slice":
         return []
     return [
@@ -93,7 +93,7 @@ def notes(fit: str, max_prompt: int) -> list[str]:
 
 
 def _grid(ratio: float, wanted: int, most: int) -> tuple[int, int]:
-    """Return columns and rows of nearly `wanted` cells, nearest to the image's proportions."""
+    """Return columns and rows of about `wanted` cells with the aspect ratio nearest to `ratio`."""
     grids = [
         (columns, count // columns)
         for count in (wanted - 1, wanted, wanted + 1)
@@ -105,7 +105,7 @@ def _grid(ratio: float, wanted: int, most: int) -> tuple[int, int]:
 
 
 def _fitted(size: Size, side: int, multiple: int) -> tuple[int, int]:
-    """Scale to the area of a square of `side`, keeping the proportions, and round."""
+    """Scale to the area of a square of `side`, keeping the aspect ratio, and round."""
     width, height = size
     ratio = width / height
     height = int(side / math.sqrt(ratio))

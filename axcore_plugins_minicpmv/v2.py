@@ -47,8 +47,8 @@ class Encoder:
     """Dimensions of a tower, which timm derives from its name; ``config.json`` has the name alone.
 
     Attributes:
-        hidden, inner, heads: Of a block.
-        depth: Blocks, the last one included.
+        hidden, inner, heads: Widths of state and MLP, and attention heads, of a block.
+        depth: Number of blocks, including the last.
         side: Positions along a side of the stored table.
     """
 
@@ -95,7 +95,7 @@ _FOLD = Choice(
 
 _CALIBRATION = Calibration(format="Numpy", size=-1)
 
-# Fields of config.json that a Llama has as well.
+# Fields of config.json that a plain Llama has too.
 _LLAMA_FIELDS = (
     "attention_bias",
     "attention_dropout",
@@ -139,7 +139,7 @@ def card() -> ModelCard:
 
 
 def _recognises(config: Mapping[str, Any]) -> bool:
-    """The first models carry no version; later ones have another number of queries or no scale."""
+    """The first models have no version; later ones have another number of queries or no scale."""
     return (
         versions.version(config) is None and config.get("query_num") == 64 and "scale_emb" in config
     )
@@ -152,7 +152,7 @@ def export_vision(job: Job) -> list[Component]:
     """Describe the tower and the resampler behind it.
 
     Raises:
-        UnsupportedProfile: The image size does not fit; the hint names the nearest that does.
+        UnsupportedProfile: The image size does not fit; the hint suggests the nearest that does.
     """
     from . import resampler  # torch is only needed from here on
 
@@ -197,7 +197,7 @@ def _embedding(tower: Tower, side: int, rows: int, columns: int) -> Stage:
 
 
 def _block_keys(block: str, hidden: int) -> dict[str, str | Weight]:
-    """Return where a layer's parameters are in a block of timm, which packs queries to values."""
+    """Return the origin of a layer's parameters in a block of timm, which packs q, k and v."""
     from . import siglip
 
     packed = siglip.unpacked(f"{block}attn.qkv.", hidden)
@@ -218,7 +218,7 @@ def _depth(config: Mapping[str, Any]) -> int:
 
 
 def embed_extract(job: Job) -> Embedding:
-    """Name the embedding: rows as they are, or scaled where the model is folded."""
+    """Describe the embedding: scaled when it is looked up, or when it is written if folded."""
     shape = job.checkpoint.info(EMBEDDING).shape
     scale = float(job.config["scale_emb"])
     if job.choice("fold-scales") == "yes":
@@ -227,7 +227,7 @@ def embed_extract(job: Job) -> Embedding:
 
 
 def llm_build_args(job: Job) -> LlmBuildArgs:
-    """Return the profile's lengths, and a plain Llama for the builder where scales are folded."""
+    """Return the profile's lengths, and a plain Llama for the builder if scales are folded."""
     folded = job.choice("fold-scales") == "yes"
     notes = slicing.notes(job.choice("fit"), job.profile.max_prompt)
     return LlmBuildArgs.of(
@@ -238,7 +238,7 @@ def llm_build_args(job: Job) -> LlmBuildArgs:
 
 
 def scales(config: Mapping[str, Any]) -> dict[str, float]:
-    """Return what each kind of tensor is multiplied by so that a plain Llama computes the same.
+    """Return the factor of each kind of tensor with which a plain Llama computes the same.
 
     The model multiplies embedded rows, what attention and MLP add to the residual, and divides
     the state before the head. Source: MiniCPM-2B, ``MiniCPMForCausalLM``.
@@ -259,7 +259,7 @@ def _plain_llama(config: Mapping[str, Any]) -> LlmCheckpoint:
         key.removeprefix(LANGUAGE): (key, float(factors.get(key.split(".")[-2], 1)))
         for key in llama_tensors(config, LANGUAGE)
     }
-    # float32, so that a loader keeps what was multiplied.
+    # float32, so that loaders keep the precision of multiplied tensors.
     named = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "torch_dtype": "float32"}
     return LlmCheckpoint({**fields, **named}, origins)
 
@@ -314,7 +314,7 @@ def _written(messages: Sequence[Mapping[str, Any]]) -> Iterator[str | Image]:
     for message in messages:
         if (role := message["role"]) not in ROLES:
             raise UsageError(
-                f"MiniCPM-V-2 knows no message of role `{role}`",
+                f"MiniCPM-V-2 does not support messages of role `{role}`",
                 hint=f"put it into a message of role {' or '.join(ROLES)}",
             )
         yield ROLES[role]

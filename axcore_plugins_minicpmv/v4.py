@@ -62,7 +62,7 @@ _CALIBRATION = Calibration(format="NumpyObject", size=-1)
 
 _CUDA_NOTE = (
     "siglip.pulsar2.json and resampler.pulsar2.json quantise on the first CUDA device, as"
-    " published: where there is none, set quant.device to cpu in both"
+    " published. Without such a device, set quant.device to cpu in both"
 )
 _LONGROPE_NOTE = (
     "the rotary positions are stretched (rope_scaling, longrope): each frequency is divided by a"
@@ -92,7 +92,7 @@ def card() -> ModelCard:
 
 
 def _tiny(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return overrides for a small checkpoint, which has a factor for each fourth frequency."""
+    """Return overrides for a small checkpoint; it has every fourth of the rotary factors."""
     factors = {name: config["rope_scaling"][name][::4] for name in ("long_factor", "short_factor")}
     return {
         "eos_token_id": [2, 500],
@@ -122,7 +122,7 @@ def export_vision(job: Job) -> list[Component]:
     """Describe the tower and the resampler behind it.
 
     Raises:
-        UnsupportedProfile: The image size does not fit; the hint names the nearest that does.
+        UnsupportedProfile: The image size does not fit; the hint suggests the nearest that does.
     """
     from . import resampler  # torch is only needed from here on
 
@@ -141,7 +141,7 @@ def export_vision(job: Job) -> list[Component]:
 
 
 def llm_build_args(job: Job) -> LlmBuildArgs:
-    """Return the profile's lengths and what the user must know of the build."""
+    """Return the profile's lengths, and notes on the build."""
     scaling = job.config.get("rope_scaling") or {}
     notes = [_CUDA_NOTE, *slicing.notes(job.choice("fit"), job.profile.max_prompt)]
     if scaling.get("rope_type") == "longrope":

@@ -1,4 +1,4 @@
-"""MiniCPM-V-4.6: a SigLIP tower that merges 2 x 2 patches on its way, before a hybrid Qwen3.5.
+"""MiniCPM-V-4.6: a SigLIP tower that merges 2 x 2 patches halfway, before a hybrid Qwen3.5.
 
 The native layout of transformers; keys on disk carry the prefixes used here.
 """
@@ -148,7 +148,7 @@ def export_vision(job: Job) -> list[Component]:
     """Describe the tower and its merger as one graph that takes a strip of patches.
 
     Raises:
-        UnsupportedProfile: The image size does not fit; the hint names the nearest that do.
+        UnsupportedProfile: The image size does not fit; the hint suggests the nearest that does.
     """
     from . import v46_vision  # torch is only needed from here on
 
@@ -196,7 +196,7 @@ def prepare_prompt(job: Job, messages: Sequence[Mapping[str, Any]]) -> Prompt:
 
 
 def llm_build_args(job: Job) -> LlmBuildArgs:
-    """Return the profile's lengths; the builder is told the type of the nested model."""
+    """Return the profile's lengths, with the model type of the nested language model."""
     return LlmBuildArgs.of(
         job.profile,
         model_type=job.text_config["model_type"],
@@ -205,7 +205,7 @@ def llm_build_args(job: Job) -> LlmBuildArgs:
 
 
 def _cell_px(job: Job) -> int:
-    """Side of the square that becomes a token: four patches, or two."""
+    """Return the side in px of the square that becomes a token: four patches, or two."""
     return preprocess.PATCH_PX * (4 if job.choice("downsample") == "16x" else 2)
 
 
@@ -275,7 +275,7 @@ def _language(config: Mapping[str, Any]) -> Tensors:
 
 
 def _full_attention(config: Mapping[str, Any]) -> list[bool]:
-    """Say of each layer whether it attends fully; the others are linear."""
+    """Return for each layer whether it has full attention; the others are linear."""
     if "layer_types" in config:
         return [kind == "full_attention" for kind in config["layer_types"]]
     every = config["full_attention_interval"]

@@ -1,4 +1,4 @@
-"""What the models share, and the models that are recognised but not supported."""
+"""Values that several models share, and cards of models that are refused."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Qwen2.5-VL: a ViT that attends inside windows but for a few blocks, before a Qwen2.5 LLM.
+"""Qwen2.5-VL: a ViT with windowed attention in most blocks, before a Qwen2.5 LLM.
 
-Patches of 14 px (two frames deep) pass 32 blocks with rotary positions; four patches merge into
-one token. The vision graph takes images already cut into patches, so that the board can feed
-uint8.
+Patches of 14 px from two frames pass 32 blocks with rotary positions; four patches are merged into
+one token. The vision graph takes images that are already cut into patches, so that the board can
+feed uint8.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def export_vision(job: Job) -> list[Component]:
 
 @hookimpl
 def patch_attention(stage: Stage) -> Stage:
-    """Attend windows as batches; the other kinds are in final form."""
+    """Attend windows as batches; stages of other kinds stay as they are."""
     from .vision import Block
 
     if not isinstance(stage.module, Block):

@@ -1,4 +1,4 @@
-"""Images as the tower takes them: which sizes fit, and how an image becomes patches."""
+"""Image preprocessing: valid sizes, and images cut into patches."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COLUMNS = FRAMES * PATCH_PX**2  # values of one patch and channel
 MIN_PX, MAX_PX = 3_136, 12_845_056  # area, `preprocessor_config.json`
 MAX_RATIO = 200  # the image processor refuses longer images
 
-# Patches travel as images so that the target can take uint8. The toolchain reads a PNG as BGR
+# Patches are stored as images so that the target can take uint8. The toolchain reads a PNG as BGR
 # and hands it on as told here; the patch images are stored so that channel 0 arrives as red.
 IMAGE_CALIBRATION = Calibration(
     format="Image",
@@ -61,10 +61,10 @@ def patches(
 
 
 def check_size(height: int, width: int) -> None:
-    """Refuse an image size that the tower cannot take.
+    """Check that the tower can take an image size.
 
     Raises:
-        UnsupportedProfile: The message says why, the hint names the nearest sizes that fit.
+        UnsupportedProfile: It cannot; the message says why, the hint suggests sizes.
     """
     if reason := _misfit(height, width):
         nearest = " or ".join(f"{h}x{w}" for h, w in nearest_sizes(height, width))
@@ -88,7 +88,7 @@ def nearest_sizes(height: int, width: int) -> list[tuple[int, int]]:
 
 
 def _misfit(height: int, width: int) -> str:
-    """Say what is wrong with a size; empty when it fits."""
+    """Return what is wrong with a size; an empty string if nothing is."""
     if min(height, width) <= 0 or height % CELL_PX or width % CELL_PX:
         return f"both sides must be multiples of {CELL_PX} px"
     if not MIN_PX <= height * width <= MAX_PX:

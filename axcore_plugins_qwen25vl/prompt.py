@@ -1,4 +1,4 @@
-"""Chat messages to token ids, rotary positions and the samples the tower is run on."""
+"""Chat messages to token ids, rotary positions and the tower's inputs."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ if TYPE_CHECKING:
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 
-SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"  # where no other is given
-FPS = 2.0  # frames per second of a video that does not say
+SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"  # if the messages have none
+FPS = 2.0  # frames per second of a video without `fps`
 IMAGE, VIDEO = "<|image_pad|>", "<|video_pad|>"
 STOP = ("<|im_end|>", "<|endoftext|>")
 
 
 @dataclass(frozen=True)
 class _Vision:
-    """An image or video of a prompt: its frames, and the time between two steps in positions."""
+    """An image or video of a prompt: its frames, and the positions from one step to the next."""
 
     marker: str
     frames: Sequence[Image]
@@ -52,7 +52,7 @@ def prepare(job: Job, messages: Sequence[Mapping[str, Any]]) -> Prompt:
     """Return the prompt that asks for the assistant's next message.
 
     Args:
-        job: Its profile gives the size every image and frame is resized to.
+        job: Its profile has the size that every image and frame is resized to.
         messages: ``{"role": ..., "content": text or parts}``; a part is ``{"type": "text",
             "text": ...}``, ``{"type": "image", "image": image or file}`` or ``{"type": "video",
             "video": [images or files], "fps": 2.0}``.
@@ -93,7 +93,7 @@ def _markers(config: Mapping[str, Any]) -> dict[str, int | None]:
 
 
 def _parts(messages: Sequence[Mapping[str, Any]], speed: float) -> Iterator[str | _Vision]:
-    """Yield text and what stands between it; `speed` is in positions per second."""
+    """Yield text, images and videos; `speed` is in positions per second."""
     if not messages or messages[0]["role"] != "system":
         yield SYSTEM
     for message in messages:
@@ -127,7 +127,7 @@ def _samples(vision: _Vision, height: int, width: int) -> Iterator[Sample]:
 def _positions(
     length: int, visions: Sequence[_Vision], rows: Sequence[Ints], grid: tuple[int, int]
 ) -> Ints:
-    """Return int64 ``[3, length]``: text counts on in all three rows, vision in a grid."""
+    """Return int64 ``[3, length]``: text counts up in all three rows, vision along a grid."""
     places, start, position = list[Ints](), 0, 0
     for vision, run in zip(visions, rows, strict=True):
         text = int(run[0]) - start

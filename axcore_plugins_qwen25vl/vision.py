@@ -3,8 +3,8 @@
 The state between stages is one float tensor ``[N, hidden]``, a row per patch in window order:
 windows of equal size follow one another, so that they can be attended as one batch, and the
 merger undoes the order. Upstream interleaves full windows with the narrower ones of the right and
-bottom edge; the tokens are the same, as a window is a set. For a fixed image size every index,
-angle and mask is a constant.
+bottom edge; the tokens are the same, because the order of windows does not affect attention. For
+a fixed image size, every index, angle and mask is a constant.
 
 Source: transformers, ``Qwen2_5_VisionTransformerPretrainedModel``.
 """
@@ -86,7 +86,7 @@ def rope_tables(
     """Return the rotary factors of queries and keys in window order.
 
     The attention's scale is folded into the query's factors, and the sign of rotate-half into the
-    sine, so that no graph has to negate.
+    sine, so that the graph has no negation.
 
     Returns:
         cos, sin: float32 ``[N, 2, 1, head_dim]``; axis 1 is query, key.
@@ -227,14 +227,14 @@ class Masked(nn.Module):
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, patches: int, apart: Tensor | None = None) -> Tensor:
-    """Attend among every `patches` consecutive rows, in operators that a static graph keeps.
+    """Attend within each run of `patches` consecutive rows, in operators for a static graph.
 
     Args:
         q: Queries, float ``[N, heads, head_dim]``, scaled.
         k: Keys, likewise but not scaled.
         v: Values, likewise.
         patches: Rows of one window; divides N.
-        apart: bool ``[patches, patches]``, true where a row must not see another.
+        apart: bool ``[patches, patches]``, true where a row must not attend to another.
 
     Returns:
         float ``[N, heads * head_dim]``.

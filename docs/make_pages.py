@@ -1,15 +1,17 @@
 """Write the pages that repeat what the code declares: ``python docs/make_pages.py``.
 
 ``hooks.md`` comes from the docstrings of `axcore.hookspecs`, ``options.md`` from `axcore.Request`
-and the installed models and toolchains.
+and the installed models and toolchains, ``json.md`` from the schema of what commands print.
 """
 
 from __future__ import annotations
 
 import inspect
+import json
 from dataclasses import fields
+from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from axcore import Registry, Request, hookspecs
 
@@ -115,7 +117,52 @@ def _choices(owner: str, choices: Mapping[str, Choice]) -> str:
     return head + "\n".join(rows) + "\n"
 
 
-PAGES = {"hooks.md": hooks, "options.md": options}
+JSON = """\
+# What `--json` prints
+
+Written by `docs/make_pages.py` from `axcore/data/json.schema.json`, a JSON Schema that comes with
+the package: `$defs` has an entry for every command. Data goes to standard output, in UTF-8 with
+characters as they are; messages go to standard error. Exit codes are those of the command without
+`--json`; where one ends with an error, nothing is printed as data.
+"""
+
+
+def json_output() -> str:
+    """Return the page about the output of commands as JSON."""
+    text = resources.files("axcore").joinpath("data/json.schema.json").read_text(encoding="utf-8")
+    page = JSON
+    for name, entry in json.loads(text)["$defs"].items():
+        page += f"\n## {name}\n\n" + _described(entry)
+    return page
+
+
+def _described(entry: Mapping[str, Any]) -> str:
+    """Describe one entry of the schema: a sentence, and a table of its keys."""
+    about = entry.get("description", "")
+    if reference := entry.get("$ref", entry.get("items", {}).get("$ref", "")):
+        name = reference.rpartition("/")[2]
+        about += f" Keys: those of [{name}](#{name})" + (
+            "." if "properties" not in entry else ", and:"
+        )
+    keys = (entry.get("items") or entry).get("properties", {})
+    rows = "".join(
+        f"| `{key}` | {_kind(key_)} | {key_['description']} |\n" for key, key_ in keys.items()
+    )
+    head = "\n| key | type | meaning |\n| --- | --- | --- |\n" if rows else ""
+    listed = "A list. " if entry.get("type") == "array" else ""
+    return f"{listed}{about.strip()}\n{head}{rows}"
+
+
+def _kind(entry: Mapping[str, Any]) -> str:
+    """Return the type of a value; of a list of objects with their keys."""
+    if "enum" in entry:
+        return ", ".join(f"`{value}`" for value in entry["enum"])
+    kinds = entry["type"] if isinstance(entry["type"], list) else [entry["type"]]
+    keys = entry.get("items", {}).get("properties", {})
+    return " or ".join(kinds) + (f" of {', '.join(f'`{key}`' for key in keys)}" if keys else "")
+
+
+PAGES = {"hooks.md": hooks, "options.md": options, "json.md": json_output}
 
 if __name__ == "__main__":
     for name, page in PAGES.items():

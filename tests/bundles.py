@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jsonschema
 import pytest
 
 import axcore
@@ -37,6 +38,8 @@ FORMATS = ("npy", "f32bin")
 OPTIONS = {field.name for field in fields(Options)}
 SHARD_BYTES = 250_000  # makes four shards, the last of which holds text weights alone
 TEXT_SHARD = "model-00004-of-00004.safetensors"
+
+SCHEMA = json.loads((Path(axcore.__file__).parent / "data/json.schema.json").read_bytes())
 
 Axcore = Callable[..., "Outcome"]
 """Runs the command line in this process: arguments to exit code and what was printed."""
@@ -106,9 +109,20 @@ def axcore_command(
             main()
         except SystemExit as exit_:
             code = int(exit_.code or 0)
-        return Outcome(code, *capsys.readouterr())
+        outcome = Outcome(code, *capsys.readouterr())
+        if "--json" in arguments and outcome.out:
+            check_json(" ".join(map(str, arguments)), outcome.out)
+        return outcome
 
     return run
+
+
+def check_json(command: str, text: str) -> None:
+    """Hold what a command printed as JSON against the published schema."""
+    (name,) = (name for name in SCHEMA["$defs"] if f"{command} ".startswith(f"{name} "))
+    for document in text.splitlines() if name == "chat" else [text]:
+        schema = {**SCHEMA, "$ref": f"#/$defs/{name}"}
+        jsonschema.Draft202012Validator(schema).validate(json.loads(document))
 
 
 # Converting --------------------------------------------------------------------------------------

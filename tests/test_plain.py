@@ -64,7 +64,7 @@ def test_the_values_of_a_manifest_are_read_back() -> None:
         {"pulsar2": {"quant": {"method": "MinMax"}}}, "vision",
     )  # fmt: skip
     llm = LlmBuildArgs(128, 2047, (128, 256), environment={"A": "1"}, notes=("careful",))
-    request = BuildRequest("toy", "/nowhere", "AX650", "NPU3", "image", (graph,), llm, 28)
+    request = BuildRequest("toy", "/nowhere", {"chip": "AX650"}, "image", (graph,), llm, 28)
     assert parse(BuildRequest, plain(request)) == request
     options = Options(split="auto", last_kv_cache_len=(4,), choices={"tiles": "3"})
     assert parse(Options, plain(options)) == options

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
+import tarfile
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 PROJECTS = [ROOT / "pyproject.toml", *sorted(ROOT.glob("axcore_plugins_*/pyproject.toml"))]
+DISTRIBUTIONS = [*PROJECTS, *sorted(ROOT.glob("plugins/*/pyproject.toml"))]
 MODULES = [path.parent.name for path in PROJECTS[1:]]
 HEAVY = {"torch", "transformers", "onnx", "onnxruntime", "onnx_ir", "onnxslim", "pydantic"}
 # Written so that this file does not match.
@@ -111,6 +115,46 @@ def test_the_wheel_of_a_family_has_its_data(project: Path) -> None:
     found = {path for path in folder.glob("data/**/*") if path.is_file()}
     assert found
     assert found <= shipped
+
+
+BUILD = """
+import sys
+from setuptools import build_meta
+out = sys.argv[1]  # setuptools puts arguments of its own in their place
+print(build_meta.build_wheel(out), build_meta.build_sdist(out))
+"""
+
+
+@pytest.mark.parametrize("project", DISTRIBUTIONS, ids=lambda path: path.parent.name)
+def test_distributions_are_complete(project: Path, tmp_path: Path) -> None:
+    """Wheel and source distribution have every module and the licence, and no test.
+
+    Oracle: the files that the project's folder has, and those in the archives.
+    """
+    source = tmp_path / "source"
+    ignored = shutil.ignore_patterns(".*", "*.egg-info", "build", "dist", "__pycache__")
+    shutil.copytree(project.parent, source, ignore=ignored)
+    name = read(project)["project"]["name"].replace("-", "_")
+    package = source / name if (source / name).is_dir() else source
+    modules = {path.relative_to(package) for path in package.rglob("*.[pj][ys]*")}
+    modules = {path for path in modules if "tests" not in path.parts}
+    command = [sys.executable, "-c", BUILD, tmp_path]
+    done = subprocess.run(command, cwd=source, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    wheel, sdist = (tmp_path / name for name in done.stdout.splitlines()[-1].split())
+    with zipfile.ZipFile(wheel) as archive:
+        built = set(archive.namelist())
+        (metadata,) = (archive.read(name).decode() for name in built if name.endswith("METADATA"))
+        (licence,) = (archive.read(name) for name in built if name.endswith("/LICENSE"))
+    with tarfile.open(sdist) as archive:
+        packed = {member.name.partition("/")[2] for member in archive if member.isfile()}
+    assert {f"{name}/{path}" for path in modules} <= built
+    assert {str((package / path).relative_to(source)) for path in modules} <= packed
+    assert {"LICENSE", "README.md", "pyproject.toml"} <= packed
+    assert not [path for path in built | packed if "tests" in Path(path).parts]
+    assert licence == (ROOT / "LICENSE").read_bytes()
+    for line in ("Project-URL: ", "Classifier: Operating System :: POSIX :: Linux"):
+        assert f"\n{line}" in metadata
 
 
 def test_every_dependency_has_a_lower_bound() -> None:

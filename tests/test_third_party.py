@@ -139,7 +139,7 @@ def patch_attention(stage):
         return None
     return replace(stage, module=torch.nn.Sequential(*stage.module, torch.nn.ReLU()))
 """,
-        "task `image`, stage `projector`: patched, it computes something else",
+        "task `image`, stage `projector`: the patched stage computes something else",
     ),
     "patching twice changes more": (
         f"""{PLAIN}
@@ -157,7 +157,7 @@ def patch_attention(stage):
     scaled.factor = 2.0 if isinstance(layers[-1], Scaled) else 1.0
     return replace(stage, module=torch.nn.Sequential(*layers, scaled))
 """,
-        "task `image`, stage `projector`: patching twice is not patching once",
+        "task `image`, stage `projector`: patching twice differs from patching once",
     ),
     "an operator is not listed": (
         """

@@ -1,4 +1,4 @@
-"""Images in, calibration samples and archives out. Knows no model."""
+"""Turn images into calibration samples and archives. Independent of model families."""
 
 from .archive import Archive, find_archive
 from .images import (

@@ -1,4 +1,4 @@
-"""A calibration archive that exists already: found or fetched, and used as it is."""
+"""An existing calibration archive, local or downloaded, used unchanged."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ class Archive:
     """An archive of calibration samples.
 
     Attributes:
-        path: Where it lies.
-        source: What the user gave: a file or a URL.
-        sha256: Of its content, hexadecimal.
+        path: The local file.
+        source: The file name or URL that the user gave.
+        sha256: Hexadecimal digest of the content.
         members: Names of the files in it.
     """
 
@@ -52,10 +52,10 @@ class Archive:
     members: tuple[str, ...]
 
     def samples(self, form: CalibrationFormat) -> int:
-        """Return how many samples of a format it holds, told by their names.
+        """Count the samples of a format, by the suffixes of the file names.
 
         Raises:
-            ImageError: There is none.
+            ImageError: The archive has no sample of that format.
         """
         count = sum(name.lower().endswith(_SAMPLES[form]) for name in self.members)
         if not count:
@@ -68,19 +68,19 @@ class Archive:
 
 
 def find_archive(source: str, progress: Progress) -> Archive:
-    """Find an archive, fetching it where `source` is a URL.
+    """Find an archive; download it if `source` is a URL.
 
-    What was fetched once is kept in axcore's cache. Nothing is unpacked.
+    Downloads are kept in axcore's cache. Nothing is unpacked.
 
     Raises:
-        ImageError: There is no such file, or it is no archive.
-        DownloadError: It cannot be fetched.
+        ImageError: There is no such file, or it is not an archive.
+        DownloadError: The download failed.
     """
     remote = source.startswith(("http://", "https://"))
     name = PurePosixPath(unquote(urlsplit(source).path)).name if remote else Path(source).name
     if not name.endswith(SUFFIXES):
         raise ImageError(
-            f"`{source}` does not end in {', '.join(SUFFIXES)}: the toolchain reads no other",
+            f"`{source}` does not end in {', '.join(SUFFIXES)}, which toolchains read",
             hint=_HINT,
         )
     path = _fetched(source, name, progress) if remote else Path(source).expanduser()
@@ -99,7 +99,7 @@ def _members(path: Path) -> list[str]:
 
 
 def _fetched(url: str, name: str, progress: Progress) -> Path:
-    """Return the archive in the cache; it appears there whole or not at all."""
+    """Return the cached archive, downloading it first if needed; no partial file is left."""
     target = cache_folder("archives") / hashlib.sha256(url.encode()).hexdigest()[:16] / name
     if target.is_file():
         return target
@@ -110,7 +110,7 @@ def _fetched(url: str, name: str, progress: Progress) -> Path:
         partial.replace(target)
     except (OSError, HTTPException, ValueError) as error:
         if isinstance(error, HTTPError):
-            error.close()  # it is the answer as well, and holds the connection
+            error.close()  # an HTTPError is also the response, and holds the connection
         raise DownloadError(
             f"`{url}` cannot be fetched: {error}",
             hint="check the address and the network, or fetch it elsewhere and give the file:"
@@ -129,4 +129,4 @@ def _download(url: str, target: Path, progress: Progress) -> None:
                 file.write(chunk)
                 task.advance(len(chunk))
     if promised and (received := target.stat().st_size) != promised:
-        raise OSError(f"{received} of {promised} bytes came")
+        raise OSError(f"{received} of {promised} bytes received")

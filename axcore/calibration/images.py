@@ -1,4 +1,4 @@
-"""Find images in folders and archives, read them as RGB, refuse what spoils a calibration."""
+"""Find images in folders and archives, read them as RGB, refuse those unfit for calibration."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ SOLID_DEVIATION = 2.0  # of 255, in the most varied channel; the dullest of 40 i
 # Between neighbouring pixels: white noise has at most 0.41 (weak, smoothed by JPEG), photographs
 # have 0.69 (grass) and more.
 NOISE_CORRELATION = 0.5
-SAMPLED_ROWS = 256  # pairs of adjacent rows that an image is judged by
+SAMPLED_ROWS = 256  # pairs of adjacent rows that the check of an image looks at
 
 
 @dataclass(frozen=True)
 class SourceImage:
-    """One JPEG, PNG or WebP image, read when asked for.
+    """One JPEG, PNG or WebP image, read on demand.
 
     Attributes:
         name: Path of the file, or of the archive and the member in it.
@@ -55,17 +55,17 @@ class SourceImage:
 
     @cached_property
     def sha256(self) -> str:
-        """Hexadecimal sha256 of the encoded bytes, which are read for it once."""
+        """Hexadecimal sha256 of the encoded bytes; read once, then cached."""
         return hashlib.sha256(self.read()).hexdigest()
 
     def load(self, *, upright: bool = True) -> Image:
         """Decode the image.
 
         Args:
-            upright: Whether its EXIF orientation is applied.
+            upright: Apply the EXIF orientation.
 
         Returns:
-            Mode RGB, transparency laid on white, 16-bit gray reduced to the high byte.
+            An RGB image; transparency is blended with white, 16-bit gray is cut to the high byte.
 
         Raises:
             ImageError: It cannot be decoded, or is too large.
@@ -80,10 +80,10 @@ class SourceImage:
 
 
 def read_image(source: Image | str | Path) -> Image:
-    """Return an image as the model is to see it, see `SourceImage.load`.
+    """Return an image as RGB and upright, see `SourceImage.load`.
 
     Args:
-        source: A JPEG, PNG or WebP file, or an image, which is taken to be upright.
+        source: A JPEG, PNG or WebP file, or an image, which is assumed to be upright.
 
     Raises:
         ImageError: The file cannot be read.
@@ -107,8 +107,8 @@ def embedded_images() -> list[Path]:
 def find_images(sources: Sequence[Path]) -> list[SourceImage]:
     """Return the images in folders (with everything below them), archives and files.
 
-    Images are told by their content, not by their name; whatever else lies in a folder or an
-    archive is passed over. Archives (TAR, compressed or not, and ZIP) are never unpacked to disk.
+    Images are recognised by content, not by name; other files in folders and archives are
+    ignored. Archives (TAR, compressed or not, and ZIP) are never unpacked to disk.
 
     Args:
         sources: Folders, archives or images.
@@ -145,6 +145,7 @@ def _walk(source: Path) -> Iterator[SourceImage]:
                 yield SourceImage(str(path), partial(_read, path))
     elif _kind(_read(source, size=16)):
         yield SourceImage(str(source), partial(_read, source))
+    # Before compressed archives, because these images can be read in place.
     elif _is_plain_tar(source):
         yield from _stored_in(source)
     elif tarfile.is_tarfile(source):
@@ -172,7 +173,7 @@ def _stored_in(archive: Path) -> Iterator[SourceImage]:
 
 
 def _kept(archive: Path, members: Iterable[tuple[str, bytes]]) -> Iterator[SourceImage]:
-    """Yield the images of a compressed archive, which has no cheap way back to a member."""
+    """Yield the images of a compressed archive, kept in memory as seeking is slow."""
     unpacked = 0
     for name, data in members:
         unpacked += len(data)
@@ -200,6 +201,7 @@ def _zip_members(archive: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def _read(path: Path, offset: int = 0, size: int = MAX_IMAGE_BYTES + 1) -> bytes:
+    # One byte more than allowed is enough to see that a file is too large.
     with path.open("rb") as file:
         file.seek(offset)
         return file.read(min(size, MAX_IMAGE_BYTES + 1))
@@ -237,7 +239,7 @@ def _decode(data: bytes, upright: bool) -> Image:
 
 
 def _open(data: bytes) -> ImageFile:
-    # Not Image.open: it warns of huge images where they have to be refused.
+    # Not Image.open, which only warns about huge images; they must be refused.
     from PIL.JpegImagePlugin import JpegImageFile
     from PIL.PngImagePlugin import PngImageFile
     from PIL.WebPImagePlugin import WebPImageFile
@@ -266,38 +268,39 @@ def _to_rgb(image: Image) -> Image:
 
 
 def check_images(images: Sequence[SourceImage], minimum: int, progress: Progress) -> None:
-    """Refuse images that would spoil a calibration, all in one message.
+    """Refuse images that are unfit for calibration, all in one message.
 
     An image is refused when it cannot be read, has the same pixels as one before it, is of one
-    colour, or is noise (its neighbouring pixels do not correlate). Every image is decoded once,
-    in parallel, and none is held.
+    colour, or is noise (its neighbouring pixels do not correlate). Each image is decoded once, in
+    parallel, and released.
 
     Args:
         images: What `find_images` found.
-        minimum: With fewer, `progress` is warned.
+        minimum: Fewer images than this cause a warning.
         progress: Where to report.
 
     Raises:
         ImageError: There is no image, or some are refused (the message names them).
     """
     if not images:
-        raise ImageError("there is no image to calibrate with", hint="give JPEG, PNG or WebP")
+        raise ImageError(
+            "there are no images to calibrate with", hint="give JPEG, PNG or WebP files"
+        )
     if bad := list(_refused(images, progress)):
         more = [f"and {len(bad) - LISTED} more"] if len(bad) > LISTED else []
         raise ImageError(
-            f"{len(bad)} of {len(images)} images would spoil the calibration\n  "
+            f"{len(bad)} of {len(images)} images are unfit for calibration\n  "
             + "\n  ".join(bad[:LISTED] + more),
-            hint="leave them out: varied photographs of what the device will see serve best",
+            hint="leave them out; use varied photographs of what the device will see",
         )
     warn_of_few(len(images), minimum, "images", progress)
 
 
 def warn_of_few(count: int, minimum: int, what: str, progress: Progress) -> None:
-    """Say so when `count` images or samples are fewer than a calibration needs."""
+    """Warn if there are fewer than `minimum` images or samples."""
     if count < minimum:
         progress.warn(
-            f"{count} {what} to calibrate with are too few to trust the result: "
-            f"give at least {minimum}"
+            f"{count} {what} are too few for a reliable calibration: give at least {minimum}"
         )
 
 
@@ -338,7 +341,7 @@ def _fault(pixels: Pixels) -> str:
     below = pixels[np.minimum(upper + 1, height - 1)].astype(np.float32)
     deviation = float(np.concatenate([rows, below]).std(axis=(0, 1)).max())
     if deviation < SOLID_DEVIATION:
-        return f"is of one colour (standard deviation {deviation:.2f} of 255)"
+        return f"has only one colour (standard deviation {deviation:.2f} of 255)"
     gray, gray_below = rows.mean(axis=2), below.mean(axis=2)
     across, down = _correlation(gray[:, :-1], gray[:, 1:]), _correlation(gray, gray_below)
     if max(abs(across), abs(down)) < NOISE_CORRELATION:

@@ -1,4 +1,4 @@
-"""Work on all cores with results in order and memory bounded."""
+"""Map a function over items on all cores, in order and in bounded memory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def in_order(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
     At most two results per core exist at a time, so memory does not grow with `items`.
 
     Raises:
-        Exception: What `work` raised for the first item that failed; nothing new is begun then.
+        Exception: Whatever `work` raised for the first item that failed; no further item is begun.
     """
     count = cores()
     waiting: deque[Future[R]] = deque()

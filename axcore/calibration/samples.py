@@ -1,4 +1,4 @@
-"""Write calibration samples as a toolchain reads them: files, and archives made of them."""
+"""Make calibration samples, write them in the form that toolchains read, and read them back."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ if TYPE_CHECKING:
 
 _SILENT = Silent()
 _HINT = (
-    "make_calib returns, for each group of images, samples with one array for every input: "
+    "make_calib returns samples for each group of images, with one array for every input: "
     "a uint8 image for format Image, else the input itself"
 )
-PNG_LEVEL = 1  # of 9: the files are read once or twice, so time counts for more than bytes
+PNG_LEVEL = 1  # fastest compression: each file is read only once or twice
 
 
 @dataclass(frozen=True)
 class CalibrationSet:
-    """What was written for a component.
+    """The files written for a component or part.
 
     Attributes:
-        archives: Input name to its archive. Samples of several inputs pair by file name; of
-            format "NumpyObject" all inputs share one archive.
-        files: The samples as single files: input by input, in order.
+        archives: The archive of each input. Files of equal name in several archives belong to one
+            sample; with format "NumpyObject" all inputs share one archive.
+        files: The samples as single files, in order, input by input.
         samples: Number of samples.
     """
 
@@ -64,17 +64,17 @@ def image_samples(
     images: Sequence[SourceImage],
     progress: Progress = _SILENT,
 ) -> Iterator[Sample]:
-    """Yield the samples that images become, made on all cores, in order.
+    """Yield the samples made from images, in order, using all cores.
 
     Args:
         component: Says how many images make a sample.
         make: Turns ``component.images_per_sample`` consecutive RGB images into samples;
             called from several threads.
-        images: In the order of their use; what does not fill a last group is left out.
+        images: Used in this order; an incomplete last group is left out.
         progress: Where to report.
 
     Raises:
-        ImageError: The images do not suffice for one sample, or one cannot be read.
+        ImageError: There are too few images for one sample, or one cannot be read.
     """
     groups = _groups(component, images, progress)
     size = component.images_per_sample
@@ -91,23 +91,23 @@ def store_samples(
     samples: Iterable[Sample],
     folder: Path,
 ) -> CalibrationSet:
-    """Write samples: the same bytes whenever the samples are equal.
+    """Write samples; equal samples give equal bytes.
 
     Writes ``calib_<name>_data/data_<i>.<png|npy>`` (in a folder per input where there are
     several) and an uncompressed TAR of the same files: ``<input>.tar`` for every input, or
-    ``<name>.tar`` for format "NumpyObject". What an earlier run left under these names is
-    replaced once everything is there.
+    ``<name>.tar`` for format "NumpyObject". Files of an earlier run are replaced once all new ones
+    are complete.
 
     Args:
-        name: Whose samples these are.
+        name: Name of the component or part.
         ports: The inputs. A sample holds an array for each: for format "Image" uint8
             ``[H, W, 3]`` where the port is ``[1, 3, H, W]``, else of the port's shape and dtype.
         calibration: How to store them.
-        samples: Taken one after the other, so that few are in memory at a time.
+        samples: Consumed one by one, so that few are in memory at a time.
         folder: Where to write.
 
     Raises:
-        ContractError: A sample does not fit the ports, or there is none.
+        ContractError: A sample does not match the ports, or there are no samples.
     """
     archives = _archives(name, ports, calibration)
     written: dict[str, list[Path]] = {archive: [] for archive in archives.values()}
@@ -119,7 +119,7 @@ def store_samples(
                 (staging / path).write_bytes(encoded[archive])
                 written[archive].append(path)
         if not any(written.values()):
-            raise ContractError(f"there is no calibration sample of `{name}`", hint=_HINT)
+            raise ContractError(f"there are no calibration samples for `{name}`", hint=_HINT)
         for archive, files in written.items():
             _write_tar(staging / f"{archive}.tar", [staging / path for path in files])
     return CalibrationSet(
@@ -183,7 +183,7 @@ def _groups(
     if not used:
         raise ImageError(
             f"a calibration sample of `{component.name}` takes {size} images, "
-            f"there are {len(images)}",
+            f"but only {len(images)} were given",
             hint="give more images",
         )
     if used < len(images):
@@ -204,7 +204,7 @@ def _make(make: Make, group: Sequence[SourceImage]) -> list[Sample]:
 def _encode(
     name: str, ports: Sequence[Port], calibration: Calibration, sample: Sample
 ) -> dict[str, bytes]:
-    """Return what goes into each archive."""
+    """Return the file content for each archive."""
     checked = _checked(name, ports, calibration, sample)
     if calibration.format == "NumpyObject":
         return {name: _npy(checked)}
@@ -222,7 +222,7 @@ def _npy(content: Array | dict[str, Array]) -> bytes:
 
 
 def _png(array: Array, calibration: Calibration) -> bytes:
-    """Return a file whose channel 0, read in the calibration's order, is the array's channel 0."""
+    """Return PNG bytes; read in the calibration's channel order, they give the array."""
     import numpy as np
     from PIL import Image as PillowImage
 
@@ -304,7 +304,7 @@ def _check_array(name: str, port: Port, calibration: Calibration, array: object)
 
 @contextmanager
 def _replacing(folder: Path, name: str) -> Iterator[Path]:
-    """Yield an empty folder whose entries replace those of `folder` if all goes well."""
+    """Yield an empty folder; on success, its entries replace those of `folder`."""
     staging = folder / f".{name}.partial"
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
@@ -320,7 +320,7 @@ def _replacing(folder: Path, name: str) -> Iterator[Path]:
 
 
 def _write_tar(path: Path, files: Iterable[Path]) -> None:
-    """Write an archive that depends on names and contents alone: no times, no owners."""
+    """Write an archive that depends only on names and contents, not on times or owners."""
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
         for file in files:
             member = tarfile.TarInfo(file.name)

@@ -37,7 +37,11 @@ def given_choices(context: typer.Context, owner: str, declared: Collection[str])
             alone = not waiting or waiting[0].startswith("--")
             value = "yes" if alone else waiting.pop(0)
         found[name.removeprefix("--")] = value
-    own = [name.lstrip("-") for option in context.command.params for name in option.opts]
+    own = [
+        name.lstrip("-")
+        for option in context.command.params
+        for name in (*option.opts, *option.secondary_opts)
+    ]
     for name in found:
         if name not in declared:
             raise unknown_option(owner, declared, name, own)
@@ -52,7 +56,7 @@ def of_conversion(registry: Registry, model: str, toolchain: str) -> tuple[str, 
     tool, options = of_toolchain(registry, toolchain)
     if Path(model).expanduser().is_dir():
         choices = {name for entry in registry.entries for name in entry.card.choices}
-        return f"a model with {tool}", choices | set(options)
+        return f"a model with {tool}", sorted(choices | set(options))
     card = registry.find(model).card
     return f"`{card.id}` with {tool}", {**dict.fromkeys(card.choices), **dict.fromkeys(options)}
 
@@ -61,7 +65,7 @@ def of_toolchain(registry: Registry, name: str | None) -> tuple[str, Collection[
     """Return a toolchain's name and its options; those of all where the bundle names it."""
     if name in registry.toolchains:
         return f"toolchain `{name}`", registry.toolchains[name].options
-    return "a toolchain", {o for tool in registry.toolchains.values() for o in tool.options}
+    return "a toolchain", sorted({o for t in registry.toolchains.values() for o in t.options})
 
 
 def of_backend(registry: Registry, name: str) -> tuple[str, Collection[str]]:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin,
 
 import typer
 
+from .options import models, toolchains
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from dataclasses import Field
@@ -43,16 +45,20 @@ def spelt_out(command: Callable[..., None]) -> Callable[..., None]:
 def _parameter(item: Field[Any], kind: Any) -> inspect.Parameter:
     text, flag = item.metadata["help"], item.metadata.get("flag")
     if item.name == "model":
-        annotation = Annotated[str, typer.Argument(help=text)]
+        annotation = Annotated[str, typer.Argument(help=text, autocompletion=models)]
         return inspect.Parameter(item.name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation)
     if item.default is False:
         flag = f"--{item.name.replace('_', '-')}"  # without a --no- form
     names = (flag,) if flag else ()
+    completion = toolchains if item.name == "toolchain" else None
     return inspect.Parameter(
         item.name,
         inspect.Parameter.KEYWORD_ONLY,
         default=item.default or None if kind is not bool else item.default,
-        annotation=Annotated[_on_the_command_line(kind), typer.Option(*names, help=text)],
+        annotation=Annotated[
+            _on_the_command_line(kind),
+            typer.Option(*names, help=text, autocompletion=completion),
+        ],
     )
 
 

@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
 
 def explicit(stage: Stage) -> Stage:
-    """Return `stage` with every fused attention written out; twice equals once.
+    """Return `stage` with every fused attention written out; idempotent.
 
-    Replaced are `torch.nn.functional.scaled_dot_product_attention`, however it is reached, and
+    Replaced are `torch.nn.functional.scaled_dot_product_attention`, from wherever it is called, and
     `torch.nn.MultiheadAttention` modules. Parameter names stay.
     """
     if isinstance(stage.module, _Unfused):
         return stage
     module = _spell_out(copy.deepcopy(stage.module))
-    # A class rather than a new `forward` on the instance: that would stay bound to this very
-    # module when a copy is made of it.
+    # Replace the class, not `forward` on the instance: a bound method would keep pointing to this
+    # module after a deep copy.
     module.__class__ = type(type(module).__name__, (_Unfused, type(module)), {})
     return replace(stage, module=module)
 
@@ -76,7 +76,7 @@ def attend(
 
 
 def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """A large finite number hides a column, so that float16 and quantised graphs can hold it."""
+    """Mask with a large finite number: -inf overflows in float16 and ruins quantisation ranges."""
     if mask.dtype != torch.bool:
         return mask
     return torch.zeros(mask.shape, dtype=dtype).masked_fill(~mask, -1e4)
@@ -99,7 +99,7 @@ class ExplicitMultiheadAttention(nn.Module):
     """`torch.nn.MultiheadAttention` without its fused paths; same parameters, same results.
 
     Covers self and cross attention of one width with packed projections; an instance of
-    another shape is left to torch.
+    any other form is left to torch.
     """
 
     def __init__(self, source: nn.MultiheadAttention) -> None:
@@ -125,9 +125,9 @@ class ExplicitMultiheadAttention(nn.Module):
         Args:
             query, key, value: ``[rows, width]``, or with a batch axis first or second as
                 `batch_first` says.
-            attn_mask: As in torch, where True is hidden.
-            key_padding_mask: Must be None: every column of a static graph is real.
-            need_weights, average_attn_weights, is_causal: Accepted as torch does.
+            attn_mask: As in torch: True hides a column.
+            key_padding_mask: Must be None: a static graph has no padding columns.
+            need_weights, average_attn_weights, is_causal: Accepted for torch's signature.
         """
         assert key_padding_mask is None
         swap = query.dim() == 3 and not self.batch_first

@@ -1,4 +1,4 @@
-"""What a component must fulfil before anything is traced."""
+"""Check components against the plugin contract before anything is traced."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def check_component(component: Component, checkpoint: Checkpoint) -> None:
         raise ContractError(f"{where} lacks stages, inputs or outputs")
     for name in (component.name, component.stem):
         if not re.fullmatch(r"\w[\w.+-]*", name):
-            raise ContractError(f"{where} has a name unfit for a file: {name!r}")
+            raise ContractError(f"{where} has a name that cannot be a file name: {name!r}")
     _check_unique(where, "port", [p.name for p in (*component.inputs, *component.outputs)])
     check_stages(where, component.stages, checkpoint)
 
@@ -50,15 +50,17 @@ def check_stages(where: str, stages: Sequence[Stage], checkpoint: Checkpoint) ->
 def check_consumed(
     components: Iterable[Component], checkpoint: Checkpoint, left: Sequence[str]
 ) -> None:
-    """Check that every tensor is used by some stage, but for those that may be left.
+    """Check that stages use every tensor except those under the prefixes `left`.
+
+    An unused tensor means that the exported model lacks a part of the published one.
 
     Args:
         components: The whole vision side.
         checkpoint: Its keys are canonical.
-        left: Prefixes of the keys that need no stage: the language model's, and spare ones.
+        left: Key prefixes that need no stage: the language model's, and those of spare tensors.
 
     Raises:
-        CheckpointError: Tensors that nothing uses, named.
+        CheckpointError: Some tensors are not used; the message names them.
     """
     used = {
         key
@@ -74,7 +76,7 @@ def check_consumed(
         raise CheckpointError(
             f"{len(unused)} tensors of the checkpoint are not used: {', '.join(unused[:5])}"
             + (" …" if len(unused) > 5 else ""),
-            hint="the checkpoint is of another model or version than its config says",
+            hint="the checkpoint belongs to another model or version than its config.json",
         )
 
 
@@ -84,7 +86,7 @@ def _check_unique(where: str, what: str, names: Sequence[str]) -> None:
 
 
 def _check_kind(stage: Stage, first: Stage) -> None:
-    """One trace serves a kind, so its stages may differ in nothing but their weights."""
+    """Stages of a kind share one trace, so they may differ only in their weights."""
     if (mine := _interface(stage)) != (theirs := _interface(first)):
         differing = sorted(name for name, _ in set(mine.items()) ^ set(theirs.items()))
         raise ContractError(
@@ -126,7 +128,7 @@ def _check_weights(stage: Stage, checkpoint: Checkpoint) -> None:
             keys = ", ".join(weights[name].keys())
             raise CheckpointError(
                 f"{keys} gives `{stage.name}.{name}` the shape {list(made)};"
-                f" the config asks for {list(parameter.shape)}",
+                f" config.json implies {list(parameter.shape)}",
                 hint="config.json and the tensors belong to different models",
             )
 
@@ -137,7 +139,7 @@ def _resolved_shape(stage: Stage, name: str, checkpoint: Checkpoint) -> Shape:
         tensor = weight.resolve(lambda key: torch.empty(checkpoint.float_shape(key), device="meta"))
     except RuntimeError as error:
         raise CheckpointError(
-            f"{', '.join(weight.keys())} cannot be brought into the form of"
+            f"{', '.join(weight.keys())} cannot be converted to the shape of"
             f" `{stage.name}.{name}`: {error}",
             hint="config.json and the tensors belong to different models",
         ) from error

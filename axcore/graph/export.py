@@ -1,4 +1,4 @@
-"""A component becomes ONNX files."""
+"""Export a component to ONNX files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from ..component import Component, GraphDType
     from ..progress import Progress
 
-_IN_FLIGHT_BYTES = 96 << 20  # tensors between shard and file at any time
+_IN_FLIGHT_BYTES = 96 << 20  # limit on tensors in memory, read but not yet written
+_INLINE_BYTES = 256  # smaller tensors stay in the graph's own file
 _WRITERS = 2  # one reads and casts while the other writes
 
 
@@ -56,7 +57,7 @@ def export_component(
         folder: Where the files go; overwritten if they exist.
         dtype: Precision of the graph.
         cuts: Where new parts begin.
-        progress: Told of stages and bytes.
+        progress: Where stages and bytes are reported.
 
     Returns:
         The files in the order data flows, each accepted by `onnx.checker`.
@@ -81,13 +82,15 @@ def export_component(
 
 def save(model: ir.Model, path: Path, progress: Progress) -> None:
     """Write `model` and its weights, materialising only a few tensors at a time."""
-    weights = model.graph.initializers.values()
-    total = sum(value.const_value.nbytes for value in weights if value.const_value is not None)
+    tensors = [value.const_value for value in model.graph.initializers.values()]
+    sizes = [tensor.nbytes for tensor in tensors if tensor is not None]
+    total = sum(size for size in sizes if size > _INLINE_BYTES)
     with progress.task(f"write {path.name}", total, "B") as task:
         ir.save(
             model,
             path,
             external_data=f"{path.name}.data",
+            size_threshold_bytes=_INLINE_BYTES,
             callback=lambda tensor, _: task.advance(tensor.nbytes),
             max_workers=_WRITERS,
             max_in_flight_bytes=_IN_FLIGHT_BYTES,

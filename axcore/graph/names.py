@@ -1,4 +1,4 @@
-"""Names in exported graphs, shared by those who write them and those who read them."""
+"""Names in exported graphs, shared by the code that writes them and the code that reads them."""
 
 STAGES_KEY = "axcore.stages"
-"""Model metadata: the names of the stages as a JSON list; they prefix the names of their nodes."""
+"""Metadata property with the stage names as a JSON list; a node's name starts with its stage's."""

@@ -1,4 +1,4 @@
-"""Functions whose operator an older operator set lacks, in terms of operators it has."""
+"""Write functions that an older operator set lacks in operators that it has."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _LAYER_NORM_SINCE = 17
 
 
 class Older(TorchFunctionMode):
-    """While active, `torch.nn.functional.layer_norm` is written out where `opset` asks for it.
+    """While active, `torch.nn.functional.layer_norm` is written out if `opset` is below 17.
 
-    onnx's version converter has no way back from LayerNormalization, which came with 17.
+    LayerNormalization came with opset 17, and onnx's version converter cannot convert it back.
     """
 
     def __init__(self, opset: int) -> None:
@@ -44,7 +44,7 @@ def layer_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Tensor:
-    """Normalise the last axes, in float32 whatever the precision of `input`.
+    """Normalise the last axes; computed in float32 for any dtype of `input`.
 
     Args:
         input: ``[..., *normalized_shape]``.

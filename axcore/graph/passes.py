@@ -1,4 +1,4 @@
-"""Passes that bring an exporter's graph into the plain form that vendor front ends expect."""
+"""Graph passes that simplify an exported graph to what vendor front ends accept."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import onnx_ir as ir
 
 
 class DefaultAttributesPass(ir.passes.InPlacePass):
-    """Remove attributes that say what their absence says.
+    """Remove attributes that are set to their default value.
 
-    Exporters write defaults explicitly, which operator tables list as unsupported
-    (``noop_with_empty_axes``, ``alpha``) and older operator sets do not know at all.
+    Exporters write defaults explicitly. Operator tables list some of those attributes as
+    unsupported (``noop_with_empty_axes``, ``alpha``), and older operator sets do not have them.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -25,9 +25,9 @@ class DefaultAttributesPass(ir.passes.InPlacePass):
 
 
 class SplitToSlicesPass(ir.passes.InPlacePass):
-    """Write every Split as Slices of static bounds.
+    """Replace every Split by Slices with constant bounds.
 
-    Operator set 18 gave Split another form, and onnx's converter has no way back to 17.
+    Opset 18 changed Split (``num_outputs``), and onnx's converter cannot convert it back to 17.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -81,7 +81,7 @@ def _redundant(node: ir.Node, opset: int | None) -> list[str]:
 
 
 def _has_no_zero(node: ir.Node) -> bool:
-    """`allowzero` only tells what a zero in the target shape means."""
+    """Whether a Reshape has a constant shape without 0; `allowzero` only changes what 0 means."""
     shape = node.inputs[1]
     tensor = ir.convenience.get_const_tensor(shape) if shape is not None else None
     return tensor is not None and bool((tensor.numpy() != 0).all())

@@ -1,4 +1,4 @@
-"""Shapes along a chain, found without weights and without tracing."""
+"""Infer shapes along a chain of stages, without weights and without tracing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def chain_specs(component: Component, dtype: torch.dtype) -> list[tuple[Spec, ..
 
     Raises:
         ContractError: A stage fails on what it receives, or the last one does not return what
-            the component's output ports promise.
+            the component's output ports declare.
     """
     state = tuple(port_spec(port, dtype) for port in component.inputs)
     known: dict[tuple[str, tuple[Spec, ...]], tuple[Spec, ...]] = {}
@@ -59,6 +59,7 @@ def _port(name: str, spec: Spec) -> Port:
 
 def _infer(stage: Stage, state: Sequence[Spec], dtype: torch.dtype) -> tuple[Spec, ...]:
     module = typed(stage.module, dtype)
+    # Fake tensors have shape and dtype but no data, so this takes neither memory nor time.
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         values = tuple(torch.empty(shape, dtype=kind) for shape, kind in state)
         weights = {n: torch.empty(p.shape, dtype=p.dtype) for n, p in module.named_parameters()}

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ..component import Component
 
 LIMIT_BYTES = 2_000_000_000
-"""Below protobuf's 2 GiB with room for the graph itself, so that a part can also be one file."""
+"""Below protobuf's limit of 2 GiB, with room for the graph: a part can still be a single file."""
 
 
 def stage_bytes(component: Component, itemsize: int) -> list[int]:
@@ -45,6 +45,7 @@ def cuts(sizes: Sequence[int], split: int | Literal["auto"] | None) -> list[int]
             )
         return _evenly(sizes, split)
     fewest = max(1, -(-sum(sizes) // LIMIT_BYTES))
+    # Cuts lie between stages, so a share can exceed the limit; then one part more is tried.
     for parts in count(fewest):
         chosen = _evenly(sizes, min(parts, len(sizes)))
         if parts >= len(sizes) or max(part_bytes(sizes, chosen)) <= LIMIT_BYTES:
@@ -59,7 +60,7 @@ def part_bytes(sizes: Sequence[int], chosen: Sequence[int]) -> list[int]:
 
 
 def _evenly(sizes: Sequence[int], parts: int) -> list[int]:
-    """Cut where the running total comes closest to each even share, leaving no part empty."""
+    """Cut where the cumulative size is closest to each equal share; no part is left empty."""
     totals = list(accumulate(sizes))
     chosen: list[int] = []
     for part in range(1, parts):

@@ -1,4 +1,4 @@
-"""A chain of kind graphs becomes one model; weights stay lazy until it is saved."""
+"""Join the graphs of a component's stages into one model; weights stay lazy until it is saved."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Tracer:
-    """Traces each kind once per shape of its input, and remembers."""
+    """Traces each kind of stage once per input shape and caches the graph."""
 
     def __init__(self, patch: Callable[[Stage], Stage], dtype: torch.dtype, opset: int) -> None:
         self._patch, self._dtype, self._opset = patch, dtype, opset
@@ -31,7 +31,7 @@ class Tracer:
         self._graphs: dict[tuple[str, tuple[Spec, ...]], KindGraph] = {}
 
     def patched(self, stage: Stage) -> Stage:
-        """Return `stage` with the patched module of its kind."""
+        """Return `stage` as the family's `patch_attention` changed it; one module per kind."""
         if stage.kind not in self._patched:
             self._patched[stage.kind] = self._patch(stage)
         return self._patched[stage.kind]
@@ -66,7 +66,7 @@ def stitch(
 
     Args:
         component: Its ports name the first part's inputs and the last part's outputs; a value
-            between stages is named after the stage that makes it.
+            between stages is named after the stage that returns it.
         tracer: Supplies the graph of each kind.
         load: Reads one weight; called while the model is saved.
         dtype: Precision of the graphs.
@@ -94,7 +94,7 @@ def stitch(
 
 
 def boundary_names(stage: Stage, count: int) -> list[str]:
-    """Return the names of the `count` values that a stage hands to the next one."""
+    """Return the names of the `count` values that a stage passes to the next one."""
     return [stage.name, *(f"{stage.name}.{index}" for index in range(1, count))]
 
 
@@ -115,8 +115,8 @@ class _Part:
         dtype: torch.dtype,
         ports: Sequence[str] | None,
     ) -> tuple[Spec, ...]:
-        """Add a stage's nodes behind the present state, which becomes the stage's outputs."""
-        copy = kind.model.graph.clone()
+        """Append a stage's nodes; its outputs become the state. Returns their shapes and dtypes."""
+        copy = kind.model.graph.clone()  # other stages of the kind need the original
         origins = stage.weights()
         for value in list(copy.inputs):
             source, _, name = str(value.name).partition(".")
@@ -180,6 +180,7 @@ class _Part:
             name=f"{stage.name}.{parameter}", shape=value.shape, type=ir.TensorType(value.dtype)
         )
 
+        # Called while saving, so that no more than a few tensors are in memory.
         def materialise() -> ir.TensorProtocol:
             tensor = load(origin).to(dtype).contiguous()
             return ir.tensor_adapters.TorchTensor(tensor, name=new.name)
@@ -189,7 +190,7 @@ class _Part:
         return new
 
     def _constant(self, value: ir.Value) -> ir.Value:
-        """Return the one initializer that holds this constant, whichever stages use it."""
+        """Return the initializer with this constant; stages with equal constants share one."""
         tensor = value.const_value
         assert tensor is not None
         key = tensor.dtype, tuple(tensor.shape), tensor.tobytes()
@@ -204,7 +205,7 @@ class _Part:
 
 
 def _oldest_ir_version(opsets: dict[str, int]) -> int:
-    """Vendor tools pin old onnx releases, which refuse a newer file format than they know."""
+    """Vendor tools pin old onnx releases, which refuse files of a newer IR version."""
     entries = [onnx.helper.make_opsetid(domain, version) for domain, version in opsets.items()]
     return onnx.helper.find_min_ir_version_for(entries)
 

@@ -30,7 +30,7 @@ Spec = tuple["Shape", torch.dtype]
 """Shape and dtype of a tensor passed between stages."""
 
 OPSETS = range(16, 21)
-_EXPORTER_OPSET = 18  # the exporter's own; older ones are reached by converting its graph
+_EXPORTER_OPSET = 18  # native to torch's exporter; graphs are converted to older ones
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,11 @@ class KindGraph:
     """The graph that all stages of a kind share.
 
     Attributes:
-        model: Inputs ``state.<i>`` and ``weight.<parameter>``, those that are used; outputs
+        model: Inputs ``state.<i>`` and ``weight.<parameter>``, unused ones left out; outputs
             ``out.<i>``.
-        outputs: What the stage hands on.
-        orders: Parameter to the order of axes in which the graph takes it, where that differs.
+        outputs: Shape and dtype of each output.
+        orders: Parameter to the permutation of axes in which the graph expects it; only those that
+            are permuted.
     """
 
     model: ir.Model
@@ -68,7 +69,7 @@ def trace(
 
     Args:
         stage: Parameters on the meta device, buffers real.
-        state: What the stage receives.
+        state: Shape and dtype of what the stage receives.
         dtype: Precision of parameters and float buffers.
         opset: 16 to 20.
         dynamic: For each tensor of `state` the axes whose length may change from call to call, all
@@ -111,20 +112,21 @@ def trace(
     assert program is not None
     model = _finish(program.model, stage, opset)
     if dynamic:
+        # Layer models keep weights as the checkpoint has them, and their output shapes vary.
         return KindGraph(model, (), {})
     orders = _absorb_transposes(model.graph)
     return KindGraph(model, tuple(_spec(value, stage) for value in model.graph.outputs), orders)
 
 
 def _was_interrupted(error: BaseException | None) -> bool:
-    """Say whether Ctrl-C is behind an error: cleaning up after it, the exporter fails as well."""
+    """Whether an error was caused by Ctrl-C: the exporter wraps it, or fails while cleaning up."""
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__ or error.__context__
     return error is not None
 
 
 def _dynamic(dynamic: Sequence[Collection[int]], weights: int) -> Any:
-    """Say what is dynamic in the exporter's terms; it finds out itself which lengths are equal."""
+    """Return `dynamic` in the exporter's terms; the exporter infers which lengths are equal."""
     if not dynamic:
         return None
     auto = torch.export.Dim.AUTO
@@ -132,7 +134,7 @@ def _dynamic(dynamic: Sequence[Collection[int]], weights: int) -> Any:
 
 
 class _Pure(nn.Module):
-    """A module as a function of its state and weights: it owns no parameter to be captured."""
+    """Makes a module a function of state and weights, so that no parameter becomes a constant."""
 
     def __init__(self, module: nn.Module, names: Sequence[str], opset: int) -> None:
         super().__init__()
@@ -152,7 +154,7 @@ class _Pure(nn.Module):
 
 
 def _finish(model: ir.Model, stage: Stage, opset: int) -> ir.Model:
-    """Name the outputs, convert to `opset`, slim, and check what the tools made of it."""
+    """Name the outputs, convert to `opset`, slim, and check that the tools kept the interface."""
     for index, value in enumerate(model.graph.outputs):
         value.name = f"out.{index}"
     _lift_constants(model)
@@ -164,7 +166,7 @@ def _finish(model: ir.Model, stage: Stage, opset: int) -> ir.Model:
     proto = _convert(proto, opset, stage)
     slimmed = onnxslim.slim(proto)
     after = _signature(slimmed)
-    # An input that no node uses may go, such as the weights of a head that is not computed.
+    # Unused inputs may disappear, e.g. the weights of a head that is not computed.
     lost = {name for name in before.keys() - after.keys() if name.startswith("out.")}
     if lost or not after.items() <= before.items():
         raise ContractError(
@@ -179,14 +181,15 @@ def _finish(model: ir.Model, stage: Stage, opset: int) -> ir.Model:
 
 
 def _absorb_transposes(graph: ir.Graph) -> dict[str, tuple[int, ...]]:
-    """Take a weight in the order in which it is used, so that none is turned at run time.
+    """Remove Transpose nodes on weights; the weights are permuted once, when they are saved.
 
-    Optimisers do this to constants; here weights are inputs.
+    Optimisers fold a Transpose into a constant, but here weights are graph inputs.
     """
     orders = {}
     for value in graph.inputs:
         users = [use.node for use in value.uses()]
         kinds = {(node.op_type, tuple(node.attributes.get_ints("perm", ()))) for node in users}
+        # A weight that is also used untransposed has to stay as it is.
         if not str(value.name).startswith("weight.") or len(kinds) != 1:
             continue
         ((operator, order),) = kinds
@@ -200,6 +203,7 @@ def _absorb_transposes(graph: ir.Graph) -> dict[str, tuple[int, ...]]:
 
 
 def _lift_constants(model: ir.Model) -> None:
+    # As initializers, equal constants of several stages can be shared in the joined graph.
     ir.passes.common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
 
 
@@ -242,7 +246,7 @@ def _first_line(error: BaseException) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporter's remarks on its own internals away from users."""
+    """Suppress the exporter's warnings about its own internals, which users cannot act on."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""PyTorch against ONNX Runtime, stage by stage, on the same input."""
+"""Compare PyTorch with ONNX Runtime, stage by stage, on the same input."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Threshold:
-    """The least cosine anywhere, and the greatest absolute difference at the output."""
+    """The lowest cosine allowed behind any stage, and the largest absolute output difference."""
 
     cosine: float
     max_abs: float | None
@@ -45,7 +45,7 @@ THRESHOLDS: dict[str, Threshold] = {
 
 @dataclass(frozen=True)
 class Difference:
-    """How far ONNX Runtime is from PyTorch behind one stage."""
+    """The difference between ONNX Runtime and PyTorch behind one stage."""
 
     stage: str
     cosine: float
@@ -59,7 +59,7 @@ class Verification:
     Attributes:
         component: Name of the component.
         stages: In the order data flows.
-        onnx_s, torch_s: Seconds of the two inferences themselves.
+        onnx_s, torch_s: Inference time of each, in seconds; loading is not included.
     """
 
     component: str
@@ -68,7 +68,7 @@ class Verification:
     torch_s: float
 
     def metrics(self) -> dict[str, Any]:
-        """Return what is reproducible, for the manifest."""
+        """Return the reproducible values, for the manifest; times are left out."""
         return {
             "component": self.component,
             "cosine": self.stages[-1].cosine,
@@ -99,10 +99,10 @@ def verify_component(
         tracer: Supplies the patched module of each kind.
         feed: The graph's inputs by name, with batch.
         dtype: Precision of the files; one of `THRESHOLDS`.
-        progress: Told of files and stages.
+        progress: Where stages are reported.
 
     Raises:
-        VerificationError: Some stage or the output is beyond the threshold; names the first one.
+        VerificationError: A stage or the output misses its threshold; the message names the first.
     """
     wanted = torch_dtype(dtype)
     feed = {name: _cast(array, wanted) for name, array in feed.items()}
@@ -155,7 +155,7 @@ def _run_onnx(
 
 
 def _open_with_boundaries(path: Path, wanted: Sequence[str]) -> tuple[Any, list[str]]:
-    """Open an exported file with the stage boundaries it holds as further outputs."""
+    """Open an exported file with its stage boundaries added to the outputs."""
     model = ir.load(path)
     values = {value.name: value for node in model.graph for value in node.outputs}
     names = [str(value.name) for value in model.graph.outputs]
@@ -168,6 +168,7 @@ def _open_with_boundaries(path: Path, wanted: Sequence[str]) -> tuple[Any, list[
     options.add_session_config_entry(
         "session.model_external_initializers_file_folder_path", str(path.parent)
     )
+    # Loaded from bytes, ONNX Runtime has to be given the folder of the weights, as set above.
     proto = ir.to_proto(model).SerializeToString()
     return ort.InferenceSession(proto, options, providers=["CPUExecutionProvider"]), names
 
@@ -187,7 +188,7 @@ def _difference(stage: str, state: Sequence[torch.Tensor], made: Array) -> Diffe
 
 def _failures(result: Verification, threshold: Threshold) -> Iterator[str]:
     for difference in result.stages:
-        # Written so that NaN fails.
+        # Not `cosine < threshold`: that would let NaN pass.
         if not difference.cosine >= threshold.cosine:
             yield (
                 f"cosine {difference.cosine:.6f} behind stage `{difference.stage}`,"
@@ -206,6 +207,6 @@ def _judge(result: Verification, threshold: Threshold) -> None:
             f"the ONNX graph of `{result.component}` differs from PyTorch\n"
             f"  first: {failures[0]}\n"
             f"  output: cosine {last.cosine:.6f}, max abs {last.max_abs:.3g}",
-            hint="the first stage named is where to look; a newer onnxruntime or another --opset"
-            " tells a tool's fault from the model's",
+            hint="look at the first stage named; try a newer onnxruntime or another --opset to see"
+            " whether a tool or the model is at fault",
         )

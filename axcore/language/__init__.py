@@ -1,4 +1,4 @@
-"""The language model's side of a conversion: embedding files and build arguments."""
+"""The language model's part of a conversion: embedding files, build arguments, decoder layers."""
 
 from .build_args import check_prompt_budget
 from .embedding import find_embedding, write_embedding

@@ -1,4 +1,4 @@
-"""Arguments of the language-model build, and whether a prompt fits what they allow."""
+"""Check that the lengths of the language-model build can hold a prompt."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ if TYPE_CHECKING:
     from ..model_card import Profile
 
 TEXT_TOKENS = 24
-"""Tokens kept free beside the images: a chat template's frame takes about twenty, and a question
-has to fit as well. Published builds are this tight (video of four steps: 484 of 512)."""
+"""Tokens reserved for text beside the images: a chat template takes about twenty, and a question
+must fit as well. Published builds are as tight (video of four steps: 484 of 512)."""
 
 CHUNK_STEP = 64
-"""The prefill lengths of published builds are multiples of this."""
+"""Prefill lengths of published builds are multiples of this."""
 
 
 def check_prompt_budget(profile: Profile, rows: int) -> None:
-    """Refuse lengths that contradict each other or cannot hold a prompt's images.
+    """Refuse lengths that contradict each other or are too short for a prompt's images.
 
     Args:
-        profile: The lengths, and the runs of the vision graph in one prompt.
-        rows: Tokens of one run of the vision graph.
+        profile: The lengths, and how often the vision graph runs for one prompt.
+        rows: Tokens that one run of the vision graph returns.
 
     Raises:
-        BudgetError: The message holds the numbers, the hint the option that mends it.
+        BudgetError: The message has the numbers, the hint the option that helps.
     """
     _check_histories(profile)
     if profile.max_prompt > profile.kv_cache_len:
@@ -57,7 +57,7 @@ def _check_histories(profile: Profile) -> None:
     odd = [length for length in histories if length < 1 or length % chunk]
     if odd:
         raise BudgetError(
-            f"history lengths {odd} are no multiples of the {chunk} tokens of a chunk\n"
+            f"history lengths {odd} are not multiples of the chunk of {chunk} tokens\n"
             f"  {_lengths(profile)}",
             hint=f"use --last-kv-cache-len {chunk}, {2 * chunk} and so on",
         )
@@ -69,7 +69,7 @@ def _check_histories(profile: Profile) -> None:
 
 
 def _room_for(profile: Profile, needed: int) -> str:
-    """Say which change of one thing makes room for `needed` tokens."""
+    """Describe the single changes that make room for `needed` tokens."""
     chunk = profile.prefill_len
     ways = []
     if not profile.last_kv_cache_len:
@@ -84,7 +84,7 @@ def _room_for(profile: Profile, needed: int) -> str:
 
 
 def _with_cache(profile: Profile, prompt: int) -> str:
-    """Name the larger cache that a prompt of this length would need as well."""
+    """Return the cache option that a prompt of this length also needs, if any."""
     return f" with --kv-cache-len {prompt}" if prompt > profile.kv_cache_len else ""
 
 

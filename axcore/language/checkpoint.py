@@ -1,4 +1,4 @@
-"""A checkpoint of the language model alone, written tensor by tensor."""
+"""Write a checkpoint of the language model alone, tensor by tensor."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..language_model import LlmCheckpoint
     from ..progress import Progress
 
-# What a builder or its tokenizer reads beside config and weights.
+# Files that a builder or its tokenizer reads besides config and weights.
 SETTINGS = (
     "generation_config.json",
     "tokenizer*.json",
@@ -35,14 +35,14 @@ def write_checkpoint(
     progress: Progress,
     settings: Sequence[str] = SETTINGS,
 ) -> None:
-    """Write config, weights and tokenizer of the language model; a few chunks are in memory.
+    """Write config, weights and tokenizer of the language model, in chunks.
 
     Args:
         source: Where the tensors are read from.
-        wanted: What to write; scaled tensors become float32, others keep their bytes.
-        folder: Made; must not exist.
-        progress: Told of the bytes written.
-        settings: Patterns of further files to copy.
+        wanted: The config and tensors to write; scaled tensors become float32, others are copied.
+        folder: Created; must not exist.
+        progress: Where the bytes written are reported.
+        settings: Glob patterns of further files to copy.
     """
     folder.mkdir(parents=True)
     config = json.dumps(wanted.config, indent=2, ensure_ascii=False)
@@ -54,7 +54,7 @@ def write_checkpoint(
 
 
 def checkpoint_bytes(source: Checkpoint, wanted: LlmCheckpoint) -> int:
-    """Return the bytes of the tensors that `write_checkpoint` would write."""
+    """Return the size of the tensors that `write_checkpoint` would write."""
     return total_bytes(_entries(source, wanted))
 
 

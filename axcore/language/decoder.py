@@ -1,11 +1,11 @@
-"""The default `decoder`: layers and head of Llama and of what is built like it.
+"""The default `decoder`: layers and head of Llama and similar models.
 
-Every layer sees its history as an argument and returns the rows that belong into it, so that who
-runs it keeps the cache. Parameters carry the names of transformers; whether projections have
-biases, and queries and keys a norm, is read off the checkpoint's tensors.
+A layer receives its history as an argument and returns the rows to add to it, so the caller owns
+the cache. Parameters have the names of transformers. Whether projections have biases, and queries
+and keys a norm, follows from the checkpoint's tensors.
 
-Covered are grouped-query attention with a head size of its own, biases, norms of queries and keys,
-rotary positions in one row or in three, and scales of residuals and logits.
+Supported are grouped-query attention with any head size, biases, norms of queries and keys, rotary
+positions in one row or three, and scales of residuals and logits.
 
 Source: transformers, ``LlamaDecoderLayer`` and the decoder layers of its descendants.
 """
@@ -44,19 +44,20 @@ _HINT = "build the language model with a toolchain that has its own builder"
 
 @dataclass(frozen=True)
 class Shape:
-    """The numbers of a decoder.
+    """The dimensions and variants of a decoder.
 
     Attributes:
         hidden, inner: Widths of the state and of the MLP.
-        heads, kv_heads, head_dim: Query heads, key/value heads, width of one.
-        eps: Of every RMSNorm.
+        heads, kv_heads, head_dim: Query heads, key/value heads, width of a head.
+        eps: Epsilon of every RMSNorm.
         activation: Name of the MLP's gate activation.
-        bias, out_bias, mlp_bias, norms: Whether q, k and v have biases; o; the MLP; whether q and
-            k have norms.
-        residual: Factor of what attention and MLP add to the state.
+        bias, out_bias, mlp_bias: Whether q, k and v, o, and the MLP have biases.
+        norms: Whether q and k have norms.
+        residual: Factor applied to what attention and MLP add to the state.
         frequencies: float64 ``[head_dim / 2]``, radians per position.
-        attention_factor: Of cosine and sine.
-        sections: Which of the three rows of positions each frequency reads; None for one row.
+        attention_factor: Factor of cosine and sine.
+        sections: For each frequency, which of the three rows of positions it uses; None if there
+            is only one row.
     """
 
     hidden: int
@@ -77,18 +78,18 @@ class Shape:
 
 
 def default_decoder(job: Job) -> Decoder:
-    """Return the stages that config and tensors imply.
+    """Return the decoder that config and tensors describe.
 
     Raises:
-        UnsupportedModel: A layer holds tensors, or the config asks for something, that this form
-            has no place for.
+        UnsupportedModel: The layers have tensors, or the config has settings, that this decoder
+            does not implement.
     """
     config, checkpoint = job.text_config, job.checkpoint
     others = other_layers(config)
     _refuse(bool(others), others)
     embedding = find_embedding(checkpoint, job.config).key
     head = next((key for key in HEAD_KEYS if key in float_keys(checkpoint)), embedding)
-    # A lone head that serves as the embedding too stands beside the layers' module.
+    # Where the head serves as the embedding, it is a sibling of the module that has the layers.
     prefix = embedding.removesuffix("embed_tokens.weight").replace("lm_head.weight", "model.")
     shape = _shape(job, prefix)
     depth = config["num_hidden_layers"]
@@ -143,7 +144,7 @@ def _shape(job: Job, prefix: str) -> Shape:
 
 
 def _check_tensors(layer: Stage, checkpoint: Checkpoint) -> None:
-    """A tensor that no parameter takes would silently change the model."""
+    """Refuse unknown tensors: leaving one out would silently change the model."""
     assert isinstance(layer.keys, str)
     held = {key for key in float_keys(checkpoint) if key.startswith(layer.keys)}
     taken = {key for weight in layer.weights().values() for key in weight.keys()}
@@ -160,7 +161,7 @@ def _refuse(unfit: bool, what: str) -> None:
 
 
 class Layer(nn.Module):
-    """One decoder layer; `Decoder` says what it takes and returns."""
+    """One decoder layer; see `Decoder` for its inputs and outputs."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -173,9 +174,9 @@ class Layer(nn.Module):
     def forward(
         self, k_cache: Tensor, v_cache: Tensor, indices: Tensor, state: Tensor, mask: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Attend to history and chunk, then transform every row."""
+        """Apply attention over history and chunk, then the MLP."""
         batch = state.shape[0]
-        # A matrix of rows, so that the target may take weights as they lie in the file.
+        # As a matrix of rows, so that targets can use the weights in the order of the file.
         rows = state.reshape(-1, state.shape[-1])
         normed = self.input_layernorm(rows)
         key, value, seen = self.self_attn(k_cache, v_cache, indices, normed, mask)
@@ -206,7 +207,7 @@ class Attention(nn.Module):
     def forward(
         self, k_cache: Tensor, v_cache: Tensor, indices: Tensor, x: Tensor, mask: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return a row of keys ``[D]``, of values ``[D]`` and of what was seen ``[H]`` each."""
+        """Return, for each row, keys ``[D]``, values ``[D]`` and the attention output ``[H]``."""
         shape, (batch, count, _) = self.shape, mask.shape
         kv_heads, width = shape.kv_heads, shape.head_dim
         q = self.q_proj(x).reshape(batch, count, shape.heads, width)
@@ -215,7 +216,7 @@ class Attention(nn.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         cos, sin = self._rotation(indices)
         q, k, value = rotate(q, cos, sin), rotate(k, cos, sin), self.v_proj(x)
-        # Heads that share keys stand below one another: the long history is not repeated.
+        # Query heads that share keys are stacked as rows, so the long history is not repeated.
         shared = (batch, count, kv_heads, shape.heads // kv_heads, width)
         query = (q * width**-0.5).reshape(shared).permute(0, 2, 3, 1, 4)
         query = query.reshape(batch, kv_heads, -1, width)
@@ -248,13 +249,13 @@ class Attention(nn.Module):
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn ``[n, heads, width]`` by `cos` and `sin`, whose sign stands for that of the halves."""
+    """Rotate ``[n, heads, width]``; the first half of `sin` is negated already."""
     half = x.shape[-1] // 2
     return x * cos + torch.cat([x[..., half:], x[..., :half]], -1) * sin
 
 
 class MLP(nn.Module):
-    """A gated projection up and down."""
+    """The gated feed-forward network."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -265,13 +266,13 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(shape.inner, shape.hidden, **sizes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Transform every row: ``[n, H]`` to the same."""
+        """Map ``[n, H]`` to ``[n, H]``."""
         result: Tensor = self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))
         return result
 
 
 class RMSNorm(nn.Module):
-    """Divide by the root of the mean square of the last axis, and weigh."""
+    """Root-mean-square normalisation of the last axis, with weights."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()

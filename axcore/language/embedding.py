@@ -1,4 +1,4 @@
-"""The token embedding: found in a checkpoint, written in the forms that runtimes read."""
+"""Find the token embedding in a checkpoint and write it in the formats that runtimes read."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ HEAD_KEYS = (
     "llm.lm_head.weight",
     "language_model.lm_head.weight",
 )
-"""The output head, which is the embedding as well where a checkpoint ties and stores one."""
+"""The output head, which is also the embedding if a checkpoint ties both and stores one."""
 
 STEM = "model.embed_tokens.weight"
 ALWAYS = "bf16bin"
@@ -48,15 +48,15 @@ SOURCE_DTYPES = ("bfloat16", "float16", "float32")
 
 
 def find_embedding(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Embedding:
-    """Return the token embedding under one of the names in use.
+    """Find the token embedding under one of the usual names.
 
     Args:
         checkpoint: Tensors under canonical keys.
-        config: The checkpoint's ``config.json``; where it ties the word embeddings, a lone
-            output head is the embedding.
+        config: The checkpoint's ``config.json``; if it ties the word embeddings and only
+            the output head is stored, that is the embedding.
 
     Raises:
-        CheckpointError: There is none (the message lists what looks like one).
+        CheckpointError: There is none; the message lists tensors with similar names.
     """
     keys = EMBEDDING_KEYS + (HEAD_KEYS if _ties_embeddings(config) else ())
     for key in keys:
@@ -86,28 +86,28 @@ def write_embedding(
     formats: Sequence[str],
     progress: Progress,
 ) -> list[Path]:
-    """Write the embedding table, reading it once and holding a few chunks of it at a time.
+    """Write the embedding table in one pass, holding a few chunks in memory.
 
     ``model.embed_tokens.weight.bfloat16.bin`` is always written: raw little-endian bfloat16
-    ``[vocabulary, hidden]``, row-major. From a bfloat16 checkpoint it is a copy of the bytes.
-    From float32 and float16 it is rounded to nearest, ties to even, as torch does it; the vendor's
-    ``fp32_to_bf16`` drops the lower 16 bits instead, so its values may be one unit smaller in the
-    last place. `Embedding.factor` is applied in float32 before that; `Embedding.scale` is not.
+    ``[vocabulary, hidden]``, row-major. From a bfloat16 checkpoint the bytes are copied. float32
+    and float16 are rounded to nearest, ties to even, as torch does; the vendor's ``fp32_to_bf16``
+    truncates instead, so its values can be smaller by one unit in the last place.
+    `Embedding.factor` is applied before that, in float32; `Embedding.scale` is not.
 
     Args:
         checkpoint: Where the table is read from.
         embedding: Its key and shape ``[vocabulary, hidden]``.
-        folder: Where files go; each appears under its name only when it is complete.
-        formats: Further files: "npy" (float32, with header), "f32bin" (raw float32), "pth" (what
-            `torch.save` makes of a float32 `torch.nn.Embedding`).
-        progress: Told of the bytes read.
+        folder: Where the files go; each gets its name only when it is complete.
+        formats: Further files: "npy" (float32, with header), "f32bin" (raw float32), "pth" (a
+            float32 `torch.nn.Embedding` as written by `torch.save`).
+        progress: Where the bytes read are reported.
 
     Returns:
         The files, the bfloat16 table first.
 
     Raises:
         UsageError: A format is unknown.
-        CheckpointError: The tensor is missing, of another shape, or not floating point.
+        CheckpointError: The tensor is missing, has another shape, or is not floating point.
     """
     wanted = _wanted(formats)
     _check_source(checkpoint, embedding)
@@ -162,7 +162,7 @@ def _write_npy_header(file: BinaryIO, shape: Sequence[int]) -> None:
 
 
 def _write_pth_frame(file: BinaryIO, shape: Sequence[int]) -> None:
-    """Write everything of a saved `torch.nn.Embedding` but its numbers, and go to their place."""
+    """Write a saved `torch.nn.Embedding` without its values, and seek to where they belong."""
     import struct
     import zipfile
 
@@ -171,12 +171,13 @@ def _write_pth_frame(file: BinaryIO, shape: Sequence[int]) -> None:
 
     with FakeTensorMode():
         table = torch.nn.Embedding(num_embeddings=shape[0], embedding_dim=shape[1])
+    # torch leaves a gap in the file for the values, so the table is never in memory as a whole.
     with torch.serialization.skip_data(materialize_fake_tensors=True):
         torch.save(table, file.name)
     with zipfile.ZipFile(file.name) as archive:
         member = next(info for info in archive.infolist() if info.filename.endswith("/data/0"))
     with open(file.name, "rb") as saved:  # noqa: PTH123  (a name, not a path)
-        saved.seek(member.header_offset + 26)  # behind it come the lengths of name and extra field
+        saved.seek(member.header_offset + 26)  # ZIP local header: lengths of name and extra field
         name, extra = struct.unpack("<HH", saved.read(4))
     file.seek(member.header_offset + 30 + name + extra)
 
@@ -185,11 +186,11 @@ FRAMES: Mapping[str, Callable[[BinaryIO, Sequence[int]], None]] = {
     "npy": _write_npy_header,
     "pth": _write_pth_frame,
 }
-"""What goes before (and around) the numbers."""
+"""Writes what surrounds the values, by format."""
 
 
 def converted(chunk: memoryview, source: str, target: str) -> memoryview:
-    """Return the bytes of `chunk` in another float type; the same bytes if it is that already.
+    """Convert `chunk` to another float type; unchanged if the types are equal.
 
     Args:
         chunk: Whole little-endian values of type `source`.
@@ -204,12 +205,12 @@ def converted(chunk: memoryview, source: str, target: str) -> memoryview:
         return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
 
     values = np.frombuffer(chunk, dtype(source))
-    with np.errstate(invalid="ignore"):  # a signalling not-a-number becomes a quiet one
+    with np.errstate(invalid="ignore"):  # a signalling NaN becomes a quiet one
         return values.astype(dtype(target)).view(np.uint8).data
 
 
 def scaled(chunk: memoryview, source: str, factor: float) -> memoryview:
-    """Return the bytes of `chunk`, values of type `source`, times `factor` in float32."""
+    """Multiply `chunk`, values of type `source`, by `factor`; the result is float32."""
     import numpy as np
 
     values = np.frombuffer(converted(chunk, source, "float32"), np.float32)

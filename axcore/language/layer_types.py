@@ -1,4 +1,4 @@
-"""The types of a language model's layers, as its config lists them."""
+"""The layer types of a language model, from its config."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ FULL = "full_attention"
 
 
 def other_layers(config: Mapping[str, Any]) -> str:
-    """Return which layers keep something else than keys and values of all positions.
+    """Describe the layers that do not have a plain key/value cache.
 
     Args:
-        config: Of the language model.
+        config: The language model's config.
 
     Returns:
         E.g. "18 of 24 layers of the type linear_attention"; empty where there are none.
@@ -28,7 +28,7 @@ def other_layers(config: Mapping[str, Any]) -> str:
 
 
 def _layer_types(config: Mapping[str, Any]) -> Sequence[str]:
-    """Read ``layer_types``, or what stands for it in configs that do not list every layer.
+    """Read ``layer_types``, or derive it for configs that do not list every layer.
 
     Source: transformers, configurations of hybrid models (``full_attention_interval``).
     """

@@ -1,4 +1,4 @@
-"""Rotary positions as a config describes them, in the old spelling and in the new."""
+"""Rotary positions from a config, in the older and the newer spelling."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ _DEFAULT_THETA = 10000.0
 def inverse_frequencies(
     config: Mapping[str, Any], head_dim: int, context: int
 ) -> tuple[tuple[float, ...], float]:
-    """Return the angle per position of every pair of channels, and the factor of cosine and sine.
+    """Return the angle per position for each pair of channels, and the factor of cosine and sine.
 
     Args:
         config: The language model's config: ``rope_theta`` and ``rope_scaling``, or
             ``rope_parameters``.
         head_dim: Width of a head.
-        context: Positions that will be used at most; what changes beyond a length is resolved by
-            it once for all.
+        context: Longest context that will be used. Scaling that depends on the length is fixed for
+            this length, because a static graph cannot change it per prompt.
 
     Raises:
-        UnsupportedModel: Scaling of another kind than default, linear, dynamic within the
-            trained length, or longrope.
+        UnsupportedModel: The scaling is not default, linear, longrope, or dynamic within the
+            trained length.
 
     Source: transformers, ``modeling_rope_utils``.
     """
@@ -37,6 +37,7 @@ def inverse_frequencies(
     theta = scaling.get("rope_theta", config.get("rope_theta", _DEFAULT_THETA))
     plain = [theta ** (-2 * i / head_dim) for i in range(head_dim // 2)]
     trained = scaling.get("original_max_position_embeddings") or config["max_position_embeddings"]
+    # Dynamic scaling changes the frequencies only beyond the trained length.
     if kind in PLAIN or (kind == "dynamic" and context <= trained):
         return tuple(plain), 1.0
     if kind == "linear":
@@ -53,9 +54,9 @@ def inverse_frequencies(
 
 
 def sections(config: Mapping[str, Any], head_dim: int) -> tuple[int, ...] | None:
-    """Say which row of positions (time, height, width) each pair of channels reads.
+    """Return which row of positions (time, height, width) each pair of channels uses.
 
-    None where there is one row for all.
+    None if all use the same row.
     """
     counts: Sequence[int] | None = _scaling(config).get("mrope_section")
     if counts is None:
@@ -63,7 +64,7 @@ def sections(config: Mapping[str, Any], head_dim: int) -> tuple[int, ...] | None
     if sum(counts) != head_dim // 2:
         raise UnsupportedModel(
             f"mrope_section {list(counts)} does not make up the {head_dim // 2} pairs of a head",
-            hint="look for an edited config.json",
+            hint="check whether config.json was edited",
         )
     return tuple(row for row, count in enumerate(counts) for _ in range(count))
 

@@ -1,4 +1,4 @@
-"""The language model of a checkpoint under the names of one that stands alone."""
+"""View the language model of a checkpoint as a stand-alone text model."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 EMBEDDING = "embed_tokens.weight"
 HEAD = "lm_head.weight"
 BODY = "model."
-"""Prefix of every name but the head's."""
+"""Prefix of all names except the head's."""
 
 
 def standalone_config(job: Job) -> dict[str, Any]:
-    """Return a ``config.json`` for a job's language model as a text model of its own.
+    """Return the ``config.json`` of a job's language model as a stand-alone text model.
 
     Raises:
-        UnsupportedModel: The family does not say which text model it is.
+        UnsupportedModel: The family does not name the text model.
     """
     config = {
         name: value
@@ -68,7 +68,7 @@ def standalone_names(job: Job, embedding: str) -> dict[str, str]:
         raise CheckpointError(
             f"{len(odd)} tensors of the language model are neither below `{body}` nor its head\n"
             f"  first: {', '.join(odd[:3])}\n  in: {job.checkpoint.folder}",
-            hint=f"the language model of `{job.card.id}` cannot be taken out of the whole",
+            hint=f"the language model of `{job.card.id}` cannot be extracted from the checkpoint",
         )
     return names
 

@@ -1,4 +1,4 @@
-"""Load the tokenizer of a checkpoint, and encode prompts."""
+"""Load tokenizers from a checkpoint's files and encode prompts."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ WHOLE = "tokenizer.json"
 VOCABULARY, MERGES = "vocab.json", "merges.txt"
 ADDED, SETTINGS = "added_tokens.json", "tokenizer_config.json"
 
-# Splits text into words where `tokenizer_config.json` does not say how: the expression of nearly
-# all byte-level tokenizers that are published as two files.
+# How text is split into words if `tokenizer_config.json` does not say: the pattern of nearly all
+# byte-level tokenizers that are published as two files.
 WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -33,7 +33,7 @@ WORDS = (
 
 @dataclass(frozen=True)
 class Rows:
-    """A placeholder in a prompt for `count` rows of image features: `marker`, `count` times."""
+    """A placeholder for rows of the vision side: `marker`, repeated `count` times."""
 
     marker: str
     count: int
@@ -45,18 +45,19 @@ class Rows:
 def load_tokenizer(folder: Path, markers: Mapping[str, int | None] | Iterable[str]) -> Tokenizer:
     """Return the tokenizer of a checkpoint, without truncation or padding.
 
-    ``tokenizer.json`` is loaded unchanged, not through transformers' classes, some of which lose
-    markers. Without that file, a byte-level BPE is built of ``vocab.json``, ``merges.txt`` and the
-    added tokens of ``tokenizer_config.json`` or ``added_tokens.json``. Calls return the same object
-    until a file changes.
+    ``tokenizer.json`` is loaded directly, not through a class of transformers, because some of
+    those lose markers. Without that file, a byte-level BPE is made from ``vocab.json`` and
+    ``merges.txt``, with the added tokens of ``tokenizer_config.json`` or ``added_tokens.json``.
+    The tokenizer is cached until a file changes.
 
     Args:
-        folder: The checkpoint, or a folder with copies of its tokenizer's files.
-        markers: Texts that must be a single token each, and the id in the config, or None.
+        folder: The checkpoint, or a folder with copies of its files.
+        markers: Texts that must be a single token each; a mapping also gives the expected ids, or
+            None where the config has none.
 
     Raises:
-        CheckpointError: The tokenizer is missing or cannot be read, or a marker is not a single
-            token or has another id.
+        CheckpointError: There is no tokenizer, it cannot be read, it splits a marker, or it gives
+            a marker another id.
     """
     tokenizer = _load(*_files(folder))
     expected = markers if isinstance(markers, Mapping) else dict.fromkeys(markers)
@@ -66,7 +67,7 @@ def load_tokenizer(folder: Path, markers: Mapping[str, int | None] | Iterable[st
 
 
 def _files(folder: Path) -> list[tuple[Path, int]]:
-    """Return the tokenizer's files, each with the time of its last change."""
+    """Return the tokenizer's files, each with its modification time in ns."""
     for needed, useful in (((WHOLE,), ()), ((VOCABULARY, MERGES), (ADDED, SETTINGS))):
         if all((folder / name).is_file() for name in needed):
             paths = [folder / name for name in (*needed, *useful)]
@@ -85,25 +86,26 @@ def _load(*files: tuple[Path, int]) -> Tokenizer:
     try:
         whole = paths.get(WHOLE)
         tokenizer = Tokenizer.from_file(str(whole)) if whole else _assembled(paths)
-    except Exception as error:  # the library raises no narrower one
+    except Exception as error:  # the library raises nothing narrower
         names = ", ".join(map(str, paths.values()))
         raise CheckpointError(
             f"the tokenizer cannot be read\n  {error}\n  from: {names}",
             hint="fetch the published files again",
         ) from error
+    # Settings in the file would otherwise cut or pad prompts without notice.
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
 
 
 def _assembled(paths: Mapping[str, Path]) -> Tokenizer:
-    """Build a byte-level BPE of vocabulary, merges and added tokens."""
+    """Build a byte-level BPE from vocabulary, merges and added tokens."""
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     vocabulary, merges = models.BPE.read_file(str(paths[VOCABULARY]), str(paths[MERGES]))
     settings = _read(paths.get(SETTINGS))
     added = _added_tokens(_read(paths.get(ADDED)), settings.get("added_tokens_decoder", {}))
-    # In the vocabulary they keep their ids; `add_tokens` alone would assign new ones.
+    # Tokens in the vocabulary keep their ids; added afterwards, they would get new ones.
     ids = {token.content: number for number, token in added.items()}
     tokenizer = Tokenizer(models.BPE({**vocabulary, **ids}, merges))
     words = Regex(settings.get("pretokenize_regex") or WORDS)
@@ -126,7 +128,7 @@ def _read(path: Path | None) -> Any:
 def _added_tokens(
     ids: Mapping[str, int], described: Mapping[str, Mapping[str, Any]]
 ) -> dict[int, AddedToken]:
-    """Return the added tokens by id; those without a description are special."""
+    """Return the added tokens by id; those listed without properties are special."""
     from tokenizers import AddedToken
 
     names = ("single_word", "lstrip", "rstrip", "normalized", "special")
@@ -141,14 +143,14 @@ def _added_tokens(
 
 
 def _check_marker(tokenizer: Tokenizer, folder: Path, marker: str, wanted: int | None) -> None:
-    # Twice, because a marker that is an ordinary token may merge with its neighbour.
+    # Doubled, because an ordinary word can be a single token alone but merge with its neighbours.
     ids = tokenizer.encode(marker * 2, add_special_tokens=False).ids
     found = ids[0] if ids == ids[:1] * 2 else None
     if found is None:
         raise CheckpointError(
             f"the tokenizer splits `{marker}`: twice in a row it becomes the ids {ids}\n"
             f"  in: {folder}",
-            hint=f"put the published {WHOLE} into the folder; saving a tokenizer by another class"
+            hint=f"put the published {WHOLE} into the folder; saving a tokenizer with another class"
             " than its own loses such markers",
         )
     if wanted is not None and found != wanted:
@@ -163,14 +165,14 @@ def _check_marker(tokenizer: Tokenizer, folder: Path, marker: str, wanted: int |
 
 
 def message_parts(message: Mapping[str, Any], types: Sequence[str]) -> Sequence[Mapping[str, Any]]:
-    """Return the parts of a chat message; a string is one part of text.
+    """Return the parts of a chat message; a string is a single text part.
 
     Args:
         message: ``{"role": ..., "content": text or parts}``.
-        types: Types of parts that the model takes, e.g. ``("text", "image")``.
+        types: Part types that the model supports, e.g. ``("text", "image")``.
 
     Raises:
-        UsageError: A part is of another type, or has no field named like its type.
+        UsageError: A part has another type, or lacks the key named like its type.
     """
     content = message["content"]
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
@@ -179,7 +181,7 @@ def message_parts(message: Mapping[str, Any], types: Sequence[str]) -> Sequence[
         if kind not in types:
             raise UsageError(
                 f"a message has a part of type `{kind}`",
-                hint=f"the model takes parts of type {', '.join(types)}",
+                hint=f"the model supports parts of type {', '.join(types)}",
             )
         if kind not in part:
             raise UsageError(
@@ -190,20 +192,20 @@ def message_parts(message: Mapping[str, Any], types: Sequence[str]) -> Sequence[
 
 
 def encode_prompt(tokenizer: Tokenizer, pieces: Sequence[str | Rows]) -> tuple[Ints, list[Ints]]:
-    """Encode a prompt, and return the positions of its placeholders.
+    """Encode a prompt and return the positions of its placeholders.
 
     The pieces are encoded as one text, because tokenizers treat the beginning of a text
-    differently. A marker that the user typed is encoded as that token, but is not a placeholder.
+    differently. Markers typed by a user are encoded as markers but are not placeholders.
 
     Args:
         tokenizer: From `load_tokenizer`, which has checked the markers.
         pieces: Text, special tokens included, and placeholders, in order.
 
     Returns:
-        The ids, int64 ``[n]``; for each `Rows`, the int64 positions of its tokens among them.
+        The ids, int64 ``[n]``, and for each `Rows` the int64 positions of its tokens.
 
     Raises:
-        UsageError: A text is not valid Unicode, because it was read from bytes that are not UTF-8.
+        UsageError: A text contains bytes that are not valid UTF-8.
     """
     import numpy as np
 
@@ -221,11 +223,11 @@ def encode_prompt(tokenizer: Tokenizer, pieces: Sequence[str | Rows]) -> tuple[I
 
 
 def _check_text(text: str) -> None:
-    """Refuse lone surrogates, which Python reads for bytes that are not UTF-8."""
+    """Refuse lone surrogates: Python decodes invalid UTF-8 of arguments and files to them."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise UsageError(
-            f"the prompt is not UTF-8: it holds {text[error.start : error.end]!a}",
+            f"the prompt is not valid UTF-8: it contains {text[error.start : error.end]!a}",
             hint="write it in UTF-8, or convert the file that it comes from with `iconv -t UTF-8`",
         ) from error

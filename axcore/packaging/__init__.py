@@ -1,4 +1,4 @@
-"""Folders for a board, made from a bundle that was built."""
+"""Package a built bundle as a folder for a board."""
 
 from .board import RUNTIMES, Runtime, package
 

@@ -1,4 +1,4 @@
-"""The folder that Axera's ``axllm run`` and ``axllm serve`` take."""
+"""Fill a folder for Axera's ``axllm run`` and ``axllm serve``."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ GREEDY: Mapping[str, Any] = {
     "enable_top_k_sampling": False,
     "top_k": 1,
 }
-"""Sampling off, as packages are published; ``axllm`` wants every value."""
+"""Sampling is off, as in published packages; ``axllm`` requires every value."""
 
 
 def fill(folder: Path, source: Source, progress: Progress) -> None:
@@ -43,7 +43,7 @@ def fill(folder: Path, source: Source, progress: Progress) -> None:
     Raises:
         UnsupportedModel: ``axllm`` cannot run this model.
         BundleError: The bundle is not built, incomplete or changed.
-        CheckpointError: The tokenizer is missing or damaged, or nothing would end an answer.
+        CheckpointError: The tokenizer is missing or damaged, or no token would end an answer.
     """
     _check_model(source)
     if source.suffix != COMPILED:
@@ -59,7 +59,7 @@ def fill(folder: Path, source: Source, progress: Progress) -> None:
 
 
 def _check_model(source: Source) -> None:
-    """Refuse what ``axllm`` would load and then answer nonsense with."""
+    """Refuse models that ``axllm`` would load but run incorrectly."""
     card = source.card
     given = card.runtimes.get(NAME, {})
     graphs, scale = len(source.deployment.graphs), source.deployment.embedding.scale
@@ -116,7 +116,7 @@ def _tokenizer_text(source: Source) -> str:
 
 
 def _end_token(folder: Path, tokenizer: Tokenizer) -> set[int]:
-    """Return the id of the tokenizer's own end token, where its settings name one."""
+    """Return the id of the end token in ``tokenizer_config.json``, if it names one."""
     path = folder / "tokenizer_config.json"
     named = json.loads(path.read_bytes()).get("eos_token") if path.is_file() else None
     text = named.get("content") if isinstance(named, dict) else named

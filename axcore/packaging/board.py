@@ -1,4 +1,4 @@
-"""`package`: what a runtime on a board expects, in one folder that appears whole or not at all."""
+"""`package`: write the folder that a runtime on a board expects, completely or not at all."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ RUNTIMES: tuple[Runtime, ...] = get_args(Runtime)
 def package(
     bundle: Path, out: Path, runtime: Runtime, registry: Registry, progress: Progress
 ) -> Path:
-    """Lay a built bundle out for a board.
+    """Package a built bundle for a board.
 
-    Model files are hard links where the disk allows it, so they take no room twice.
+    Model files are hard links where possible, so that they do not take up space twice.
 
     Args:
-        bundle: A folder that `convert` and `build` have filled.
-        out: The new folder, or a link to it. One that was packaged before is replaced.
+        bundle: A folder filled by `convert` and `build`.
+        out: The new folder, or a link to it. A folder packaged earlier is replaced.
         runtime: "axllm" for Axera's ``axllm``, "python" for the loop of `axcore.runtime`.
-        registry: The plugins; that of the model's family is needed.
+        registry: The plugins, among them that of the model's family.
         progress: Where to report.
 
     Returns:
@@ -44,9 +44,9 @@ def package(
     Raises:
         UsageError: There is no such runtime.
         PluginNotFound: No installed plugin knows the model.
-        BundleError: The bundle is not built, incomplete or changed, or `out` is something else.
+        BundleError: The bundle is not built, incomplete or changed, or `out` holds other files.
         UnsupportedModel: The runtime cannot run this model.
-        AxcoreError: Another subclass says what is wrong; `out` is as it was.
+        AxcoreError: A subclass says what is wrong; `out` is unchanged.
     """
     if runtime not in RUNTIMES:
         raise UsageError(
@@ -100,7 +100,7 @@ def _appearing(out: Path) -> Iterator[Path]:
 
 
 def _write_manifest(folder: Path, runtime: Runtime, source: Source, progress: Progress) -> None:
-    """Write the bundle's manifest anew, with the files of this folder."""
+    """Write the bundle's manifest with the files and checksums of this folder."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     files = {}
     with progress.task("checksums", sum(path.stat().st_size for path in paths), "B") as task:

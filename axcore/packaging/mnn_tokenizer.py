@@ -1,21 +1,21 @@
-"""A tokenizer as the text file that MNN's readers take, and with them Axera's ``axllm``.
+"""Write a tokenizer as the text file that MNN and Axera's ``axllm`` read.
 
 The file consists of lines, in UTF-8:
 
 - ``430 <type>``: a magic number and the kind of tokenizer: 0 sentencepiece, 1 tiktoken, 2 bert,
-  3 huggingface (BPE with merges), which alone is written here.
+  3 huggingface (BPE with merges). Only the last is written here.
 - the number of special, stop and prefix tokens, then on one line their ids in this order.
 - for kind 3 ``<tokens> <merges> <splitter>``, then a token a line in the order of their ids, then a
-  merge a line, its halves apart by a space, in the order of their rank. Tokens are spelled as in
-  ``tokenizer.json``. One that would break a line is written as ``b64:`` and its base64, as are both
-  halves of a merge that holds such a token. An id without a token gets an empty line.
+  merge a line, its halves separated by a space, in the order of their rank. Tokens are spelled as
+  in ``tokenizer.json``. A token that contains a line break is written as ``b64:`` and its base64,
+  as are both halves of a merge with such a token. An id without a token gets an empty line.
 
-The splitter says how text is cut into words before merging: 0 by ASCII classes, or by letters of
-Unicode: 1 with their marks, 2 without, 3 with digits in threes, 4 by case as well. Older readers
-take every splitter for 0, and know no base64.
+The splitter says how text is cut into words before merging: 0 by ASCII classes, or by Unicode
+letters: 1 with combining marks, 2 without, 3 with digits in groups of three, 4 by case as well.
+Older readers treat every splitter as 0 and do not support base64.
 
-Source: readers and converters that are public, of MNN (``transformers/llm/engine``) and of
-tokenizer.axera (``src/tokenizer``, ``tests/convert_tokenizer.py``).
+Source: the public readers and converters of MNN (``transformers/llm/engine``) and tokenizer.axera
+(``src/tokenizer``, ``tests/convert_tokenizer.py``).
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ def mnn_text(tokenizer: Tokenizer, stop_ids: Sequence[int]) -> str:
     """Return the content of the text file.
 
     Args:
-        tokenizer: A BPE; its added tokens become special ones, which are found in text first.
+        tokenizer: A BPE; its added tokens become special tokens, which readers match first.
         stop_ids: Tokens that end an answer.
 
     Raises:
-        UnsupportedModel: The tokenizer is of another kind than BPE.
+        UnsupportedModel: The tokenizer is not a BPE.
     """
     content = json.loads(tokenizer.to_str())
     model = content["model"]
     if model["type"] != "BPE":
         raise UnsupportedModel(
-            f"the tokenizer is of the kind {model['type']}; axllm is given BPE tokenizers alone",
+            f"the tokenizer is of type {model['type']}; axllm packages need a BPE tokenizer",
             hint="package with --runtime python",
         )
     special = [token["id"] for token in content["added_tokens"]]
@@ -99,7 +99,7 @@ def _splitter(pre_tokenizer: Mapping[str, Any] | None) -> int:
 
 
 def _patterns(steps: Iterable[Mapping[str, Any]]) -> Iterator[str]:
-    """Yield the regular expressions by which a pre-tokenizer cuts."""
+    """Yield the regular expressions that a pre-tokenizer splits by."""
     for step in steps:
         if step.get("type") == "Split":
             yield step["pattern"].get("Regex", "")

@@ -1,4 +1,4 @@
-"""A folder that runs on a board with Python alone: models, the loop, and the family's prompts."""
+"""Fill a folder that runs on a board with Python alone, without torch."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 LIBRARY, SCRIPT, README = "lib", "run.py", "README.md"
 NEEDED = ("numpy", "ml_dtypes", "pillow", "tokenizers")
-"""Distributions that a board must have, beside the engine."""
+"""Distributions that must be installed on the board, besides the engine."""
 
-_CARRIED = ("pluggy",)  # pure Python, so they run wherever they are copied to
+_BUNDLED = ("pluggy",)  # pure Python, so a copy runs on any board
 _NEVER = ("__pycache__", "tests", "*.egg-info", "pyproject.toml", "MANIFEST.in")
 _NOT_THERE = ("cli", "data", "evaluate", "packaging", "quantization", "testing")
 _ENGINES = {
@@ -32,13 +32,13 @@ _ENGINES = {
 }
 _TEXT = """# {model}
 
-What `axcore package` made of {repo} for a board. Copy the whole folder to it.
+{repo}, packaged for a board by `axcore package`. Copy the whole folder to the board.
 
 It needs Python 3.10 or newer with {needed}, and {engine}:
 
     pip install {installed}
 
-Then one command answers:
+Then ask a question with one command:
 
     python run.py {question}
 
@@ -53,13 +53,13 @@ def fill(folder: Path, source: Source, progress: Progress) -> None:
     """Write models, embedding, tokenizer, sources and a script into `folder`.
 
     Raises:
-        UnsupportedModel: The model has layers that the loop cannot run.
+        UnsupportedModel: The model has layers that the Python runtime cannot run.
         BundleError: The bundle is not built, incomplete or changed.
     """
     _check_layers(source)
     models = source.models
     if models.suffix != COMPILED:
-        progress.warn(f"no {COMPILED} files there: the folder gets the ONNX models, for a CPU")
+        progress.warn(f"no {COMPILED} files found: packaging the ONNX models, which run on a CPU")
     link([*models.files, source.deployment.embedding_file], folder)
     for asset in source.deployment.assets:
         shutil.copyfile(asset, folder / asset.name)
@@ -72,19 +72,19 @@ def fill(folder: Path, source: Source, progress: Progress) -> None:
 def _check_layers(source: Source) -> None:
     if others := other_layers(source.deployment.job.text_config):
         raise UnsupportedModel(
-            f"the loop for Python cannot run `{source.card.id}`: it keeps keys and values, and the"
-            f" language model has {others}",
+            f"the Python runtime cannot run `{source.card.id}`: it needs layers with a key/value"
+            f" cache, and the language model has {others}",
             hint="package with --runtime axllm, if that has a type for the model",
         )
 
 
 def _copy_library(library: Path, plugin: PluginInfo) -> None:
-    """Copy what is imported there: axcore, the family's plugin, and what they rest on."""
+    """Copy what the script imports: axcore, the family's plugin and their dependencies."""
     top = plugin.module.partition(":")[0].partition(".")[0]
     _copy_module(PROJECT, library, _NEVER + _NOT_THERE)
     _copy_module(top, library, _NEVER)
     _register(library, plugin)
-    for name in _CARRIED:
+    for name in _BUNDLED:
         _copy_distribution(name, library)
 
 
@@ -101,7 +101,7 @@ def _copy_module(name: str, library: Path, left_out: tuple[str, ...]) -> None:
 
 
 def _register(library: Path, plugin: PluginInfo) -> None:
-    """Write what makes the plugin known there, as installing it would."""
+    """Write the metadata by which the plugin is found, as an installation would."""
     name = re.sub(r"[-_.]+", "_", plugin.distribution or plugin.name)
     version = plugin.version or "0"
     info = library / f"{name}-{version}.dist-info"
@@ -114,6 +114,7 @@ def _copy_distribution(name: str, library: Path) -> None:
     """Copy an installed distribution, its licence included."""
     found = distribution(name)
     for file in found.files or ():
+        # Paths with ".." are scripts outside of site-packages; bytecode fits one Python only.
         if file.suffix != ".pyc" and ".." not in file.parts:
             target = library / file
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-INTERRUPTED = 130  # what shells report of a program that Ctrl-C ended
+INTERRUPTED = 130  # the exit code by which shells report Ctrl-C
 
 
 def main() -> None:
-    """Write the answer to standard output, as it comes; Ctrl-C ends it early."""
+    """Stream the answer to standard output; Ctrl-C ends it early."""
     given = parse()
     sys.path.insert(0, str(HERE / "lib"))
     from axcore.errors import AxcoreError, UsageError
@@ -27,7 +27,8 @@ def main() -> None:
         sys.exit(2 if isinstance(error, UsageError) else 1)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
-    except BrokenPipeError:  # nobody reads on; without a file, what is buffered would fail again
+    except BrokenPipeError:
+        # The reader has closed the pipe. Flushing at exit must not fail on it again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
@@ -36,7 +37,7 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    """Return what was given on the command line."""
+    """Parse the command line."""
     compiled = any(HERE.glob("*.axmodel"))
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
@@ -47,9 +48,16 @@ def parse() -> argparse.Namespace:
     add("--fps", type=float, default=2.0, help="frames per second of the video; default: 2")
     add("--system", help="system message; default: the model's own")
     add("--max-new-tokens", type=int, help="longest answer; default: until the context is full")
-    add("--temperature", type=float, default=0.0, help="0 (default): the likeliest token always")
-    add("--top-k", type=int, default=0, help="choose from so many tokens; 0 (default): from all")
-    add("--top-p", type=float, default=1.0, help="choose from tokens of this probability in all")
+    add("--temperature", type=float, default=0.0, help="0 (default): always the likeliest token")
+    add(
+        "--top-k", type=int, default=0, help="choose among the k likeliest tokens; 0 (default): all"
+    )
+    add(
+        "--top-p",
+        type=float,
+        default=1.0,
+        help="choose among the likeliest tokens that reach this probability together",
+    )
     add("--repetition-penalty", type=float, default=1.0, help="above 1 discourages repetition")
     add("--seed", type=int, help="makes an answer repeatable")
     add(
@@ -65,7 +73,7 @@ def parse() -> argparse.Namespace:
 
 
 def answer(given: argparse.Namespace) -> None:
-    """Print the answer in pieces, and how long it took."""
+    """Stream the answer, then print how long it took."""
     from axcore.plugins import Registry
     from axcore.runtime.deployment import Deployment
     from axcore.runtime.runner import Answer, Runner, prepare_prompt
@@ -92,7 +100,7 @@ def answer(given: argparse.Namespace) -> None:
 
 
 def write(text: str) -> None:
-    """Show `text` at once."""
+    """Write `text` and flush."""
     sys.stdout.write(text)
     sys.stdout.flush()
 

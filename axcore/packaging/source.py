@@ -1,4 +1,4 @@
-"""What a board folder is made from: a bundle that was built, checked against its manifest."""
+"""The built bundle that a board folder is made from, checked against its manifest."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class Models:
     Attributes:
         suffix: `COMPILED` for a board's NPU, or `PORTABLE` for ONNX Runtime.
         vision: In the order data flows.
-        layers: In their order.
-        post: Final norm and head.
+        layers: The decoder layers, in order.
+        post: Final norm and output head.
     """
 
     suffix: str
@@ -41,7 +41,7 @@ class Models:
 
     @property
     def files(self) -> list[Path]:
-        """All of them, and the files in which ONNX models keep their weights."""
+        """All model files, weights files of ONNX models included."""
         models = [*self.vision, *self.layers, self.post]
         weights = [path.with_name(f"{path.name}.data") for path in models]
         return models + [path for path in weights if path.is_file()]
@@ -49,10 +49,10 @@ class Models:
 
 @dataclass(frozen=True)
 class Source:
-    """A bundle that is to be packaged.
+    """The bundle to package.
 
     Attributes:
-        deployment: Its parts.
+        deployment: The opened bundle.
         plugin: The plugin of the model's family.
     """
 
@@ -82,16 +82,16 @@ class Source:
 
     @property
     def suffix(self) -> str:
-        """Of the models to take: compiled ones if there is any.
+        """Suffix of the models to package: compiled ones if there are any.
 
         Raises:
-            BundleError: One is a link to an ONNX model, with which scripts are tried on a PC.
+            BundleError: One is a link to an ONNX model, made to try board scripts on a PC.
         """
         found = sorted(self.folder.glob(f"*{COMPILED}"))
         for path in found:
             if (target := path.resolve()).suffix == PORTABLE:
                 raise BundleError(
-                    f"{path} is a link to {target.name}, which is no model for a board",
+                    f"{path} is a link to {target.name}, which is not a compiled model",
                     hint="remove such links:"
                     f" find {self.folder} -name '*{COMPILED}' -type l -delete",
                 )
@@ -99,10 +99,10 @@ class Source:
 
     @cached_property
     def models(self) -> Models:
-        """The models that a toolchain made.
+        """The models that a toolchain built.
 
         Raises:
-            BundleError: Some are missing, empty, changed since they were exported, or left over.
+            BundleError: Some are missing, empty, changed since the build, or from another build.
         """
         suffix = self.suffix
         layers, post = self.deployment.layer_files(suffix)
@@ -119,22 +119,24 @@ class Source:
 def _check_models(models: Models) -> None:
     if empty := [path for path in models.files if not (path.is_file() and path.stat().st_size)]:
         raise BundleError(
-            f"{empty[0]} is empty, or a link to nothing",
+            f"{empty[0]} is empty or a broken link",
             hint="remove it, and run `axcore build` again",
         )
     first, count = models.layers[0], len(models.layers)
     beyond = first.with_name(first.name.replace("_l0_", f"_l{count}_"))
     if beyond.exists():
         raise BundleError(
-            f"{beyond} is of another build: the model has {count} layers",
+            f"{beyond} is from another build: the model has {count} layers",
             hint="remove the files of the other build",
         )
 
 
 def link(paths: Iterable[Path], folder: Path) -> None:
-    """Put large files into `folder`: as hard links, or as copies on another disk."""
+    """Hard-link files into `folder`; copy them where linking is not possible."""
     for path in paths:
         try:
-            os.link(path.resolve(), folder / path.name)  # not of a link, which may be relative
+            os.link(
+                path.resolve(), folder / path.name
+            )  # resolved: a hard link to a relative symlink breaks
         except OSError:
             shutil.copyfile(path, folder / path.name)

@@ -1,8 +1,8 @@
-"""pyaxengine's surface over ONNX Runtime, so that what runs on a board runs on a PC unchanged.
+"""The API of pyaxengine over ONNX Runtime, so that scripts for a board run unchanged on a PC.
 
-Take it for the board's module with ``sys.modules["axengine"] = axcore.runtime.axengine_sim``. It is
-as strict as pyaxengine, and where that computes nonsense without a word (memory in Fortran order,
-outputs asked for in another order) it raises.
+Use it with ``sys.modules["axengine"] = axcore.runtime.axengine_sim``. It is as strict as
+pyaxengine, and raises where pyaxengine silently computes nonsense (arrays in Fortran order, outputs
+requested in another order).
 
 Source: the behaviour of pyaxengine 0.1.3.
 """
@@ -40,7 +40,7 @@ axclrt_provider_name = "AXCLRTExecutionProvider"
 Array = np.ndarray[Any, Any]
 Provider = str | tuple[str, Mapping[str, Any]]
 
-# ONNX Runtime's name of each type a board knows, with ONNX's number for it (TensorProto.DataType).
+# The types that boards support: ONNX Runtime's name, numpy dtype, TensorProto.DataType.
 _TYPES: Mapping[str, tuple[np.dtype[Any], int]] = {
     "tensor(float)": (np.dtype(np.float32), 1),
     "tensor(uint8)": (np.dtype(np.uint8), 2),
@@ -55,11 +55,11 @@ _NUMBERS = dict(_TYPES.values())
 
 
 class ShapeGroupError(ValueError, IndexError):
-    """There is no such group; pyaxengine raises the one or the other, depending on the number."""
+    """No such shape group. pyaxengine raises either base class, depending on the number."""
 
 
 class SessionOptions:
-    """Accepted and handed back; pyaxengine has no options either."""
+    """Accepted and returned unchanged; pyaxengine has no options either."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class _Group:
         return next((len(feed[n.name]) for n in self.inputs if n.name in self.dynamic), 1)
 
     def sized(self, nodes: Sequence[NodeArg], batch: int) -> list[NodeArg]:
-        """Return `nodes` with the dynamic first axis at its length."""
+        """Return `nodes` with dynamic first axes set to `batch`."""
         return [
             replace(node, shape=(batch, *node.shape[1:])) if node.name in self.dynamic else node
             for node in nodes
@@ -96,34 +96,34 @@ def get_all_providers() -> list[str]:
 
 
 def get_available_providers() -> list[str]:
-    """Return the providers that a session can be given: both are simulated."""
+    """Return the providers that a session accepts; both are simulated."""
     return get_all_providers()
 
 
 class InferenceSession:
-    """An ONNX file as a board sees a compiled model: static shapes, in one or several groups.
+    """An ONNX file with the interface of a compiled model: one or more groups of static shapes.
 
     A file with dynamic dimensions lists its groups in a metadata property (`layer_files.GROUPS`),
     each ``{"inputs": {name: shape}, "outputs": {name: shape}, "empty": {name: shape}}``. An input
-    named in ``empty``, which may be absent, is a placeholder: the caller feeds an array of its
-    shape in ``inputs``, and the graph receives none of it but zeros of its shape in ``empty``. A
-    file without that property has static shapes and one group. What no board has: a group may list
-    names in ``dynamic``, whose first axis may then be of any length, the same for all of them.
+    named in ``empty`` (optional) is a placeholder: the caller feeds an array of its shape in
+    ``inputs``, which is ignored, and the graph receives zeros of its shape in ``empty``. A file
+    without that property has static shapes and one group. Beyond what boards offer, a group may
+    list names in ``dynamic``; their first axis can then have any length, the same for all of them.
 
     Attributes:
         dynamic_batch: Whether the first axis is dynamic.
         provenance: What a layer model was made from; None for files without such metadata.
 
     Args:
-        path_or_bytes: The file. Where there is no ``x.axmodel``, ``x.onnx`` beside it is taken.
-        sess_options: Anything.
+        path_or_bytes: The file. If ``x.axmodel`` does not exist, ``x.onnx`` is opened instead.
+        sess_options: Ignored.
         providers: A provider's name, or a list of names or pairs of name and options; the first
-            that is available counts.
-        provider_options: Anything.
+            that is available is used.
+        provider_options: Ignored.
 
     Raises:
-        FileNotFoundError: There is neither that file nor one to take instead.
-        RuntimeError: ONNX Runtime cannot load the file, or it is nothing that a board could run.
+        FileNotFoundError: Neither that file nor its ONNX counterpart exists.
+        RuntimeError: ONNX Runtime cannot load the file, or a board could not run it.
         TypeError: A model in memory was given, which pyaxengine cannot load on the chip.
         ValueError: No provider of that name is available.
     """
@@ -148,7 +148,7 @@ class InferenceSession:
         self.provenance = Provenance.of(described.graph_name, described.custom_metadata_map)
 
     def get_session_options(self) -> object:
-        """Return what was given as ``sess_options``."""
+        """Return the ``sess_options`` passed at creation."""
         return self._sess_options
 
     def get_providers(self) -> str:
@@ -174,17 +174,17 @@ class InferenceSession:
 
         Args:
             output_names: None, or the names of all outputs in the model's order.
-            input_feed: Input name to array, of exactly the shape and dtype that `get_inputs` says
-                of the group. Other names are ignored.
+            input_feed: Input name to array, with exactly the shape and dtype that `get_inputs`
+                returns for the group. Other names are ignored.
             run_options: Ignored.
-            shape_group: Which of the model's shapes are fed.
+            shape_group: Number of the shape group.
 
         Returns:
-            The outputs in the model's order, in arrays of their own.
+            The outputs in the model's order, newly allocated.
 
         Raises:
-            AssertionError: An array has another shape or dtype, or lies in Fortran order.
-            ValueError: An input is missing, the outputs named are not all or in another order, or
+            AssertionError: An array has the wrong shape or dtype, or is in Fortran order.
+            ValueError: An input is missing, `output_names` is incomplete or in another order, or
                 there is no such group.
             RuntimeError: ONNX Runtime failed.
         """
@@ -235,7 +235,7 @@ def _model_file(path: str | os.PathLike[str]) -> Path:
     if found.suffix == ".axmodel" and not found.exists():
         found = found.with_suffix(".onnx")
     if not found.is_file():
-        raise FileNotFoundError(f"there is no {path}, nor an ONNX file to take instead")
+        raise FileNotFoundError(f"neither {path} nor an ONNX file in its place exists")
     return found
 
 
@@ -244,8 +244,8 @@ def _load(path: Path) -> Any:
         session = ort.InferenceSession(path, _options(), providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's exceptions share no base
         raise RuntimeError(f"Failed to load model {path}: {error}") from error
-    # Folding left as many free bytes on the heap as the file has, and glibc keeps them: for a
-    # whole language model that is half again what the weights take.
+    # Constant folding frees about as many bytes as the file has, and glibc keeps them on its heap:
+    # for a whole language model, half as much again as the weights take.
     trim_memory()
     return session
 
@@ -254,15 +254,15 @@ def _load(path: Path) -> Any:
 def _options() -> Any:
     options = ort.SessionOptions()
     options.intra_op_num_threads = cores()
-    # Sessions run one after the other: threads that wait in a loop would take the cores from the
-    # next session, and from whatever else runs. One pool for all sessions is no way out, as every
-    # other session of the process would then fail to open.
+    # Sessions run one after the other: spinning threads would take cores from the next session and
+    # from other programs. A thread pool shared by all sessions is not an alternative, because other
+    # sessions in this process would then fail to open.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # An arena would keep the largest buffers of every layer; without one they are given back.
+    # An arena would keep the largest buffers of every layer; without it they are freed.
     options.enable_cpu_mem_arena = False
-    # Otherwise weights in int8 are not folded into float32, but converted in every run.
+    # Its handling of quantised graphs would convert int8 weights in every run, not fold them once.
     options.add_session_config_entry("session.disable_quant_qdq", "1")
-    options.log_severity_level = 4  # exceptions say it already
+    options.log_severity_level = 4  # errors are raised as exceptions anyway
     return options
 
 
@@ -299,10 +299,12 @@ def _shapes(values: Sequence[Any]) -> dict[str, Sequence[int]]:
 def _nodes(values: Sequence[Any], shapes: Mapping[str, Sequence[int]]) -> list[NodeArg]:
     names = [value.name for value in values]
     if set(names) != set(shapes):
-        raise ValueError(f"shapes are given for {sorted(shapes)}, the graph has {sorted(names)}")
+        raise ValueError(
+            f"shapes are given for {sorted(shapes)}, but the graph has {sorted(names)}"
+        )
     for value in values:
         if value.type not in _TYPES:
-            raise ValueError(f"`{value.name}` is a {value.type}, a type that boards do not know")
+            raise ValueError(f"`{value.name}` is a {value.type}, which boards do not support")
     return [NodeArg(v.name, _TYPES[v.type][0], tuple(shapes[v.name])) for v in values]
 
 
@@ -311,22 +313,22 @@ def _check_names(
 ) -> None:
     missing = [node.name for node in group.inputs if node.name not in input_feed]
     if missing:
-        raise ValueError(f"inputs {missing} are missing, fed were {list(input_feed)}")
+        raise ValueError(f"inputs {missing} are missing, got {list(input_feed)}")
     made = [node.name for node in group.outputs]
     if output_names is not None and list(output_names) != made:
-        raise ValueError(f"outputs {list(output_names)} were asked for; ask for None or for {made}")
+        raise ValueError(f"outputs {list(output_names)} were requested; request None or {made}")
 
 
 def _checked(node: NodeArg, array: Array) -> Array:
-    """Return `array` in C order once it is what `node` takes."""
+    """Return `array` in C order, after checking it against `node`."""
     if array.shape != node.shape or array.dtype != node.dtype:
         raise AssertionError(
             f"input `{node.name}` takes {node.dtype} {list(node.shape)},"
-            f" it was fed {array.dtype} {list(array.shape)}"
+            f" got {array.dtype} {list(array.shape)}"
         )
     if array.flags.f_contiguous and not array.flags.c_contiguous:
         raise AssertionError(
-            f"input `{node.name}` was fed an array in Fortran order, which a board reads as if it"
+            f"input `{node.name}` got an array in Fortran order, which a board would read as if it"
             " were in C order: pass it through numpy.ascontiguousarray"
         )
     return np.ascontiguousarray(array)

@@ -1,4 +1,4 @@
-"""What can run a bundle: an engine with the files that it reads."""
+"""The backend that runs a bundle with an engine: pyaxengine, or its simulation."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 
 class EngineBackend:
-    """Vision graphs and layer models behind an engine of pyaxengine's surface.
+    """Runs vision graphs and layer models with an engine that has the API of pyaxengine.
 
     Args:
-        name: Of the engine, and of the backend.
-        suffix: Of the files that it reads.
+        name: Name of the engine and of the backend.
+        suffix: Suffix of the model files that it reads.
     """
 
     def __init__(self, name: str, suffix: str) -> None:
@@ -30,7 +30,7 @@ class EngineBackend:
         self.options: Mapping[str, Choice] = {}
 
     def availability(self) -> Availability:
-        """Say whether the engine loads here."""
+        """Whether the engine loads on this machine."""
         try:
             engine = load_engine(self.name)
         except AxcoreError as error:
@@ -38,11 +38,11 @@ class EngineBackend:
         return Availability(True, getattr(engine, "__name__", self.name))
 
     def reads(self, name: str) -> bool:
-        """Say yes of models of its suffix, and of their weights."""
+        """Whether a file is a model with this suffix, or the weights of one."""
         return name.removesuffix(".data").endswith(self.suffix)
 
     def vision(self, deployment: Deployment, options: Mapping[str, str]) -> VisionModel:
-        """Return the vision graphs, which are opened when they are needed."""
+        """Return the vision graphs; they are opened on first use."""
         del options
         from .vision import VisionSessions
 

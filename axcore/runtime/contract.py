@@ -1,4 +1,4 @@
-"""What a backend is, and what running a bundle needs of the plugins."""
+"""The protocols that backends implement, and that the registry of plugins does."""
 
 from __future__ import annotations
 
@@ -25,31 +25,34 @@ class Backend(Protocol):
 
     @property
     def options(self) -> Mapping[str, Choice]:
-        """Options of its own, by name."""
+        """The backend's own options, by name."""
 
     def availability(self) -> Availability:
-        """Say whether it can run here."""
+        """Report whether the backend can run on this machine."""
 
     def reads(self, name: str) -> bool:
-        """Say whether it loads that file of a bundle; answers go on only while those stay."""
+        """Whether the backend loads the file `name` of a bundle.
+
+        An interrupted evaluation is resumed only if none of these files has changed.
+        """
 
     def vision(self, deployment: Deployment, options: Mapping[str, str]) -> VisionModel:
-        """Return what runs the images; it opens its files when it is first used.
+        """Return the vision model; it opens its files on first use.
 
         Args:
-            deployment: What is run.
-            options: Of those that it declares: what was given, and defaults.
+            deployment: The bundle to run.
+            options: A value for every declared option: as given, or the default.
 
         Raises:
             BundleError: Files are missing or damaged.
-            ToolchainError: A library that it needs does not load.
+            ToolchainError: A required library does not load.
         """
 
     def language(self, deployment: Deployment, options: Mapping[str, str]) -> LanguageModel:
-        """Open what runs the language model; arguments and errors as `vision` has them.
+        """Open the language model; arguments and errors are those of `vision`.
 
         Raises:
-            BundleError: Files are of other lengths than the manifest says, too.
+            BundleError: Also if the files were built for other lengths than the manifest says.
         """
 
 

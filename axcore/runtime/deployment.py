@@ -1,4 +1,4 @@
-"""A bundle as something that can run: its parts found and held against the manifest."""
+"""A bundle opened for running: its files located and checked against the manifest."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ _LAYER = re.compile(r"(?P<kind>.+)_p(?P<chunk>\d+)_l(?P<layer>\d+)_together")
 
 @dataclass(frozen=True)
 class Deployment:
-    """What a model is run from.
+    """The files and settings that a model is run from.
 
     Attributes:
-        bundle: The files, of a bundle or on a board.
-        job: The conversion. Its checkpoint has config and folder, and no tensors.
+        bundle: The bundle, or the folder packaged for a board.
+        job: The conversion. Its checkpoint has config and folder, but no tensors.
         graphs: The vision graphs, in the order data flows.
-        llm: Lengths of the language model.
+        llm: Build arguments of the language model, for its lengths.
         layers: Number of decoder layers.
         embedding: Shape and scale of the token embedding.
-        stop_ids: Tokens that end an answer, as the checkpoint configures them.
-        hook: Calls a hook of the model's family: its name, then its arguments by name.
+        stop_ids: Tokens that end an answer, from the checkpoint's configuration.
+        hook: Calls a hook of the model's family, given its name and keyword arguments.
         progress: Where backends report what they open.
     """
 
@@ -60,7 +60,7 @@ class Deployment:
 
     @classmethod
     def open(cls, folder: Path, registry: Families, progress: Progress | None = None) -> Deployment:
-        """Read a bundle's manifest and config; weights are not looked at.
+        """Read the manifest and the config of a bundle; weights are not read.
 
         Args:
             folder: Where it is.
@@ -68,8 +68,8 @@ class Deployment:
             progress: Where backends report; None for nowhere.
 
         Raises:
-            BundleError: It is no bundle, holds the vision side alone, or its small files are not as
-                they were written.
+            BundleError: It is not a bundle, has only the vision side, or its small files have been
+                changed.
             PluginNotFound: No installed plugin knows the model.
             AxcoreError: The system is not Linux.
         """
@@ -78,9 +78,9 @@ class Deployment:
         manifest, request = bundle.manifest, bundle.build_request
         if manifest.get("embedding") is None:
             raise BundleError(
-                f"{folder} holds the vision side alone", hint="convert again without --vision-only"
+                f"{folder} holds only the vision side", hint="convert again without --vision-only"
             )
-        bundle.check_files(set(_assets(bundle)))
+        bundle.check_files(set(_assets(bundle)))  # large files are checked on first use
         checkpoint = Checkpoint(folder, read_config(folder), (), {})
         try:
             entry = registry.find(manifest["model"]["id"])
@@ -89,7 +89,7 @@ class Deployment:
             embedding = parse(Embedding, manifest["embedding"])
         except (KeyError, TypeError, ValueError) as error:
             raise BundleError(
-                f"the manifest of {folder} cannot be understood: {error!r}",
+                f"the manifest of {folder} cannot be parsed: {error!r}",
                 hint="convert again with this version",
             ) from error
         return cls(
@@ -119,7 +119,7 @@ class Deployment:
 
     @property
     def weights(self) -> str:
-        """Fingerprint of the checkpoint's weights; empty in bundles of before it was noted."""
+        """Fingerprint of the checkpoint's weights; empty in bundles that do not record it."""
         return str(self.bundle.manifest["checkpoint"].get("fingerprint", ""))
 
     @property
@@ -128,13 +128,13 @@ class Deployment:
         return [self.folder / name for name in _assets(self.bundle)]
 
     def layer_files(self, suffix: str) -> tuple[list[Path], Path]:
-        """Return the files of the layers, in order, and of the head.
+        """Return the files of the layers, in order, and the file of the head.
 
         Args:
             suffix: ".onnx" or ".axmodel".
 
         Raises:
-            BundleError: Some are missing, or were built for another chunk length.
+            BundleError: Files are missing, or were built for another chunk length.
         """
         found: dict[tuple[str, int], dict[int, Path]] = {}
         for path in self.folder.glob(f"*_together{suffix}"):
@@ -164,7 +164,7 @@ class Deployment:
         """Return the file of a vision graph.
 
         Raises:
-            BundleError: It is missing, or it or its weights are not as they were written.
+            BundleError: The file is missing, or it or its weights have been changed.
         """
         path = self.folder / f"{graph.stem}{suffix}"
         _existing(path, "run the same `axcore convert`, or `axcore build`, again")
@@ -173,7 +173,7 @@ class Deployment:
 
     @property
     def embedding_file(self) -> Path:
-        """The bfloat16 table, of the size and content that the manifest says."""
+        """The bfloat16 table, after its size and checksum were compared with the manifest."""
         path = _existing(self.folder / EMBEDDING_FILE, "run the same `axcore convert` again")
         rows, width = self.embedding.shape
         if path.stat().st_size != 2 * rows * width:
@@ -213,12 +213,12 @@ def _settings(path: Path) -> dict[str, Any]:
         return dict(json.loads(path.read_bytes()))
     except (TypeError, ValueError) as error:
         raise BundleError(
-            f"{path} cannot be understood: {error}", hint="run the same `axcore convert` again"
+            f"{path} cannot be parsed: {error}", hint="run the same `axcore convert` again"
         ) from error
 
 
 def _stop_ids(checkpoint: Checkpoint) -> frozenset[int]:
-    """Return every configured end of a sequence: of the generation file, and of each config."""
+    """Return all configured end-of-sequence ids, from ``generation_config.json`` and configs."""
     path = checkpoint.folder / "generation_config.json"
     parts = config_parts(checkpoint.config)
     if path.is_file():

@@ -1,4 +1,4 @@
-"""Engines: what runs compiled models. All have the surface of pyaxengine; one is pyaxengine."""
+"""Engines run compiled models. All have the API of pyaxengine, and one of them is pyaxengine."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ __all__ = [
 
 _MODULES = {"onnx": "axcore.runtime.axengine_sim", "axengine": "axengine"}
 _REMEDIES = {
-    "onnx": "install onnxruntime; on a board, run its models by --backend axengine",
-    "axengine": "install pyaxengine on the board, and see that ldconfig finds libax_engine.so and"
-    " libax_sys.so (libaxcl_rt.so for a card); on a PC, run ONNX models by --backend onnx",
+    "onnx": "install onnxruntime; on a board, use --backend axengine",
+    "axengine": "install pyaxengine on the board, and check that ldconfig finds libax_engine.so and"
+    " libax_sys.so (libaxcl_rt.so for a card); on a PC, use --backend onnx",
 }
 
 
@@ -47,11 +47,11 @@ class Node(Protocol):
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Its dtype; bfloat16 is that of ml_dtypes."""
+        """Its dtype; bfloat16 is the one of ml_dtypes."""
 
     @property
     def shape(self) -> Sequence[int]:
-        """Its shape in the group that was asked for."""
+        """Its shape in the requested group."""
 
 
 class Session(Protocol):
@@ -70,7 +70,7 @@ class Session(Protocol):
         run_options: object = None,
         shape_group: int = 0,
     ) -> list[Array]:
-        """Run on arrays of exactly the group's shapes and dtypes; None asks for all outputs."""
+        """Run on arrays of exactly the group's shapes and dtypes; None returns all outputs."""
 
 
 class Engine(Protocol):
@@ -82,14 +82,14 @@ class Engine(Protocol):
 
 
 class Spec(NamedTuple):
-    """What an input takes, or what an output is."""
+    """Dtype and shape of an input or output."""
 
     shape: Shape
     dtype: np.dtype[Any]
 
 
 class Group(NamedTuple):
-    """One of the sets of shapes that a model was compiled for, by input and output name."""
+    """One set of shapes that a model was compiled for, by input and output name."""
 
     inputs: Mapping[str, Spec]
     outputs: Mapping[str, Spec]
@@ -102,7 +102,7 @@ def load_engine(name: str) -> Engine:
         name: "onnx" for ONNX Runtime on a PC, "axengine" for the NPU of a board or a card.
 
     Raises:
-        ToolchainError: The engine's package is not there, or finds no library of its own.
+        ToolchainError: The engine's package is not installed, or a library it needs is missing.
         UsageError: There is no engine of that name.
     """
     if name not in _MODULES:
@@ -121,8 +121,8 @@ def open_session(engine: Engine, path: Path) -> Session:
         path: The file, ``.axmodel`` for a board and ``.onnx`` for a PC.
 
     Raises:
-        BundleError: The file is missing or is no model of this engine (message names it).
-        ToolchainError: The board's library does not load, which shows with the first model.
+        BundleError: The file is missing or not a model of this engine; the message names it.
+        ToolchainError: The board's library does not load; this only shows with the first model.
     """
     try:
         path.open("rb").close()
@@ -137,19 +137,19 @@ def open_session(engine: Engine, path: Path) -> Session:
         raise _unusable("axengine", error) from error
     except (RuntimeError, ValueError) as error:
         raise BundleError(
-            f"`{path.name}` is no model that this engine runs\n"
+            f"`{path.name}` is not a model that this engine can run\n"
             f"  folder: {path.parent}\n"
             f"  engine: {error}",
-            hint="build it again for this target; on a board, see that nothing else holds the NPU",
+            hint="build it again for this target; on a board, check that nothing else uses the NPU",
         ) from error
 
 
 def shape_groups(session: Session) -> list[Group]:
-    """Return the groups of a model in its own order: of layers, group 0 decodes one token."""
+    """Return the shape groups of a model, in order; group 0 of a layer decodes one token."""
     groups: list[Group] = []
     for number in count():
-        # There is no count. pyaxengine lists group after group and leaves the end to the list,
-        # but checks numbers beyond that.
+        # pyaxengine has no count of groups. Behind the last one it raises IndexError, from its
+        # list of groups, or ValueError, from its own check.
         try:
             inputs, outputs = session.get_inputs(number), session.get_outputs(number)
         except (IndexError, ValueError):

@@ -23,18 +23,18 @@ if TYPE_CHECKING:
     from .engine import Engine, Group, Session, Spec
 
 Array = np.ndarray[Any, Any]
-HIDDEN = -65536.0  # what the mask holds for a column that must not be seen; 0 shows it
+HIDDEN = -65536.0  # mask value of a column that must not be attended to; visible ones have 0
 
 
 class LanguageModel(Protocol):
-    """Whatever can continue a prompt, or several of equal length side by side.
+    """Continues a prompt, or a batch of prompts of equal length.
 
-    Rows are what embedding or vision side give, in float32.
+    Its inputs are rows of the embedding or of the vision side, in float32.
 
     Attributes:
-        context: Positions that prompt and answer share.
-        filled: Positions that are in the caches.
-        max_batch: Prompts that it reads at once; 1 where static shapes allow no more.
+        context: Longest prompt and answer together, in tokens.
+        filled: Number of positions in the caches.
+        max_batch: Largest batch; 1 where shapes are static.
     """
 
     context: int
@@ -42,25 +42,25 @@ class LanguageModel(Protocol):
     max_batch: int
 
     def resume(self, known: int, prompt: int) -> int:
-        """Forget all but the first of `known` positions; return how many stay.
+        """Keep the first `known` positions in the caches and drop the rest; return how many stay.
 
-        Fewer may stay than are known, where the rest of a prompt of `prompt` tokens could not be
-        read behind them.
+        Fewer than `known` stay if the rest of a prompt of `prompt` tokens could not be read behind
+        them.
         """
 
     def prefill(self, rows: Array, positions: Array) -> Array:
-        """Read rows ``[b, n, hidden]`` at positions ``[r, n]`` behind what is filled.
+        """Append rows ``[b, n, hidden]`` at positions ``[r, n]`` to the caches.
 
-        The caches hold b prompts from a `prefill` of an empty cache on.
+        A `prefill` with another batch size b starts with empty caches.
 
         Returns:
             float32 ``[b, vocabulary]``: logits of the next tokens.
         """
 
     def decode(self, rows: Array, position: int) -> Array:
-        """Read a row ``[b, hidden]`` of each; returns as `prefill` does.
+        """Append one row per prompt, ``[b, hidden]``; returns logits as `prefill` does.
 
-        The context must have room.
+        The caller makes sure that the context has room.
         """
 
 
@@ -68,7 +68,7 @@ class Embeddings:
     """The token embedding, read row by row from its file.
 
     Args:
-        deployment: Where it is.
+        deployment: The bundle that contains it.
     """
 
     def __init__(self, deployment: Deployment) -> None:
@@ -81,7 +81,7 @@ class Embeddings:
         """Return float32 ``[n, hidden]``.
 
         Raises:
-            BundleError: A token is beyond the vocabulary.
+            BundleError: A token id is beyond the vocabulary.
         """
         if len(ids) and int(ids.max()) >= len(self._table):
             raise BundleError(
@@ -99,24 +99,25 @@ class _Cache:
 
 
 class LayerModels:
-    """The language model as layer models, behind an engine; `LanguageModel` says what it does.
+    """Implements `LanguageModel` with layer models, run by an engine.
 
-    The groups of every file must be those of the first. Caches lie in memory in the form in which
-    the sessions take them, so that a history is a view.
+    All files must have the same shape groups. The caches have the layout that sessions expect, so
+    that a history is a view and not a copy.
 
     Args:
-        deployment: Where they are.
-        engine: What runs them.
-        suffix: Of the files that it reads.
+        deployment: The bundle that contains them.
+        engine: Runs them.
+        suffix: Suffix of the model files.
 
     Raises:
-        BundleError: Files are missing, damaged, or of other lengths than the manifest says.
+        BundleError: Files are missing, damaged, or built for other lengths than the manifest says.
     """
 
     def __init__(self, deployment: Deployment, engine: Engine, suffix: str) -> None:
         layers, head = deployment.layer_files(suffix)
         *self._layers, self._head = _opened(engine, [*layers, head], deployment.progress)
         groups = _common_groups(self._layers, layers)
+        # Ascending, so that the first group that fits is the cheapest one.
         ordered = sorted(map(_Group.of, count(), groups), key=lambda g: (g.history, g.count))
         self._steps = [group for group in ordered if group.is_step]
         self._chunks = [group for group in ordered if not group.is_step]
@@ -134,7 +135,9 @@ class LayerModels:
         self.max_batch = sys.maxsize if getattr(self._layers[0], "dynamic_batch", False) else 1
 
     def resume(self, known: int, prompt: int) -> int:
-        """Keep what chunks can follow: the last one must find a group with room for its history."""
+        """Keep as much as leaves, for the last chunk, a group whose history is long enough."""
+        # The longest prompt is one chunk behind the longest history, a multiple of the chunk. So if
+        # chunks from `known` on do not fit, those from the multiple before it do.
         chunk, longest = self._chunks[-1].count, self._chunks[-1].history
         last = known + (prompt - known - 1) // chunk * chunk
         self.filled = known if last <= longest else known // chunk * chunk
@@ -155,12 +158,12 @@ class LayerModels:
         return self._logits(last)
 
     def decode(self, rows: Array, position: int) -> Array:
-        """Read a row of each prompt behind the smallest cache that holds what is filled."""
+        """Append one row per prompt, in the smallest group whose history holds the caches."""
         group = next(g for g in self._steps if g.history >= self.filled)
         mask = self._step_mask(group, len(rows))
         indices = np.full(group.inputs["indices"].shape, position, np.uint32)
         state = self._run(group, rows[:, None].astype(self._state_dtype), indices, mask, 1)
-        mask[:, 0, self.filled - 1] = 0
+        mask[:, 0, self.filled - 1] = 0  # the next token sees the one just added
         return self._logits(state)
 
     def _empty_caches(self, batch: int) -> list[_Cache]:
@@ -169,7 +172,7 @@ class LayerModels:
         return [_Cache(*(np.zeros(shape, spec.dtype) for _ in range(2))) for _ in self._layers]
 
     def _chunk(self, rows: Array, positions: Array) -> Array:
-        """Run one chunk through all layers, padded to a group; return the state of its last row."""
+        """Run a chunk, padded to a group's length, through all layers; return the last row."""
         batch, count, width = rows.shape
         group = next(g for g in self._chunks if g.history >= self.filled and g.count >= count)
         history, room = group.history, group.count
@@ -190,7 +193,7 @@ class LayerModels:
         place, batch = slice(self.filled, end), len(state)
         for session, cache in zip(self._layers, self._caches, strict=True):
             old = group.placeholder(batch) or (cache.keys[:, :history], cache.values[:, :history])
-            # Views of a history lie in one piece for a single prompt, which is the rule.
+            # For a single prompt, the usual case, the views are contiguous and nothing is copied.
             feed = dict(zip(_INPUTS, (*map(np.ascontiguousarray, old), indices, state, mask),
                             strict=True))  # fmt: skip
             keys, values, state = session.run(None, feed, shape_group=group.index)
@@ -199,7 +202,7 @@ class LayerModels:
         return state
 
     def _step_mask(self, group: _Group, batch: int) -> Array:
-        """Return the mask of a single token, kept from step to step."""
+        """Return the mask for decoding one token; it is updated in place from step to step."""
         shape = (batch, 1, group.history + 1)
         if self._mask is None or self._mask.shape != shape:
             self._mask = np.full(shape, HIDDEN, self._state_dtype)
@@ -217,7 +220,7 @@ _INPUTS = ("K_cache", "V_cache", "indices", "input", "mask")
 
 @dataclass(frozen=True)
 class _Group:
-    """A shape group: its number, what it takes, and how long a history it sees."""
+    """A shape group: its number, its inputs and the length of its history."""
 
     index: int
     inputs: Mapping[str, Spec]
@@ -229,7 +232,7 @@ class _Group:
         return cls(index, group.inputs, columns - rows)
 
     def placeholder(self, batch: int) -> tuple[Array, Array] | None:
-        """Return what stands in place of the caches where there is no history."""
+        """Return the inputs that replace the caches if there is no history, else None."""
         if self.history:
             return None
         first, second = (self.inputs[name] for name in _INPUTS[:2])
@@ -237,7 +240,7 @@ class _Group:
 
     @property
     def count(self) -> int:
-        """Tokens that it takes."""
+        """Number of tokens in one run."""
         return int(self.inputs["input"].shape[1])
 
     @property
@@ -259,13 +262,13 @@ def _common_groups(sessions: Sequence[Session], files: Sequence[Path]) -> list[G
     groups = shape_groups(sessions[0])
     if set(groups[0].inputs) != set(_INPUTS):
         raise BundleError(
-            f"{files[0]} is no layer model: it takes {', '.join(groups[0].inputs)}",
+            f"{files[0]} is not a layer model: it takes {', '.join(groups[0].inputs)}",
             hint=_rebuild(files[0]),
         )
     for session, path in zip(sessions, files, strict=True):
         if shape_groups(session) != groups:
             raise BundleError(
-                f"{path} has other inputs or shapes than {files[0].name} beside it",
+                f"{path} has other inputs or shapes than {files[0].name} in the same folder",
                 hint=_rebuild(path),
             )
     return groups
@@ -274,7 +277,7 @@ def _common_groups(sessions: Sequence[Session], files: Sequence[Path]) -> list[G
 def _check_lengths(
     steps: Sequence[_Group], chunks: Sequence[_Group], deployment: Deployment, file: Path
 ) -> None:
-    """Hold the lengths of the layer models against the manifest."""
+    """Compare the lengths of the layer models with the manifest."""
     llm = deployment.llm
     found = [group.count for group in chunks] + [group.history for group in (*chunks, *steps)]
     wanted = [llm.prefill_len, max(llm.last_kv_cache_len, default=0), llm.kv_cache_len]
@@ -293,7 +296,7 @@ def _check_lengths(
 
 
 def _check_head(head: Session, file: Path, state: Spec, deployment: Deployment) -> None:
-    """Hold the head against what the layers give and what the embedding has rows for."""
+    """Compare the head with the output of the layers and the rows of the embedding."""
     inputs, outputs = shape_groups(head)[0]
     rows, sizes = deployment.embedding.shape[0], [spec.shape[-1] for spec in outputs.values()]
     if inputs != {"input": state} or len(sizes) != 1 or sizes[0] < rows:

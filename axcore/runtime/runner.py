@@ -1,4 +1,4 @@
-"""From messages to a streamed answer: the one loop that runs on a PC and on a board."""
+"""Generate a streamed answer from messages: the same loop on a PC and on a board."""
 
 from __future__ import annotations
 
@@ -31,16 +31,17 @@ Array = np.ndarray[Any, Any]
 
 @dataclass
 class Answer:
-    """What is known of an answer; grows while it is streamed.
+    """An answer and its statistics; updated while the answer is streamed.
 
     Attributes:
-        prompt_tokens: Tokens of the prompt, and how many of them were still in the caches.
-        token_ids: Tokens of the answer, without the one that ended it.
-        text: What they say.
-        finish_reason: "stop" (a stop token), "length" (as many tokens as were asked for),
-            "context" (no room left) or "interrupted".
-        load_s: Seconds for opening the vision side, where no image had come before.
-        vision_s, prefill_s, decode_s: Seconds for images, for the rest until the first token,
+        prompt_tokens, reused_tokens: Length of the prompt, and how many of its tokens were still
+            in the caches.
+        token_ids: Tokens of the answer, without the stop token.
+        text: The decoded answer.
+        finish_reason: "stop" (a stop token), "length" (`max_new_tokens` reached), "context" (no
+            room left) or "interrupted".
+        load_s: Seconds to load the vision side; 0 if it was loaded before.
+        vision_s, prefill_s, decode_s: Seconds for the images, for the rest until the first token,
             and for the tokens after it.
     """
 
@@ -57,31 +58,31 @@ class Answer:
 
     @property
     def first_token_s(self) -> float:
-        """Seconds until the first token, once everything is open."""
+        """Seconds until the first token, loading excluded."""
         return self.vision_s + self.prefill_s
 
     @property
     def tokens_per_s(self) -> float:
-        """Tokens after the first one, by the second."""
+        """Tokens per second after the first token."""
         return self.steps / self.decode_s if self.decode_s else 0.0
 
 
 class Runner:
-    """A model ready to answer.
+    """A model that is ready to answer.
 
-    What it has read stays in the caches: a prompt that begins like the one before, as the next
-    turn of a conversation does, is read from where they part.
+    The caches are kept between answers. Of a prompt that begins like the previous one, as the next
+    turn of a conversation does, only the part that differs is processed.
 
     Args:
-        deployment: What is run.
-        registry: Where the family's `prepare_prompt` is found.
-        vision: Runs the images.
-        language: Runs the language model.
+        deployment: The bundle to run.
+        registry: Provides the family's `prepare_prompt`.
+        vision: Turns images into rows.
+        language: Continues the prompt.
 
     Attributes:
-        deployment, language: As given.
+        deployment, language: The arguments.
         embeddings: The token embedding.
-        tokenizer: Of the model.
+        tokenizer: The model's tokenizer.
     """
 
     def __init__(
@@ -106,22 +107,22 @@ class Runner:
         options: Mapping[str, str] | None = None,
         progress: Progress | None = None,
     ) -> Runner:
-        """Open a bundle, or the folder of a board.
+        """Open a bundle, or a folder packaged for a board.
 
         Args:
-            folder: Where it is.
+            folder: The bundle or packaged folder.
             registry: The plugins.
-            backend: Name of what runs it.
-            options: Options of the backend.
-            progress: Told of what is opened.
+            backend: Name of the backend.
+            options: Options of the backend, by name.
+            progress: Where to report what is opened.
 
         Raises:
-            AxcoreError: One of its subclasses says what is missing or does not fit.
+            AxcoreError: A subclass says what is missing or does not match.
         """
         deployment = Deployment.open(folder, registry, progress)
         found = available_backend(backend, registry)
         chosen = resolve(f"backend `{backend}`", found.options, options or {})
-        # What is cheap to check comes before the weights.
+        # Cheap checks first: loading the weights can take minutes.
         Embeddings(deployment), load_tokenizer(deployment.folder, ())
         vision = VisionSide(found.vision(deployment, chosen))
         return cls(deployment, registry, vision, found.language(deployment, chosen))
@@ -137,15 +138,15 @@ class Runner:
         max_new_tokens: int | None = None,
         answer: Answer | None = None,
     ) -> Iterator[str]:
-        """Yield the answer piece by piece.
+        """Yield the text of the answer in pieces.
 
-        Closing the iterator stops after the token in hand; the caches stay good.
+        Closing the iterator stops after the current token; the caches stay valid.
 
         Args:
-            prompt: What `prepare` returned.
-            sampling: How tokens are chosen; None takes the likeliest.
-            max_new_tokens: At most so many, 1 or more; None goes on while there is room.
-            answer: Filled in as the answer grows.
+            prompt: The prompt, from `prepare`.
+            sampling: How tokens are chosen; None always takes the likeliest.
+            max_new_tokens: The limit, 1 or more; None continues while the context has room.
+            answer: Updated as the answer grows.
 
         Raises:
             UsageError: `max_new_tokens` is out of range.
@@ -170,7 +171,7 @@ class Runner:
     def _tokens(
         self, prompt: Prompt, sampling: Sampling, max_new_tokens: int | None, answer: Answer
     ) -> Iterator[int]:
-        """Yield the tokens of the answer, filling in `answer`."""
+        """Yield the tokens of the answer and update `answer`."""
         sampler = Sampler(sampling)
         stop = self.deployment.stop_ids | set(prompt.stop_ids)
         room = self.language.context - len(prompt.input_ids)
@@ -201,7 +202,7 @@ class Runner:
         answer.load_s, answer.vision_s = opened - started, time.perf_counter() - opened
         positions = prompt.position_ids
         known = self._read.common(rows, positions)
-        # The last token is always read: its logits begin the answer.
+        # The last token is always processed, as the answer starts from its logits.
         kept = self.language.resume(min(known, len(rows) - 1), len(rows))
         self._read.keep(kept)
         answer.prompt_tokens, answer.reused_tokens = len(rows), kept
@@ -220,14 +221,14 @@ class Runner:
         return logits
 
     def forget(self) -> None:
-        """Drop caches and images, so that nothing depends on what was asked before."""
+        """Clear the caches and the rows of images, so that the next answer starts from nothing."""
         self._read.keep(0)
         self._vision.forget()
 
     def rows(self, prompt: Prompt) -> Array:
-        """Return what the language model reads: float32 ``[n, hidden]``.
+        """Return the input of the language model, float32 ``[n, hidden]``.
 
-        Embeddings, and the rows of images in their places.
+        These are token embeddings, with placeholders replaced by the rows of images.
         """
         rows = self.embeddings.rows(prompt.input_ids)
         for places in prompt.vision_rows.values():
@@ -239,16 +240,16 @@ class Runner:
 def prepare_prompt(
     deployment: Deployment, registry: Plugins, messages: Sequence[Mapping[str, Any]]
 ) -> Prompt:
-    """Return the prompt for `messages`, checked against the limits; nothing is loaded for it.
+    """Return the prompt for `messages`, checked against the length limits; no model is loaded.
 
     Args:
-        deployment: What will read it.
-        registry: Where the family's hook is found.
-        messages: As the hook takes them.
+        deployment: The bundle that will run it.
+        registry: Provides the family's hook.
+        messages: In the form that the hook expects.
 
     Raises:
-        BudgetError: It is too long (the message holds the numbers).
-        AxcoreError: Another subclass says what else the family does not take.
+        BudgetError: The prompt is too long; the message has the numbers.
+        AxcoreError: The family does not support something in the messages.
     """
     job, llm = deployment.job, deployment.llm
     prompt = registry.call(job.family, "prepare_prompt", job=job, messages=messages)
@@ -260,18 +261,18 @@ def prepare_prompt(
     if count > limit:
         images = sum(map(len, prompt.vision_rows.values()))
         raise BudgetError(
-            f"the prompt has {count} tokens, {images} of them for images; this build reads {limit}",
+            f"the prompt has {count} tokens ({images} for images); this build allows {limit}",
             hint="shorten it, give fewer images, or convert with a longer --last-kv-cache-len",
         )
     return prompt
 
 
 def available_backend(name: str, registry: Plugins) -> Backend:
-    """Return the backend of that name, if it can run here.
+    """Return the backend `name`, if it is available.
 
     Raises:
-        UsageError: There is none.
-        ToolchainError: It cannot run here; the hint says what would make it.
+        UsageError: No such backend is installed.
+        ToolchainError: It is not available on this machine; the hint says how to change that.
     """
     known = registry.backends
     if name not in known:
@@ -285,14 +286,14 @@ def available_backend(name: str, registry: Plugins) -> Backend:
 
 
 class _Read:
-    """What is in the caches: rows and their positions."""
+    """The content of the caches: rows and their positions."""
 
     def __init__(self) -> None:
         self.rows: list[Array] = []
         self.positions: Array = np.empty((1, 0), np.int64)
 
     def common(self, rows: Array, positions: Array) -> int:
-        """Return how many of the first rows are read already, at the same positions."""
+        """Return how many leading rows are in the caches already, at the same positions."""
         if len(positions) != len(self.positions):
             return 0
         count = min(len(rows), len(self.rows))
@@ -303,12 +304,12 @@ class _Read:
         return count
 
     def keep(self, count: int) -> None:
-        """Forget all but the first `count`."""
+        """Drop all but the first `count` rows."""
         del self.rows[count:]
         self.positions = self.positions[:, :count]
 
     def add(self, rows: Array, positions: Array) -> None:
-        """Note rows that were read behind the others."""
+        """Record rows that were appended to the caches."""
         before = self.positions if self.rows else positions[:, :0]
         self.positions = np.concatenate([before, positions], 1)
         self.rows.extend(rows)

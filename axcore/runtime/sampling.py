@@ -1,4 +1,4 @@
-"""Choosing the next token from logits."""
+"""Choose the next token from logits."""
 
 from __future__ import annotations
 
@@ -20,14 +20,13 @@ class Sampling:
     """How tokens are chosen.
 
     Attributes:
-        temperature: What logits are divided by; 0 always takes the likeliest token.
-        top_k: Only the k likeliest tokens may be chosen, and what ties with the last of them;
-            0 for all.
-        top_p: Only the likeliest tokens may be chosen: as many as it takes to reach this
-            probability, in (0, 1].
-        repetition_penalty: What positive logits of tokens seen before are divided by, and negative
-            ones multiplied by; 1 for none.
-        seed: Makes a run repeatable; None draws another one each time.
+        temperature: Divisor of the logits; 0 always takes the likeliest token.
+        top_k: Choose among the k likeliest tokens, including ties with the last; 0 for all.
+        top_p: Choose among the fewest likeliest tokens whose probabilities reach this sum, in
+            (0, 1].
+        repetition_penalty: For tokens that occurred before, positive logits are divided by it and
+            negative ones multiplied; 1 for none.
+        seed: Makes answers repeatable; None takes a new seed each time.
 
     Raises:
         UsageError: A value is out of range.
@@ -43,7 +42,7 @@ class Sampling:
         _check("temperature", self.temperature, 0 <= self.temperature < math.inf, "0 or more")
         _check("top-k", self.top_k, self.top_k >= 0, "0 (all tokens) or more")
         _check("top-p", self.top_p, 0 < self.top_p <= 1, "more than 0, at most 1")
-        penalty = self.repetition_penalty  # beyond these, logits would be infinite
+        penalty = self.repetition_penalty  # outside this range, logits could become infinite
         _check("repetition-penalty", penalty, 1e-9 <= penalty <= 1e9, "1e-9 to 1e9; 1 for none")
         _check("seed", self.seed, self.seed is None or self.seed >= 0, "0 or more")
 
@@ -54,7 +53,7 @@ def _check(name: str, value: float | None, good: bool, allowed: str) -> None:
 
 
 class Sampler:
-    """Draws tokens by one setting. Two samplers of equal seed draw the same from equal logits."""
+    """Draws tokens with fixed settings; with equal seeds, equal logits give equal tokens."""
 
     def __init__(self, settings: Sampling) -> None:
         self.settings = settings
@@ -65,7 +64,7 @@ class Sampler:
 
         Args:
             logits: float32 ``[V]``; not changed.
-            seen: Ids of prompt and answer so far, for the repetition penalty.
+            seen: Token ids of the prompt and the answer so far, for the repetition penalty.
         """
         if self.settings.temperature == 0:
             return int(self._penalised(logits, seen).argmax())
@@ -75,12 +74,12 @@ class Sampler:
     def distribution(
         self, logits: Floats, seen: Ids
     ) -> tuple[np.ndarray[Any, np.dtype[np.int64]], np.ndarray[Any, np.dtype[np.float64]]]:
-        """Return the tokens that may be drawn and how likely each is, at a temperature above 0.
+        """Return the tokens that can be drawn and their probabilities, for a temperature above 0.
 
         Penalty, temperature, top-k and top-p apply in this order.
 
         Returns:
-            int64 ``[n]`` in ascending order of id, and float64 ``[n]`` of sum 1.
+            int64 ``[n]``, ascending ids, and float64 ``[n]``, which sums to 1.
 
         Source: transformers, ``GenerationMixin._get_logits_processor`` and the warpers it lists.
         """
@@ -104,7 +103,7 @@ class Sampler:
 
 
 def _likeliest(scores: Floats, count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Return the indices of the `count` highest of `scores` and of what equals the last of them."""
+    """Return the indices of the `count` highest scores, including ties with the last."""
     if not 0 < count < len(scores):
         return np.arange(len(scores))
     place = len(scores) - count
@@ -112,11 +111,11 @@ def _likeliest(scores: Floats, count: int) -> np.ndarray[Any, np.dtype[np.int64]
 
 
 def _nucleus(probabilities: Floats, top_p: float) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Return the indices, ascending, of the likeliest tokens that together reach `top_p`."""
+    """Return, ascending, the indices of the fewest likeliest tokens that together reach `top_p`."""
     if top_p == 1:
         return np.arange(len(probabilities))
-    # The tokens below this bound weigh less than 1 - top_p together, so none of them is kept, and
-    # the rest is quick to sort.
+    # All tokens below this bound together have less than 1 - top_p, so none of them is kept. That
+    # leaves few tokens to sort.
     bound = (1 - top_p) / len(probabilities)
     candidates = np.flatnonzero(probabilities >= bound)
     order = candidates[np.argsort(-probabilities[candidates], kind="stable")]

@@ -1,4 +1,4 @@
-"""Text from token ids, as soon as it is certain."""
+"""Decode token ids to text incrementally, as soon as later tokens cannot change it."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-_REPLACEMENT = "\ufffd"  # what decoders write for bytes that are no text, or not yet
-_BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")  # a token that stands for a byte
-_LONGEST = 4  # bytes of a character in UTF-8, so tokens that it may be spread over
+_REPLACEMENT = "\ufffd"  # decoders write it for bytes that are not, or not yet, valid UTF-8
+_BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")  # a token for a single byte
+_LONGEST = 4  # bytes of a UTF-8 character, and so the most tokens that it can span
 
 
 class TextStream:
-    """Turns an answer's tokens into pieces of text that join to what decoding all at once gives.
+    """Turns the tokens of an answer into pieces of text that join to the decoded whole.
 
-    Special tokens and ids without a token are left out. What a later token may still change is
-    held back: a character that lacks bytes, and a run of byte tokens, which a decoder takes for
-    text only if all of it is. The work for a token does not grow with the answer: decoding goes
-    on from the last few tokens, as a character cannot reach further back.
+    Special tokens and ids without a token are left out. Text that a later token may still change is
+    held back: a character with missing bytes, and a run of byte tokens, which decoders accept only
+    if the whole run is valid. The work per token does not grow with the answer: decoding restarts
+    from the last few tokens, because a character cannot span more.
 
     >>> stream = TextStream(tokenizer)
     >>> text = "".join(map(stream.push, ids)) + stream.finish()
@@ -33,7 +33,7 @@ class TextStream:
         self._run: list[int] = []  # byte tokens behind it
 
     def push(self, token_id: int) -> str:
-        """Return the text that `token_id` makes certain; often empty."""
+        """Add a token and return the text that is now final; often empty."""
         token = self._tokenizer.id_to_token(token_id)
         if not token or token_id in self._special:
             return ""
@@ -41,7 +41,7 @@ class TextStream:
         return "" if _BYTE.fullmatch(token) else self._advance(finished=False)
 
     def finish(self) -> str:
-        """Return the text that was held back, and begin anew."""
+        """Return the text that was held back, and reset the stream."""
         rest = self._advance(finished=True)
         self._last = []
         return rest
@@ -55,5 +55,5 @@ class TextStream:
 
 
 def _certain(text: str) -> str:
-    """Return `text` without a last character that further bytes may still complete."""
+    """Return `text` without an incomplete last character."""
     return text[:-1] if text.endswith(_REPLACEMENT) else text

@@ -1,4 +1,4 @@
-"""The reference: PyTorch with the weights of the checkpoint that a bundle was made from."""
+"""The reference backend: PyTorch with the checkpoint that a bundle was made from."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _NEEDED = ("torch", "transformers")
 
 
 class TorchBackend:
-    """The family's vision stages and transformers' decoder; nothing built is read.
+    """Runs the family's vision stages and the decoder of transformers; no built file is read.
 
-    Lengths are those of the bundle, so that it answers what the bundle can be held against.
+    It uses the lengths of the bundle, so that its answers can be compared with the bundle's.
     """
 
     name = "torch"
@@ -34,7 +34,7 @@ class TorchBackend:
     }
 
     def availability(self) -> Availability:
-        """Say whether both libraries are installed."""
+        """Report whether torch and transformers are installed."""
         try:
             found = [f"{name} {version(name)}" for name in _NEEDED]
         except PackageNotFoundError as error:
@@ -44,16 +44,16 @@ class TorchBackend:
         return Availability(True, ", ".join(found))
 
     def reads(self, name: str) -> bool:
-        """Say that it reads no file of a bundle: weights come from the checkpoint."""
+        """Always False: weights come from the checkpoint, not from the bundle."""
         del name
         return False
 
     def vision(self, deployment: Deployment, options: Mapping[str, str]) -> VisionModel:
-        """Return the vision side, which is loaded when it is needed.
+        """Return the vision model; it is loaded on first use.
 
         Raises:
-            CheckpointError: The checkpoint is gone or damaged.
-            UsageError: The device is not there.
+            CheckpointError: The checkpoint is missing or damaged.
+            UsageError: The device is not available.
         """
         from .torch_model import TorchVision, place_of, with_weights
 
@@ -64,9 +64,9 @@ class TorchBackend:
         """Load the language model.
 
         Raises:
-            CheckpointError: The checkpoint is gone, damaged, or of another model.
+            CheckpointError: The checkpoint is missing, damaged, or of another model.
             UnsupportedModel: transformers has no such language model.
-            UsageError: The device is not there.
+            UsageError: The device is not available.
         """
         from .torch_model import TorchLanguage, place_of, with_weights
 

@@ -1,4 +1,4 @@
-"""Vision stages and transformers' decoders in PyTorch, with weights read from a checkpoint."""
+"""Vision stages and decoders of transformers in PyTorch, with weights from a checkpoint."""
 
 from __future__ import annotations
 
@@ -34,34 +34,34 @@ Array = np.ndarray[Any, Any]
 
 
 class Place(NamedTuple):
-    """Where numbers are, and their precision."""
+    """A device and a float dtype."""
 
     device: torch.device
     dtype: torch.dtype
 
     def put(self, value: Tensor) -> Tensor:
-        """Return `value` here; what is no float keeps its dtype."""
+        """Return `value` on the device; only float values change their dtype."""
         return value.to(self.device, self.dtype if value.is_floating_point() else value.dtype)
 
 
 def place_of(device: str, dtype: str) -> Place:
-    """Return a device that is there.
+    """Return the place for a device and dtype, after checking that the device is available.
 
     Args:
         device: "cpu", "cuda" or "npu".
         dtype: "float32", "bfloat16" or "float16".
 
     Raises:
-        UsageError: It is not there.
+        UsageError: The device is not available.
     """
     hint = "use --device cpu, or install the driver and a PyTorch built for the device"
     if device == "npu":
         try:
-            import_module("torch_npu")  # it brings the device
+            import_module("torch_npu")  # registers the device with torch
         except (ImportError, OSError) as error:
             raise UsageError(
-                f"--device npu needs torch_npu, which does not load\n  {error}",
-                hint="install CANN and the torch_npu of this PyTorch's version, source CANN's"
+                f"--device npu requires torch_npu, which does not load\n  {error}",
+                hint="install CANN and the torch_npu for this version of PyTorch, source CANN's"
                 " set_env.sh, or use --device cpu",
             ) from error
     if not getattr(torch, device).is_available():
@@ -73,12 +73,12 @@ def with_weights(deployment: Deployment) -> Job:
     """Return the job with the checkpoint that the bundle was made from.
 
     Raises:
-        CheckpointError: It is gone or damaged, or holds other weights by now.
+        CheckpointError: It is missing or damaged, or its weights have changed.
     """
     folder = Path(deployment.bundle.manifest["checkpoint"]["folder"])
     if not folder.is_dir():
         raise CheckpointError(
-            f"the checkpoint that {deployment.folder} was made from is gone\n  folder: {folder}",
+            f"the checkpoint that {deployment.folder} was made from is missing\n  folder: {folder}",
             hint="put it back, or convert again; the other backends do not need it",
         )
     checkpoint = Checkpoint.open(folder, deployment.job.card.layout.prefixes)
@@ -95,14 +95,14 @@ def with_weights(deployment: Deployment) -> Job:
 
 
 class TorchVision:
-    """The stages of a family's `export_vision`, unpatched; `VisionModel` says what it does.
+    """Implements `VisionModel` with the unpatched stages of a family's `export_vision`.
 
-    Weights are read when the first image comes, and kept.
+    Weights are read on first use and kept.
 
     Args:
-        deployment: Whose vision side.
-        job: The same, with weights.
-        place: Where it runs.
+        deployment: The bundle.
+        job: The bundle's job, with weights (see `with_weights`).
+        place: Device and dtype to run with.
     """
 
     def __init__(self, deployment: Deployment, job: Job, place: Place) -> None:
@@ -150,10 +150,11 @@ class TorchVision:
     def _loaded(self, stage: Stage) -> nn.Module:
         """Return a stage's module with weights."""
         read, put = self._job.checkpoint.tensor, self._place.put
-        # Cloned, as a slice would keep the whole tensor in memory.
+        # Cloned, because a slice would keep the whole tensor in memory.
         weights = {name: put(w.resolve(read)).clone() for name, w in stage.weights().items()}
         module = copy.deepcopy(stage.module)
-        module.load_state_dict(weights, strict=False, assign=True)  # buffers are there already
+        # Not strict, because buffers are in the module already.
+        module.load_state_dict(weights, strict=False, assign=True)
         return module.to(*self._place).eval()
 
     def _run(self, component: Component, modules: list[nn.Module], feed: Sample) -> list[Array]:
@@ -178,19 +179,19 @@ def _array(value: Tensor) -> Array:
 
 
 class TorchLanguage:
-    """A language model of transformers; `LanguageModel` says what it does.
+    """Implements `LanguageModel` with transformers.
 
-    The class is that of the whole checkpoint where transformers has it, else of the plain text
-    model that the family names. Rotary positions that stretch with the length do so as the class
-    has it, not once for all.
+    The class is the one of the whole checkpoint if transformers has it, else of the plain text
+    model that the family names. Rotary positions that depend on the prompt's length are computed by
+    that class for each prompt, not fixed in advance as in layer models.
 
     Args:
-        deployment: Gives the lengths.
-        job: The same, with weights.
-        place: Where it runs.
+        deployment: The bundle, for its lengths.
+        job: The bundle's job, with weights (see `with_weights`).
+        place: Device and dtype to run with.
 
     Raises:
-        CheckpointError: Tensors are missing or damaged, or there are some that it has no place for.
+        CheckpointError: Tensors are missing, damaged or unknown to the class.
         ToolchainError: transformers does not load.
         UnsupportedModel: transformers has no such class.
     """
@@ -207,7 +208,7 @@ class TorchLanguage:
         self.max_batch = sys.maxsize
 
     def resume(self, known: int, prompt: int) -> int:
-        """Keep what is known; a state that mixes all positions starts anew."""
+        """Keep the known positions; caches that cannot be cropped start empty."""
         del prompt
         if known and self._crop(known):
             self.filled = known
@@ -216,20 +217,20 @@ class TorchLanguage:
         return self.filled
 
     def prefill(self, rows: Array, positions: Array) -> Array:
-        """Read all rows at once."""
+        """Append all rows in one run."""
         if len(rows) != self._batch:
             self._cache, self.filled, self._batch = self._empty_cache(), 0, len(rows)
         places = torch.tensor(positions, device=self._place.device)[:, None]
         return self._run(rows, places.expand(-1, len(rows), -1))
 
     def decode(self, rows: Array, position: int) -> Array:
-        """Read a row of each prompt."""
+        """Append one row per prompt."""
         places = torch.full((1, len(rows), 1), position, device=self._place.device)
         return self._run(rows[:, None], places)
 
     def _run(self, rows: Array, places: Tensor) -> Array:
         """Run rows ``[b, n, hidden]`` at places int64 ``[r, b, n]``."""
-        before, self.filled = self.filled, 0  # an interrupted run leaves nothing to rely on
+        before, self.filled = self.filled, 0  # after an interrupted run, the caches are incomplete
         with torch.inference_mode():
             result = self._body(
                 inputs_embeds=self._place.put(torch.tensor(rows)),
@@ -247,13 +248,13 @@ class TorchLanguage:
         return DynamicCache(config=self._body.config)
 
     def _crop(self, length: int) -> bool:
-        """Keep the first `length` positions, and say whether that could be done."""
+        """Keep the first `length` positions; return False if the caches cannot be cropped."""
         from transformers.cache_utils import DynamicLayer
 
         layers = self._cache.layers
         if any(type(layer) is not DynamicLayer for layer in layers):
             return self.filled == length
-        # Layer by layer: an interrupted run has filled some and not others.
+        # Layer by layer: an interrupted run has filled some layers and not others.
         for layer in layers:
             if surplus := layer.get_seq_length() - length:
                 layer.crop(-surplus)
@@ -261,12 +262,12 @@ class TorchLanguage:
 
 
 def _decoder(job: Job, deployment: Deployment, place: Place) -> tuple[Any, Any]:
-    """Return body and head with weights, each tensor read once."""
+    """Return body and head with weights; each tensor is read once."""
     embedding = deployment.embedding.key
     with torch.device("meta"):
         whole = _empty_model(job)
     body, head = whole.get_decoder(), whole.get_output_embeddings()
-    body.embed_tokens = None  # rows come from outside
+    body.embed_tokens = None  # rows are looked up by the caller
     names = standalone_names(job, embedding)
     wanted = {BODY + name: name for name in body.state_dict()}
     _check_names(job, names.keys() - {HEAD, BODY + EMBEDDING}, wanted.keys())
@@ -291,12 +292,12 @@ def _check_names(job: Job, found: set[str], wanted: Any) -> None:
         raise CheckpointError(
             f"the language model of {job.checkpoint.folder} is not what transformers expects\n"
             f"  it {verb} `{odd[0]}`" + (f" and {len(odd) - 1} more" if odd[1:] else ""),
-            hint="look for an edited config.json, or install another version of transformers",
+            hint="check whether config.json was edited, or install another version of transformers",
         )
 
 
 def _empty_model(job: Job) -> Any:
-    """Return the class for the whole, or for the plain text model, without weights."""
+    """Return the model without weights: the whole checkpoint's class, or the plain text model."""
     own = _class(str(job.config["architectures"][0]))
     if own is not None:
         return own(own.config_class(**job.config))
@@ -312,7 +313,7 @@ def _empty_model(job: Job) -> Any:
 
 
 def _class(name: str) -> Any:
-    """Return a model class of transformers; nothing that a checkpoint brings is executed."""
+    """Return a model class of transformers; code from the checkpoint is never executed."""
     try:
         import transformers
 

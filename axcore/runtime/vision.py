@@ -1,4 +1,4 @@
-"""The vision side at run time: a prompt's samples become rows for the language model."""
+"""The vision side at run time: turn a prompt's samples into rows for the language model."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ if TYPE_CHECKING:
     from .engine import Engine, Session
 
 Array = np.ndarray[Any, Any]
-_REMEMBERED = 64  # samples whose rows are kept, so that a conversation sees an image once
+_CACHED = 64  # samples whose rows are kept, so that a conversation runs each image only once
 
 
 class VisionModel(Protocol):
-    """Whatever can turn a sample into rows."""
+    """Turns a sample into rows."""
 
     def open(self) -> None:
-        """Open what it runs, if that is still to do; the other methods do so as well."""
+        """Load the model if it is not loaded yet; `run` and `features` do so as well."""
 
     def run(self, sample: Sample) -> Array:
         """Return float32 ``[rows, hidden]`` for one stored sample of the first component."""
 
     def features(self, sample: Sample) -> dict[str, Array]:
-        """Return the first output of every component for such a sample, in order, by name."""
+        """Return the first output of every component for one such sample, in order, by name."""
 
 
 class VisionSide:
-    """Runs the images of prompts, each once.
+    """Runs the images of prompts and caches their rows.
 
     Args:
         model: Runs one sample.
@@ -51,7 +51,7 @@ class VisionSide:
         self._known: dict[bytes, Array] = {}
 
     def rows(self, prompt: Prompt) -> Array:
-        """Return what replaces the placeholders of `prompt`: float32 ``[m, hidden]``."""
+        """Return the rows that replace the placeholders of `prompt`: float32 ``[m, hidden]``."""
         wanted = next(iter(prompt.vision_rows.values()), ())
         made = [self._run(sample) for samples in prompt.images.values() for sample in samples]
         rows = sum(map(len, made))
@@ -60,10 +60,11 @@ class VisionSide:
                 f"the prompt has places for {len(wanted)} rows; its images give {rows}",
                 hint="make `prepare_prompt` and `export_vision` agree",
             )
+        # A static graph returns a fixed number of rows; those beyond the placeholders are padding.
         return np.concatenate(made)[: len(wanted)] if made else np.empty((0, 0), np.float32)
 
     def open(self) -> None:
-        """Open the model, as the first image would."""
+        """Load the model ahead of the first image."""
         self._model.open()
 
     def forget(self) -> None:
@@ -77,21 +78,21 @@ class VisionSide:
         key = identity.digest()
         if key not in self._known:
             self._known[key] = self._model.run(sample)
-        # The least recently seen goes first.
+        # Dicts keep insertion order, so the least recently used entry is the first.
         self._known[key] = self._known.pop(key)
-        while len(self._known) > _REMEMBERED:
+        while len(self._known) > _CACHED:
             self._known.pop(next(iter(self._known)))
         return self._known[key]
 
 
 class VisionSessions:
-    """The exported graphs, opened when first needed.
+    """Runs the exported graphs; they are opened on first use.
 
     Args:
-        deployment: Where they are.
-        engine: What runs them.
-        suffix: Of the files that it reads.
-        instead: Stem of a graph to a file that takes its place.
+        deployment: The bundle that contains them.
+        engine: Runs them.
+        suffix: Suffix of the model files.
+        instead: Stem of a graph to a file that replaces it.
     """
 
     def __init__(
@@ -106,7 +107,7 @@ class VisionSessions:
         self._sessions: list[tuple[GraphFile, Session]] = []
 
     def open(self) -> None:
-        """Open every graph, once."""
+        """Open all graphs, once."""
         if not self._sessions:
             graphs, opened = self._deployment.graphs, []
             with self._deployment.progress.task("load vision", len(graphs), "files") as task:
@@ -121,7 +122,7 @@ class VisionSessions:
         return last.astype(np.float32).reshape(-1, last.shape[-1])
 
     def features(self, sample: Sample) -> dict[str, Array]:
-        """Run every graph in turn; each receives what the one before returned."""
+        """Run the graphs in order; each receives the outputs of the one before."""
         self.open()
         found: dict[str, Array] = {}
         features: dict[str, Array] = dict(sample)
@@ -147,7 +148,7 @@ class VisionSessions:
 
 
 def _check(graph: GraphFile, session: Session, path: Path) -> None:
-    """Hold a session against the manifest; axes may lie otherwise than in the exported graph."""
+    """Compare a session with the manifest by sizes: a compiler may have permuted the axes."""
     found = shape_groups(session)[0]
     for does, ports, specs in (
         ("takes", graph.inputs, found.inputs),
@@ -168,7 +169,7 @@ def _listed(sizes: Mapping[str, int]) -> str:
 
 
 def _fitted(feed: Sample, graph: GraphFile, session: Session) -> dict[str, Array]:
-    """Bring arrays into the form of the session: a board may take an image as bytes."""
+    """Convert arrays to what the session expects; a compiled model may take uint8 images."""
     fitted = {}
     for port in session.get_inputs():
         array, shape = feed[port.name], tuple(port.shape)
@@ -181,10 +182,10 @@ def _fitted(feed: Sample, graph: GraphFile, session: Session) -> dict[str, Array
 
 
 def feature_sources(graph: GraphFile | Component, behind: GraphFile | Component) -> dict[str, str]:
-    """Map each input of `behind` to the output of `graph` it receives, by name or else position.
+    """Map each input of `behind` to an output of `graph`, by name, else by position.
 
     Raises:
-        ContractError: Something has no source.
+        ContractError: An input has no matching output.
     """
     made = {port.name: port for port in graph.outputs}
     named = any(port.name in made for port in behind.inputs)
@@ -197,7 +198,7 @@ def feature_sources(graph: GraphFile | Component, behind: GraphFile | Component)
             raise ContractError(
                 f"`{behind.stem}` takes {port.name} {list(port.shape)};"
                 f" `{graph.stem}` returns {returned}",
-                hint="give it a `preprocess`, or make it take what the one before returns",
+                hint="give it a `preprocess`, or make its inputs match those outputs",
             )
         sources[port.name] = source.name
     return sources

@@ -1,7 +1,7 @@
-"""For plugin authors: the conformance kit, answers and logits, builds without a conversion.
+"""For plugin authors: a conformance test, answers and logits, and builds without a conversion.
 
-The kit checks the laws every family keeps, on a tiny checkpoint, without a network. A family's own
-test is one call::
+The conformance test checks the rules that every family must keep, on a tiny checkpoint and without
+a network. A family's own test is one call::
 
     # tests/test_foovl.py
     from axcore.testing import check_family

@@ -1,4 +1,4 @@
-"""One call that holds a family against the contract."""
+"""The conformance test: one call checks a family against the plugin contract."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     State = tuple[Tensor, ...]
 
 TOLERANCE = 1e-4
-"""Relative and absolute, between forms of one computation in float32."""
+"""Relative and absolute tolerance between two forms of one computation in float32."""
 
 
 def check_family(
@@ -35,7 +35,7 @@ def check_family(
 ) -> None:
     """Check that a family keeps the contract, in every task of one of its models.
 
-    The laws: ports, keys and tensors agree; patching twice equals patching once; the patched chain
+    The rules: ports, keys and tensors agree; patching twice equals patching once; the patched chain
     computes what the plain one does; the ONNX graph computes what PyTorch does; the parts of
     `split_graph`, run in order, equal the whole; every operator is listed for the chip; nothing is
     written outside the bundle. The card needs `tensors`, so that a checkpoint can be fabricated.
@@ -47,8 +47,8 @@ def check_family(
         registry: The plugins; None finds the installed ones.
 
     Raises:
-        AssertionError: A law is broken (names the task, and the stage where there is one).
-        AxcoreError: The conversion itself refuses something.
+        AssertionError: A rule is broken; the message names the task and, if any, the stage.
+        AxcoreError: The conversion itself fails.
     """
     from ..checkpoint import fabricate
 
@@ -93,7 +93,7 @@ def _check_task(
 
 
 def _prepared(registry: Registry, card: ModelCard, checkpoint: Path, options: Options) -> Prepared:
-    """Run the describing hooks; everything they return is checked on the way."""
+    """Run the hooks that describe the model; `prepare` checks what they return."""
     request = Request.of(card.id, checkpoint=checkpoint, options=options)
     return prepare(request, registry, open_job(request, registry, Silent()))
 
@@ -102,7 +102,7 @@ def _prepared(registry: Registry, card: ModelCard, checkpoint: Path, options: Op
 
 
 def _check_patching(prepared: Prepared, component: Component) -> None:
-    """Walk down the plain chain and hold the patched stages against it."""
+    """Run the plain chain and compare each patched stage with it."""
     job, tracer = prepared.job, prepared.tracer()
     state = tuple(_random(port) for port in component.inputs)
     for stage in component.stages:
@@ -112,8 +112,8 @@ def _check_patching(prepared: Prepared, component: Component) -> None:
         plain, patched, again = (
             _run(job, stage, form.module, state) for form in (stage, once, twice)
         )
-        _check_close(patched, plain, f"{where}: patched, it computes something else")
-        _check_close(again, patched, f"{where}: patching twice is not patching once")
+        _check_close(patched, plain, f"{where}: the patched stage computes something else")
+        _check_close(again, patched, f"{where}: patching twice differs from patching once")
         state = plain
 
 
@@ -140,7 +140,7 @@ def _run(job: Job, stage: Stage, module: Any, state: State) -> State:
 
 
 def _check_close(made: Sequence[Any], expected: Sequence[Any], broken: str) -> None:
-    """Compare arrays or tensors; the message says by how much they differ."""
+    """Compare arrays or tensors; a failure says by how much they differ."""
     import torch
 
     try:
@@ -169,7 +169,8 @@ def _convert(prepared: Prepared, out: Path) -> Bundle:
 
 
 def _contents(*folders: Path) -> dict[Path, tuple[int, int]]:
-    """Return size and time of the files that lie directly in `folders`."""
+    """Return size and time of the files directly in `folders`."""
+    # Not their content: a checkpoint is large, and writing a file changes its time.
     files = (path for folder in folders for path in folder.iterdir() if path.is_file())
     return {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in files}
 
@@ -193,12 +194,14 @@ def _check_parts(whole: Prepared, cut: Prepared, bundles: Sequence[Bundle], task
         for prepared, bundle in zip((whole, cut), bundles, strict=True)
     )
     for component, one, other in zip(whole.components, made, expected, strict=True):
-        broken = f"task `{task}`: the parts of `{component.name}` do not make up the whole"
+        broken = (
+            f"task `{task}`: the parts of `{component.name}` do not compute what the whole does"
+        )
         _check_close(one, other, broken)
 
 
 def _results(prepared: Prepared, bundle: Bundle) -> Iterator[list[np.ndarray[Any, Any]]]:
-    """Yield what each component's files, run in a row on an image, return."""
+    """Yield the output of each component's files, run in order on an image."""
     import onnxruntime as ort
 
     from ..pipeline.flow import Flow

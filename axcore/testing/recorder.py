@@ -1,4 +1,4 @@
-"""What a conversion reports, kept for tests."""
+"""A `Progress` that records, for tests."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 @dataclass
 class Recorder:
-    """A `Progress` that keeps what it is told.
+    """A `Progress` that records everything reported to it.
 
     Attributes:
-        said: Messages, in their order.
-        warned: Warnings, in their order.
-        totals: Label of counted work to the units announced; those of one label are added up.
-        done: Label to the units reported.
+        said: Messages, in order.
+        warned: Warnings, in order.
+        totals: Task label to the units announced, summed over tasks with that label.
+        done: Task label to the units reported as done.
     """
 
     said: list[str] = field(default_factory=list)
@@ -29,11 +29,11 @@ class Recorder:
     _lock: Lock = field(default_factory=Lock, repr=False, compare=False)
 
     def say(self, message: str) -> None:
-        """Keep the message."""
+        """Record the message."""
         self.said.append(message)
 
     def warn(self, message: str) -> None:
-        """Keep the warning."""
+        """Record the warning."""
         self.warned.append(message)
 
     @contextmanager
@@ -44,7 +44,7 @@ class Recorder:
         yield _Counted(self, label)
 
     def add(self, label: str, amount: float) -> None:
-        """Add to what is done; threads may call it at once."""
+        """Add to `done`; safe to call from several threads."""
         with self._lock:
             self.done[label] += amount
 

@@ -132,14 +132,6 @@ def family(families: dict[str, Family]) -> Family:
     return families[MODELS[0]]
 
 
-@pytest.fixture(scope="session", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """What is fabricated or fetched goes to a temporary folder."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AXCORE_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
 def photograph(height: int, width: int, seed: int = 0) -> Image.Image:
     """Return a smooth image with edges: noise enlarged, so that resizing has work to do."""
     noise = np.random.default_rng(seed).integers(0, 256, (9, 13, 3), dtype=np.uint8)

@@ -34,14 +34,6 @@ CARD = v46.card()
 PROCESSOR = MiniCPMV4_6ImageProcessorPil(**CARD.published.files["preprocessor_config.json"])
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Fabricated checkpoints go to a temporary folder."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AXCORE_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
 def photograph(height: int, width: int, seed: int = 0) -> Image.Image:
     """Return a smooth image with edges: noise enlarged, so that resizing has work to do."""
     noise = np.random.default_rng(seed).integers(0, 256, (9, 13, 3), dtype=np.uint8)

@@ -9,7 +9,6 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from axcore import Availability, Choice, UsageError
-from axcore.backend import VisionSessions
 
 from .environment import PROFILES, apply_environment
 
@@ -87,6 +86,8 @@ class AscendBackend:
             ToolchainError: A library of the card does not load.
             UsageError: An option's value is no number where one is needed.
         """
+        from axcore.backend import VisionSessions
+
         provided = _provider_options(options)
         apply_environment(options[_ENVIRONMENT], provided["device_id"])  # before CANN is loaded
         module = import_module(self._module)

@@ -88,7 +88,7 @@ def test_an_archive_is_fetched_once(server: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "evidence"), [("absent.tar", "404"), ("short.tar", "10240 of 10241 bytes came")]
+    ("name", "evidence"), [("absent.tar", "404"), ("short.tar", "10240 of 10241 bytes received")]
 )
 def test_what_cannot_be_fetched_leaves_nothing(
     server: str, tmp_path: Path, name: str, evidence: str

@@ -286,8 +286,12 @@ def test_everything_bad_is_named_in_one_message() -> None:
         encoded(Image.fromarray(pixels)),
     ]
     lines = refused(bad).splitlines()
-    assert lines[0] == "4 of 5 images would spoil the calibration"
-    reasons = ("`p1` cannot be read", "`p2` has the same pixels as `p0`", "`p3` is of one colour")
+    assert lines[0] == "4 of 5 images are unfit for calibration"
+    reasons = (
+        "`p1` cannot be read",
+        "`p2` has the same pixels as `p0`",
+        "`p3` has only one colour",
+    )
     for line, start in zip(lines[1:], (*reasons, "`p4` is noise"), strict=True):
         assert line.strip().startswith(start)
 
@@ -321,7 +325,9 @@ def test_noise_is_told_from_a_photograph(seed: int, height: int, width: int, jpe
 @given(st.tuples(*[st.integers(0, 255)] * 3), st.integers(1, 40), st.integers(1, 40))
 def test_one_colour_is_refused(colour: tuple[int, int, int], height: int, width: int) -> None:
     """Any colour, any size, JPEG artefacts included."""
-    assert "of one colour" in refused([encoded(Image.new("RGB", (width, height), colour), "JPEG")])
+    assert "only one colour" in refused(
+        [encoded(Image.new("RGB", (width, height), colour), "JPEG")]
+    )
 
 
 def test_stripes_are_no_noise() -> None:
@@ -346,5 +352,5 @@ def test_few_images_are_said_and_none_is_an_error() -> None:
     assert len(recorder.warned) == 1
     assert "3 images" in recorder.warned[0]
     assert "at least 4" in recorder.warned[0]
-    with pytest.raises(ImageError, match="there is no image"):
+    with pytest.raises(ImageError, match="there are no images"):
         check_images([], 4, recorder)

@@ -220,7 +220,7 @@ def test_groups_are_consecutive_and_the_rest_is_said(tmp_path: Path) -> None:
 
 def test_too_few_images_for_one_sample_are_refused(tmp_path: Path) -> None:
     """Nothing is written where no sample can be made."""
-    with pytest.raises(ImageError, match="takes 9 images, there are 6"):
+    with pytest.raises(ImageError, match="takes 9 images, but only 6"):
         write_samples(component("Image", STRIP, group=9), strip, IMAGES, tmp_path, Silent())
     assert list(tmp_path.iterdir()) == []
 
@@ -256,7 +256,7 @@ def test_arrays_equal_the_graph_input_exactly(tmp_path: Path, port: Port) -> Non
 
 def test_no_sample_at_all_is_refused(tmp_path: Path) -> None:
     """A hook that yields nothing would leave an empty archive."""
-    with pytest.raises(ContractError, match="no calibration sample of `eye`"):
+    with pytest.raises(ContractError, match="no calibration samples for `eye`"):
         write_samples(component("Image", STRIP), lambda _: [], IMAGES, tmp_path, Silent())
 
 

@@ -225,6 +225,21 @@ def test_convert_sums_up_and_says_what_comes_next(
     assert "has no tokenizer" in outcome.err
 
 
+def test_what_comes_next_is_what_this_machine_can_do(
+    axcore: Axcore, bundle: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pulsar2 where it is (a script stands in for it); no layer models of a vision side alone."""
+    arguments = ("--no-verify", "--no-lint")
+    alone = ["convert", MODEL, "--checkpoint", checkpoint, "-o", tmp_path / "v", "--vision-only"]
+    assert "--toolchain onnx" not in (err := axcore(*alone, *arguments).err)
+    assert f"next: pulsar2 is not installed here: run {tmp_path}/v/build.sh where it is\n" in err
+    (tmp_path / "pulsar2").write_text("#!/bin/sh\n")
+    (tmp_path / "pulsar2").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    outcome = axcore(*command_line(checkpoint, bundle))
+    assert f"next: axcore build {bundle} --toolchain pulsar2\n" in outcome.err
+
+
 def test_a_fabricated_model_by_module(tmp_path: Path, converted: Path) -> None:
     """`python -m axcore` in a process of its own, from nothing, into the default folder.
 
@@ -335,6 +350,21 @@ def test_a_broken_plugin_is_named_and_harms_nobody(axcore: Axcore, broken_plugin
     assert doctor.code == 1
     assert "plugin broken" in doctor.out
     assert "AXCORE_DISABLE_PLUGINS=broken" in doctor.err
+
+
+@pytest.mark.parametrize("word", ["doctor", "plugins"])
+def test_a_broken_plugin_is_named_whatever_the_arguments(
+    axcore: Axcore, broken_plugin: str, word: str
+) -> None:
+    """A model that is called like a command silences nothing. Oracle: the missing module."""
+    outcome = axcore("show", word)
+    assert f"no installed plugin has a model `{word}`" in outcome.err
+    assert (
+        f"warning: plugin `broken` 1.2 is set aside: ModuleNotFoundError: No module named"
+        f" '{broken_plugin}'" in outcome.err
+    )
+    for command in ("doctor", "plugins list"):
+        assert "warning: " not in axcore(*command.split()).err
 
 
 def test_a_broken_plugin_can_be_left_out(

@@ -308,7 +308,7 @@ def test_links_for_scripts_on_a_pc(axcore: Axcore, own: Path, tmp_path: Path) ->
         path.with_suffix(".axmodel").symlink_to(path.name)
     for runtime in ("python", "axllm"):
         outcome = axcore("package", own, "--runtime", runtime, "-o", tmp_path / "board")
-        assert_explained(outcome, "is a link to", "no model for a board", "-type l -delete")
+        assert_explained(outcome, "is a link to", "not a compiled model", "-type l -delete")
         assert not (tmp_path / "board").exists()
     command = outcome.err.partition("hint: remove such links: ")[2]
     subprocess.run(command, shell=True, check=True)

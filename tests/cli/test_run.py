@@ -272,6 +272,16 @@ def test_a_conversation_goes_on(chat: Talk, runner: Runner) -> None:
     assert ROWS < first.prompt_tokens <= int(kept) < second.prompt_tokens
 
 
+def test_a_conversation_as_json(chat: Talk) -> None:
+    """A line for each answer, with what people are shown. Oracle: the conversation for people."""
+    lines, settings = ["What?", "/imagine", "And?"], ("--max-new-tokens", 6)
+    shown, outcome = chat(lines, *settings), chat(lines, *settings, "--json")
+    answers = [json.loads(line) for line in outcome.out.splitlines()]
+    assert "".join(f"{answer['text']}\n" for answer in answers) == shown.out
+    assert [answer["prompt_tokens"] for answer in answers] == lengths(shown)
+    assert "no command /imagine" in outcome.err
+
+
 def test_reset_begins_anew(chat: Talk, runner: Runner) -> None:
     """Messages and waiting images are gone, the system message stays.
 
@@ -291,7 +301,7 @@ def test_reset_begins_anew(chat: Talk, runner: Runner) -> None:
         ("/image nothing.jpg", "`nothing.jpg` cannot be read as an image"),
         (f"/image {IMAGE.parent}", "cannot be read as an image"),
         ("/imagine", "no command /imagine"),
-        ("word " * LIMIT, f"this build reads {LIMIT}"),
+        ("word " * LIMIT, f"this build allows {LIMIT}"),
     ],
 )
 def test_what_fails_leaves_the_conversation_as_it_was(chat: Talk, line: str, evidence: str) -> None:
@@ -442,7 +452,7 @@ def test_a_line_that_is_no_text(finished: Path, runner: Runner) -> None:
     )
     expected = answered(runner, [message("What?")], None, 6)
     assert (done.returncode, done.stdout.decode()) == (0, f"{expected.text}\n"), done.stderr
-    assert b"error: the prompt is not UTF-8: it holds '\\udce9'\n\nhint: " in done.stderr
+    assert b"error: the prompt is not valid UTF-8: it contains '\\udce9'\n\nhint: " in done.stderr
 
 
 # What is printed ---------------------------------------------------------------------------------
@@ -626,7 +636,7 @@ LAYERS = [LAYER.format(0), LAYER.format(1)]
         pytest.param(cut(f"{LAYERS[1]}.data"), [f"`{LAYERS[1]}` is no model"], id="half weights"),
         pytest.param(without(f"{LAYERS[1]}.data"), [f"`{LAYERS[1]}` is no model"],
                      id="no weights"),
-        pytest.param(copied(HEAD, LAYERS[0]), [f"{LAYERS[0]} is no layer model"],
+        pytest.param(copied(HEAD, LAYERS[0]), [f"{LAYERS[0]} is not a layer model"],
                      id="a head as layer"),
         pytest.param(copied(f"{STEM}.onnx", HEAD), [HEAD, "hidden_states"],
                      id="a vision graph as head"),
@@ -687,7 +697,7 @@ def test_the_vision_side_alone(axcore: Axcore, own_checkpoint: Path, tmp_path: P
                   "--no-verify", "--height", HEIGHT, "--width", 84)  # fmt: skip
     assert done.code == 0, done.err
     outcome = axcore("run", tmp_path / "vision", "-p", "What?")
-    assert_explained(outcome, "vision side alone", "--vision-only")
+    assert_explained(outcome, "only the vision side", "--vision-only")
 
 
 def test_no_bundle_at_all(axcore: Axcore, tmp_path: Path) -> None:
@@ -703,16 +713,14 @@ def test_a_prompt_over_the_limit(axcore: Axcore, finished: Path, runner: Runner)
     images = ["--image", IMAGE] * 30
     outcome = axcore("run", finished, "-p", text, *images, "--json")
     total = rest + 30 * ROWS + 29 * 2  # each has a token before and behind it
-    assert_explained(
-        outcome, f"has {total} tokens, {30 * ROWS} of them for images", f"reads {LIMIT}"
-    )
+    assert_explained(outcome, f"has {total} tokens ({30 * ROWS} for images)", f"allows {LIMIT}")
     assert "load" not in outcome.err
 
 
 def test_a_prompt_that_is_no_text(axcore: Axcore, finished: Path) -> None:
     """Bytes of the command line that are no UTF-8: our error, not the plugin's, before loading."""
     outcome = axcore("run", finished, "-p", "caf\udce9")
-    assert_explained(outcome, "the prompt is not UTF-8: it holds '\\udce9'", code=2)
+    assert_explained(outcome, "the prompt is not valid UTF-8: it contains '\\udce9'", code=2)
     assert "plugin" not in outcome.err
     assert "load" not in outcome.err
 

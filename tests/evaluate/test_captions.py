@@ -270,6 +270,6 @@ def test_where_every_image_fails(model: Path, tmp_path: Path) -> None:
     """A question that is too long fails the run and writes no file. Oracle: the message."""
     Image.new("RGB", (80, 60), "red").save(tmp_path / "a.png")
     captions = Captions(Question("word " * 200))
-    with pytest.raises(BudgetError, match="this build reads 96"):
+    with pytest.raises(BudgetError, match="this build allows 96"):
         write_captions(model, tmp_path, tmp_path / "a.json", captions)
     assert not (tmp_path / "a.json").exists()

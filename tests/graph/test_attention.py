@@ -19,9 +19,10 @@ from axcore.checkpoint import Checkpoint
 from axcore.graph.attention import ExplicitMultiheadAttention, attend, explicit
 from axcore.graph.contract import check_component
 from axcore.graph.export import export_component
-from axcore.graph.lint import lint_model
 from axcore.graph.stitch import Tracer
 from axcore.graph.verify import verify_component
+from axcore.toolchains.pulsar2 import Pulsar2
+from axcore.toolchains.pulsar2.chips import chip_target
 
 from . import toy
 
@@ -164,7 +165,7 @@ def test_the_exported_graph_has_only_listed_operators(tmp_path: Path) -> None:
     }
     ports = Port("x", (1, 7, 12)), Port("y", (1, 7, 12))
     path = exported_whole(stage, ports, tmp_path, weights)
-    assert lint_model(path, "AX650") == []
+    assert Pulsar2().lint(path, chip_target("AX650")) == []
 
 
 def test_a_class_of_transformers_works_as_one_stage(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ BROKEN: Mapping[str, tuple[Change, type[AxcoreError], str]] = {
     "stem leads away": (
         lambda c: replace(c, stem="../x"),
         ContractError,
-        r"`vision` has a name unfit for a file: '\.\./x'",
+        r"`vision` has a name that cannot be a file name: '\.\./x'",
     ),
     "stage named twice": (
         restaged(3, name="mix.0"),
@@ -113,12 +113,12 @@ BROKEN: Mapping[str, tuple[Change, type[AxcoreError], str]] = {
     "tensor of another shape": (
         restaged(-1, keys={"head.weight": "tower.head.weight"}),
         CheckpointError,
-        r"`head\.head\.weight` the shape \[40, 48\]; the config asks for \[20, 48\]",
+        r"`head\.head\.weight` the shape \[40, 48\]; config\.json implies \[20, 48\]",
     ),
     "impossible reshape": (
         unfit_reshape,
         CheckpointError,
-        r"tower\.head\.weight cannot be brought into the form of `head\.head\.weight`",
+        r"tower\.head\.weight cannot be converted to the shape of `head\.head\.weight`",
     ),
 }
 

@@ -19,10 +19,11 @@ from axcore import Component, Port, Silent, Stage
 from axcore.errors import ContractError
 from axcore.graph.attention import explicit
 from axcore.graph.export import export_component, part_stems, save
-from axcore.graph.lint import lint_model
 from axcore.graph.shapes import chain_specs, part_ports
 from axcore.graph.stitch import STAGES_KEY, Tracer, stitch
 from axcore.graph.trace import OPSETS
+from axcore.toolchains.pulsar2 import Pulsar2
+from axcore.toolchains.pulsar2.chips import chip_target
 
 from . import toy
 from .conftest import DEPTH, Exported
@@ -139,7 +140,7 @@ def test_nodes_are_named_after_their_stage(exported: Exported) -> None:
 
 def test_the_graph_has_only_listed_operators(exported: Exported) -> None:
     """Fused attention and layer norm included. Oracle: the operator table of the chip."""
-    assert lint_model(exported.paths[0], "AX650") == []
+    assert Pulsar2().lint(exported.paths[0], chip_target("AX650")) == []
 
 
 # Parts -------------------------------------------------------------------------------------------

@@ -77,8 +77,12 @@ def test_a_longer_prompt_may_need_a_larger_cache() -> None:
     [
         (profile(320, 319), "320 tokens does not fit 319 cache slots", "--kv-cache-len 320"),
         (profile(128, 500, (128, 384)), "512 tokens does not fit 500", "--kv-cache-len 512"),
-        (profile(128, 2047, (128, 200)), "[200] are no multiples of the 128", "128, 256 and"),
-        (profile(128, 2047, (0, 128)), "[0] are no multiples", "128, 256"),
+        (
+            profile(128, 2047, (128, 200)),
+            "[200] are not multiples of the chunk of 128",
+            "128, 256 and",
+        ),
+        (profile(128, 2047, (0, 128)), "[0] are not multiples", "128, 256"),
         (profile(128, 2047, (256, 128)), "do not ascend", "order 128, 256"),
         (profile(128, 2047, (128, 128)), "do not ascend", "order 128"),
         (profile(0, 1023), "begin at 1", "--prefill-len"),

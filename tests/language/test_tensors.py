@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from transformers import (
@@ -53,6 +53,7 @@ def configs(draw: st.DrawFn, kind: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("kind", CLASSES)
 @given(data=st.data())
+@settings(max_examples=25)
 def test_names_and_shapes_are_those_of_the_class(kind: str, data: st.DataObject) -> None:
     """Grouped heads, head sizes, biases, norms and tied heads.
 

@@ -88,8 +88,7 @@ def request(**changes: Any) -> BuildRequest:
     given: dict[str, Any] = {
         "model": MODEL,
         "checkpoint": "/nowhere",
-        "chip": "AX650",
-        "npu_mode": "NPU3",
+        "options": {"chip": "AX650"},
         "task": "image",
         "graphs": (graph,),
         "llm": LlmBuildArgs(CHUNK, CACHE, (8, 16)),
@@ -163,6 +162,7 @@ def manifest(files: dict[str, bytes], **changes: Any) -> dict[str, Any]:
         "options": asdict(Options()),
         "vision_only": False,
         "toolchain": "pulsar2",
+        "target": "AX650",
         "notes": [],
         "embedding": {"key": "embed", "shape": [VOCABULARY, HIDDEN], "scale": 1.0, "factor": 1.0},
         "build": plain(request()),

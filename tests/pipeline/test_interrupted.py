@@ -171,7 +171,7 @@ def test_a_first_run_that_fails_leaves_nothing_outside_its_state(
 def test_a_folder_in_use_is_refused(bundle: Path, converted: Path, checkpoint: Path) -> None:
     """Another process holds it. Oracle: that process's id, and the earlier bundle's bytes."""
     code = (
-        "import sys; from pathlib import Path; from axcore.pipeline.workspace import Workspace\n"
+        "import sys; from pathlib import Path; from axcore.workspace import Workspace\n"
         f"with Workspace(Path({str(bundle)!r}), {MODEL!r}).locked():\n"
         "    print('held', flush=True); sys.stdin.read()"
     )

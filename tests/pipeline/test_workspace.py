@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from axcore.pipeline.workspace import MANIFEST, STATE, Workspace
 
+from axcore.bundle import MANIFEST, STATE
 from axcore.errors import BundleError
+from axcore.workspace import Workspace
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 # from `value` alone. `reach` is told of every phase.
 CONVERSION = """
 import json
-from axcore.pipeline.workspace import Workspace
+from axcore.workspace import Workspace
 
 def convert(out, value, reach):
     def make(name):
@@ -67,7 +68,7 @@ def reach(kind):
 replace = Path.replace
 def stepwise(self, target):
     parts = Path(target).relative_to(out).parts
-    kind = ("/".join(parts[:2]) if parts[0] == ".axcore" else "") + Path(target).suffix
+    kind = ("/".join(parts[:3]) if parts[0] == ".axcore" else "") + Path(target).suffix
     reach(f"before {kind}")
     result = replace(self, target)
     reach(f"after {kind}")
@@ -260,7 +261,7 @@ def test_two_processes_at_once(tmp_path: Path) -> None:
     Oracle: the process id of the first.
     """
     code = (
-        "import sys, pathlib; from axcore.pipeline.workspace import Workspace\n"
+        "import sys, pathlib; from axcore.workspace import Workspace\n"
         "with Workspace(pathlib.Path(sys.argv[1]), 'toy').locked():\n"
         "    print('locked', flush=True); sys.stdin.read()"
     )
@@ -298,7 +299,11 @@ def phases(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The kinds of the phases of a run, in their order."""
     found: list[str] = json.loads(die(tmp_path_factory.mktemp("phases") / "out", at=0).stdout)
     assert found[:3] == ["begin", "between files", "end"]
-    assert found[-1] == "after .json"  # the manifest
+    # The manifest is the last of the bundle's files; the record of checksums only saves time.
+    assert found[-3:] == [
+        "after .json",
+        *(f"{when} .axcore/checksums.json.json" for when in ("before", "after")),
+    ]
     return found
 
 
@@ -332,7 +337,7 @@ def test_a_crash_over_an_earlier_bundle(
     Oracle: the bytes of undisturbed runs.
     """
     changing = phases.index("before .tar") + 1
-    publishing = phases.index("before .axcore/publishing.json")
+    publishing = phases.index("before .axcore/convert/publishing.json")
     for phase in (phases.index("between files") + 1, *samples(phases, publishing)):
         out = tmp_path / str(phase)
         convert(out, "old")
@@ -350,7 +355,7 @@ FULL = """
 import resource, sys
 from pathlib import Path
 from axcore.errors import BudgetError
-from axcore.pipeline.workspace import Workspace
+from axcore.workspace import Workspace
 
 # A stand-in for a full disk: no file may grow beyond 64 kB.
 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))

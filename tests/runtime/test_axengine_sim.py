@@ -211,10 +211,10 @@ def test_a_placeholder_never_reaches_the_graph(
     ("name", "array", "message"),
     [
         ("mask", np.zeros((1, 1, 15), bfloat16), r"`mask` takes bfloat16 \[1, 1, 16\].*1, 15\]"),
-        ("mask", np.zeros((1, 1, 16), np.float32), "fed float32"),
-        ("mask", np.zeros((1, 16), bfloat16), r"fed bfloat16 \[1, 16\]"),
-        ("input", np.zeros((1, 1, 8), np.uint16), "fed uint16"),
-        ("indices", np.zeros((1, 1), np.int64), "`indices` takes uint32.*fed int64"),
+        ("mask", np.zeros((1, 1, 16), np.float32), "got float32"),
+        ("mask", np.zeros((1, 16), bfloat16), r"got bfloat16 \[1, 16\]"),
+        ("input", np.zeros((1, 1, 8), np.uint16), "got uint16"),
+        ("indices", np.zeros((1, 1), np.int64), "`indices` takes uint32.*got int64"),
         ("K_cache", np.zeros((1, 4, 15), bfloat16).transpose(0, 2, 1)[:, :14], r"\[1, 14, 4\]"),
         ("K_cache", np.zeros((15, 4, 1), bfloat16).T.reshape(1, 15, 4, order="F"), "Fortran"),
     ],
@@ -232,10 +232,10 @@ def test_names_are_checked_and_extra_feeds_ignored(
 ) -> None:
     """Oracle: pyaxengine's rules; outputs in another order it would mix up."""
     assert len(layer.run(None, feed | {"extra": np.zeros(3)})) == 3
-    with pytest.raises(ValueError, match=r"\['V_cache'\] are missing, fed were \['K_cache', 'ind"):
+    with pytest.raises(ValueError, match=r"\['V_cache'\] are missing, got \['K_cache', 'ind"):
         layer.run(None, {name: array for name, array in feed.items() if name != "V_cache"})
     for names in (["output"], ["V_cache_out", "K_cache_out", "output"], ["nothing"]):
-        with pytest.raises(ValueError, match="ask for None or for"):
+        with pytest.raises(ValueError, match="request None or"):
             layer.run(names, feed)
 
 
@@ -257,7 +257,7 @@ def test_an_onnx_file_stands_in_for_a_missing_axmodel(
 @pytest.mark.parametrize(
     ("dtype", "shape", "groups", "message"),
     [
-        (TensorProto.INT64, (2,), None, r"`x` is a tensor\(int64\), a type that boards"),
+        (TensorProto.INT64, (2,), None, r"`x` is a tensor\(int64\), which boards do not"),
         (TensorProto.FLOAT16, (2,), None, "float16"),
         (TensorProto.FLOAT, (1, "n"), None, r"`x` has the shape \[1, 'n'\], which is not static"),
         (TensorProto.FLOAT, (1, "n"), [{"inputs": {"z": [1]}, "outputs": {"y": [1]}}], "'z'"),

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from axcore import BundleError, LlmBuildArgs, PluginNotFound, Registry
-from axcore.files import Stamp, sha256
+from axcore import BundleError, LlmBuildArgs, PluginNotFound, Registry, files
+from axcore.bundle import CHECKSUMS
 from axcore.runtime.deployment import Deployment
 
 from ..built import CACHE, CHUNK, HEAD, HEIGHT, HISTORIES, LAYER, TABLE, WIDTH
@@ -150,12 +150,13 @@ def test_what_was_seen_is_not_read_again(
     """
     hashed: list[str] = []
 
-    def counting(path: Path) -> Stamp:
+    def counting(path: Path) -> str:
         hashed.append(path.name)
-        return Stamp(path.stat().st_size, sha256(path), path.stat().st_mtime_ns)
+        return sha256(path)
 
-    monkeypatch.setattr(Stamp, "of", counting)
-    seen = own / ".axcore" / "seen.json"
+    sha256 = files.sha256
+    monkeypatch.setattr(files, "sha256", counting)
+    seen = own / CHECKSUMS
     seen.unlink(missing_ok=True)
     for expected in ([TABLE], [], [TABLE]):
         hashed.clear()
@@ -169,10 +170,10 @@ def test_what_was_seen_is_not_read_again(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"embedding": None}, "holds the vision side alone"),
+        ({"embedding": None}, "holds only the vision side"),
         ({"embedding": {"key": "e"}}, "shape: missing"),
         ({"model": {"id": "qwen2.5-vl-3b", "task": "image"}}, "profile"),
-        ({"model": ["qwen2.5-vl-3b"]}, "cannot be understood"),
+        ({"model": ["qwen2.5-vl-3b"]}, "cannot be parsed"),
     ],
 )
 def test_a_manifest_that_does_not_say_enough(
@@ -193,7 +194,7 @@ def test_generation_settings_that_cannot_be_read(
     """Otherwise an answer might never end."""
     (own / "generation_config.json").write_text(content)
     list_again(own, "generation_config.json")
-    with pytest.raises(BundleError, match=r"generation_config\.json cannot be understood"):
+    with pytest.raises(BundleError, match=r"generation_config\.json cannot be parsed"):
         Deployment.open(own, registry)
 
 

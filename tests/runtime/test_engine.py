@@ -123,7 +123,7 @@ def test_a_model_of_another_target_is_named(
 ) -> None:
     """The stand-in raises what pyaxengine raises for files it cannot run."""
     board_standin(monkeypatch, error)
-    with pytest.raises(BundleError, match=f"`{LAYER}` is no model.*(?s:.*){error}") as caught:
+    with pytest.raises(BundleError, match=f"`{LAYER}` is not a model.*(?s:.*){error}") as caught:
         open_session(load_engine("axengine"), toy.folder / LAYER)
     assert caught.value.hint
 
@@ -132,7 +132,11 @@ def test_files_that_are_missing_or_foreign_are_named(tmp_path: Path) -> None:
     """Oracle: the file's name and what is wrong with it, for a file, a folder and nothing."""
     (tmp_path / "text.onnx").write_text("not a model")
     (tmp_path / "folder.onnx").mkdir()
-    wrong = {"none.onnx": "No such file", "folder.onnx": "Is a directory", "text.onnx": "no model"}
+    wrong = {
+        "none.onnx": "No such file",
+        "folder.onnx": "Is a directory",
+        "text.onnx": "not a model",
+    }
     for name, message in wrong.items():
         with pytest.raises(BundleError, match=f"`{name}`.*{message}"):
             open_session(axengine_sim, tmp_path / name)

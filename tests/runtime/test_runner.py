@@ -276,7 +276,7 @@ def test_the_longest_prompt_passes_and_one_more_token_does_not(whole: Runner) ->
     fits = whole.prepare([message("x" * (LIMIT - frame), IMAGE)])
     assert len(fits.input_ids) == LIMIT
     assert answer_of(whole, fits, None, 1).prompt_tokens == LIMIT
-    expected = f"has {LIMIT + 1} tokens, {ROWS} of them for images; this build reads {LIMIT}"
+    expected = rf"has {LIMIT + 1} tokens \({ROWS} for images\); this build allows {LIMIT}"
     with pytest.raises(BudgetError, match=expected):
         whole.prepare([message("x" * (LIMIT - frame + 1), IMAGE)])
 
@@ -290,7 +290,7 @@ def test_a_prompt_needs_no_layer_model(own: Path, whole: Runner) -> None:
     asked = [message("What?", IMAGE)]
     made = runner_module.prepare_prompt(deployment, registry, asked)
     np.testing.assert_array_equal(made.input_ids, whole.prepare(asked).input_ids)
-    with pytest.raises(BudgetError, match=f"this build reads {LIMIT}"):
+    with pytest.raises(BudgetError, match=f"this build allows {LIMIT}"):
         runner_module.prepare_prompt(deployment, registry, [message("x" * LIMIT)])
 
 

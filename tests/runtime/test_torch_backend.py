@@ -258,7 +258,7 @@ def test_a_device_that_is_not_there() -> None:
         with pytest.raises(UsageError, match="no device `cuda`") as caught:
             place_of("cuda", "float32")
         assert "--device cpu" in caught.value.hint
-    with pytest.raises(UsageError, match="needs torch_npu, which does not load") as caught:
+    with pytest.raises(UsageError, match="requires torch_npu, which does not load") as caught:
         place_of("npu", "float16")
     assert "set_env.sh" in caught.value.hint
 
@@ -279,7 +279,7 @@ def test_a_checkpoint_that_is_gone(
     text = (bundle / "axcore.json").read_text()
     folder = str(deployment.folder.parent / "checkpoint")
     (bundle / "axcore.json").write_text(text.replace(folder, "/nowhere/weights"))
-    with pytest.raises(CheckpointError, match="is gone\n  folder: /nowhere/weights") as caught:
+    with pytest.raises(CheckpointError, match="is missing\n  folder: /nowhere/weights") as caught:
         Runner.open(bundle, registry, "torch")
     assert "other backends" in caught.value.hint
 

@@ -89,8 +89,7 @@ def request_(graph: GraphFile, tmp_path: Path) -> BuildRequest:
     return BuildRequest(
         model="foo-vl-3b",
         checkpoint=str(checkpoint),
-        chip="AX650",
-        npu_mode="NPU3",
+        options={"chip": "AX650"},
         task="image",
         graphs=(graph,),
         llm=LlmBuildArgs(prefill_len=320, kv_cache_len=1023),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import signal
@@ -15,9 +14,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from axcore import BuildRequest, ToolchainError
+from axcore import BuildRequest, ToolchainError, UsageError
+from axcore.bundle import STATE
+from axcore.testing import build_folder
+from axcore.toolchain import Tool
 from axcore.toolchains.pulsar2 import Pulsar2
-from axcore.toolchains.steps import Tool
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,8 +37,11 @@ def build(
 ) -> Callable[..., list[Path]]:
     """Build the bundle with the stand-in; `request_` unless another request is given."""
 
-    def run(request: BuildRequest = request_) -> list[Path]:
-        return Pulsar2().build(bundle, request, recorder, command=shlex.quote(str(standin.path)))
+    def run(request: BuildRequest = request_, **options: str) -> list[Path]:
+        command = shlex.quote(str(standin.path))
+        return build_folder(
+            Pulsar2(), bundle, request, options=options, command=command, progress=recorder
+        )
 
     return run
 
@@ -141,7 +145,7 @@ def test_types_that_differ_are_not_guessed_between(
 ) -> None:
     """The files of one layer under two type names. Oracle: the stand-in, told to write both."""
     standin.set(types=["foo_vl_text", "foo_vl"])
-    with pytest.raises(ToolchainError, match=r"2 files instead of 1 fit \*_p320_l0_together"):
+    with pytest.raises(ToolchainError, match=r"2 files instead of 1 match \*_p320_l0_together"):
         build()
 
 
@@ -169,15 +173,26 @@ def test_a_lost_result_is_built_again(
     assert [call[0] for call in standin.calls()[2:]] == ["llm_build"]
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"steps": {"llm": 1}}'])
-def test_a_damaged_state_file_only_costs_time(
+@pytest.mark.parametrize("text", ["", "[]", '{"files": {"llm": 1}}'])
+def test_a_damaged_record_only_costs_time(
     build: Callable[[], list[Path]], bundle: Path, standin: Standin, text: str
 ) -> None:
     """Oracle: the journal, which shows every step twice."""
     build()
-    (bundle / "build/state.json").write_text(text)
+    for record in (bundle / STATE).rglob("*.json"):
+        record.write_text(text)
     assert len(build()) == len(MADE)
     assert len(standin.calls()) == 4
+
+
+def test_another_chip_than_that_of_the_configuration_is_refused(
+    build: Callable[..., list[Path]], standin: Standin
+) -> None:
+    """The files may have been edited. Oracle: the empty journal, and a remedy that is a command."""
+    with pytest.raises(UsageError, match="for AX650 NPU3, not for AX620E NPU2") as caught:
+        build(chip="AX620E")
+    assert "--chip AX620E --npu-mode NPU2" in caught.value.hint
+    assert standin.calls() == []
 
 
 def test_files_that_are_left_out_fail_the_step(
@@ -223,7 +238,7 @@ def test_a_missing_tool_is_named_with_the_remedy(
     """Oracle: the words of the message, from `build` and from `availability`."""
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(ToolchainError, match="`pulsar2` is not on PATH") as caught:
-        Pulsar2().build(bundle, request_, recorder)
+        build_folder(Pulsar2(), bundle, request_)
     assert "docker run" in caught.value.hint
     found = Pulsar2().availability()
     assert (found.available, found.detail) == (False, "`pulsar2` is not on PATH")
@@ -247,7 +262,7 @@ def test_a_program_without_a_builder_is_refused(
 ) -> None:
     """Success at ``-h`` is not enough: wrappers print their help for anything. Oracle: echo."""
     with pytest.raises(ToolchainError, match="no language-model builder") as caught:
-        Pulsar2().build(bundle, request_, recorder, command="echo hello")
+        build_folder(Pulsar2(), bundle, request_, command="echo hello")
     assert "hello llm_build -h" in caught.value.message
 
 
@@ -259,7 +274,7 @@ def test_a_program_that_cannot_start_is_an_expected_failure(
     path.write_bytes(b"\0not a program")
     path.chmod(0o755)
     with pytest.raises(ToolchainError, match="cannot be started"):
-        Pulsar2().build(bundle, request_, recorder, command=str(path))
+        build_folder(Pulsar2(), bundle, request_, command=str(path))
 
 
 def test_variables_reach_the_tool_and_enter_a_container(
@@ -282,23 +297,27 @@ def test_variables_reach_the_tool_and_enter_a_container(
 HANGING = """\
 import signal, sys
 from pathlib import Path
-from axcore.progress import Silent
+from axcore import BuildRequest, Calibration, GraphFile, LlmBuildArgs, Port
+from axcore.testing import build_folder
 from axcore.toolchains.pulsar2 import Pulsar2
-from axcore.toolchains.contract import BuildRequest, GraphFile
-from axcore.component import Calibration, Port
-from axcore.language_model import LlmBuildArgs
-from axcore.testing import Recorder
 signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs ignore it
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and so does nohup
-Pulsar2().build(Path(sys.argv[1]), eval(sys.argv[2]), Silent(), command=sys.argv[3])
+build_folder(Pulsar2(), Path(sys.argv[1]), eval(sys.argv[2]), command=sys.argv[3])
 """
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_stopping_us_stops_all_that_the_tool_started(
-    bundle: Path, request_: BuildRequest, standin: Standin, number: signal.Signals
+    build: Callable[[], list[Path]],
+    bundle: Path,
+    request_: BuildRequest,
+    standin: Standin,
+    number: signal.Signals,
 ) -> None:
-    """Oracle: the kernel, which no longer knows the stand-in and its own child."""
+    """The same build then goes on where it was stopped.
+
+    Oracle: the kernel, which no longer knows the stand-in and its own child; the journal.
+    """
     standin.set(hang_at="llm")
     command = [sys.executable, "-c", HANGING, str(bundle), repr(request_)]
     with subprocess.Popen(
@@ -310,8 +329,10 @@ def test_stopping_us_stops_all_that_the_tool_started(
         assert process.wait(60) != 0
     started = [int(pid) for pid in pids.read_text().split()]
     wait_until(lambda: not any(running(pid) for pid in started))
-    state = json.loads((bundle / "build/state.json").read_text())
-    assert list(state["steps"]) == ["Foo-VL-3B_vision"]
+    assert list(bundle.glob("*.axmodel")) == [bundle / MADE[0]]
+    standin.set()
+    build()
+    assert [call[0] for call in standin.calls()] == ["build", "llm_build", "llm_build"]
 
 
 def wait_until(condition: Callable[[], bool]) -> None:

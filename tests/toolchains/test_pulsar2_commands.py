@@ -85,7 +85,8 @@ def test_only_what_differs_from_published_builds_is_added(request_: BuildRequest
     plain = llm_flags("llm_build", request_)
     assert not {"--model_type", "--weight_type", "--npu_mode", "--check_level"} & set(plain)
     args = replace(request_.llm, model_type="foo_text", weight_type="s4", check_level=2)
-    flags = dict(pairs(llm_flags("llm_build", replace(request_, npu_mode="NPU1", llm=args))))
+    options = {"chip": "AX650", "npu-mode": "NPU1"}
+    flags = dict(pairs(llm_flags("llm_build", replace(request_, options=options, llm=args))))
     assert flags["--model_type"] == "foo_text"
     assert flags["--weight_type"] == "s4"
     assert flags["--check_level"] == "2"

@@ -24,6 +24,7 @@ from axcore import (
     UsageError,
 )
 from axcore.toolchains.pulsar2 import Pulsar2
+from axcore.toolchains.pulsar2.chips import NPU_MODES, Chip
 from axcore.toolchains.pulsar2.config import config_for
 from axcore.toolchains.pulsar2.schema import (
     BuildConfig,
@@ -32,7 +33,6 @@ from axcore.toolchains.pulsar2.schema import (
     LayerConfig,
     QuantConfig,
 )
-from axcore.toolchains.pulsar2.target import NPU_MODES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -81,8 +81,7 @@ PUBLISHED = {
 REQUEST = BuildRequest(
     model="foo-vl-3b",
     checkpoint="/checkpoints/foo",
-    chip="AX650",
-    npu_mode="NPU3",
+    options={"chip": "AX650"},
     task="image",
     graphs=(),
     llm=LlmBuildArgs(prefill_len=320, kv_cache_len=1023),
@@ -208,14 +207,14 @@ def test_several_inputs_share_an_archive_of_named_arrays_only(graph: GraphFile) 
 
 def test_a_chip_other_than_the_default_is_written_and_bounds_the_mode(graph: GraphFile) -> None:
     """Oracle: the documented table of chips and modes."""
-    other = replace(REQUEST, chip="AX8860", npu_mode="NPU4")
+    other = replace(REQUEST, options={"chip": "AX8860", "npu-mode": "NPU1"})
     assert config_for(graph, other).target_hardware == "AX8860"
     with pytest.raises(UsageError) as caught:
-        Pulsar2().prepare(replace(REQUEST, chip="AX620E"))
+        Pulsar2().target({"chip": "AX620E", "npu-mode": "NPU3"})
     assert "`NPU3`" in caught.value.message
     assert "NPU1, NPU2" in caught.value.hint
     with pytest.raises(UsageError, match="`AX9000`"):
-        Pulsar2().prepare(replace(REQUEST, chip="AX9000"))
+        Pulsar2().target({"chip": "AX9000"})
 
 
 @pytest.mark.parametrize(
@@ -231,8 +230,9 @@ def test_a_chip_other_than_the_default_is_written_and_bounds_the_mode(graph: Gra
     ],
 )
 def test_every_chip_takes_its_modes_and_no_other(chip: str, modes: str) -> None:
-    """Oracle: the documented table, written out."""
+    """Without a mode it is all of the NPU. Oracle: the documented table, written out."""
     assert NPU_MODES[chip] == tuple(modes.split())
+    assert Chip.of({"chip": chip}).npu_mode == modes.split()[-1]
     for mode in ("NPU1", "NPU2", "NPU3", "NPU4"):
         data = {"target_hardware": chip, "npu_mode": mode}
         if mode in modes.split():

@@ -162,8 +162,7 @@ def request_(graph: GraphFile) -> BuildRequest:
     return BuildRequest(
         model="foo-vl-3b",
         checkpoint="checkpoint",
-        chip="AX650",
-        npu_mode="NPU3",
+        options=SOC,
         task="image",
         graphs=(graph, second),
         llm=LlmBuildArgs(prefill_len=320, kv_cache_len=1023),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from axcore_toolchain_ascend import Ascend, backends, cann, environment
+from axcore_toolchain_ascend import backends, cann, environment
 from axcore_toolchain_ascend.backend import AscendBackend, numbered
 from PIL import Image
 
@@ -19,7 +19,7 @@ from axcore.choices import resolve
 from axcore.runtime.deployment import Deployment
 from axcore.runtime.runner import Runner
 from axcore.runtime.torch_model import Place
-from axcore.testing import Recorder, answered
+from axcore.testing import answered
 
 from .conftest import SOC, Standin
 
@@ -43,7 +43,6 @@ def test_an_answer_is_that_of_the_embedded_toolchain(
     model: str,
     registry: Registry,
     standin: Standin,
-    recorder: Recorder,
     ais_bench: list[Any],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
@@ -62,7 +61,7 @@ def test_an_answer_is_that_of_the_embedded_toolchain(
     how: dict[str, Any] = {"weights": "random-tiny", "toolchain": "ascend", "verify": False}
     out = tmp_path / "bundle"
     request = axcore.convert(model, out, options=options, registry=registry, **how).build_request
-    Ascend().build(out, request, recorder, options=SOC)
+    axcore.build(out, options=SOC, registry=registry)
     axcore.build(
         out,
         toolchain="onnx",

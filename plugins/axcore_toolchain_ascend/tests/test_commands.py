@@ -9,25 +9,25 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from axcore_toolchain_ascend import Ascend
+from axcore_toolchain_ascend.card import OPTIONS, Card
 from axcore_toolchain_ascend.commands import atc_flags
-from axcore_toolchain_ascend.target import OPTIONS, Target
 from hypothesis import given
 from hypothesis import strategies as st
 
 from axcore import BuildRequest, Calibration, GraphFile, Port, UsageError
-from axcore.testing import Recorder
+from axcore.testing import build_folder
 
 from .conftest import SOC, Standin, flags_of
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-TARGET = Target("Ascend310P3", "fp16")
+CARD = Card("Ascend310P3", "fp16")
 
 
 def test_the_command_is_the_documented_one(graph: GraphFile) -> None:
     """Word by word. Oracle: the documented form of a conversion from ONNX."""
-    assert atc_flags(graph, TARGET) == [
+    assert atc_flags(graph, CARD) == [
         "--framework=5",
         "--model=tower.onnx",
         "--output=build/ascend/tower/tower",
@@ -46,8 +46,8 @@ def test_a_components_own_settings_are_laid_over(graph: GraphFile) -> None:
     """
     own = {"precision_mode_v2": None, "precision_mode": "force_fp16", "log": "info"}
     settings: dict[str, dict[str, Any]] = {"ascend": own, "pulsar2": {"quant": {}}}
-    found = atc_flags(replace(graph, build_options=settings), TARGET)
-    expected = atc_flags(graph, TARGET)[:-2]
+    found = atc_flags(replace(graph, build_options=settings), CARD)
+    expected = atc_flags(graph, CARD)[:-2]
     assert found == [*expected, "--log=info", "--precision_mode=force_fp16"]
 
 
@@ -63,24 +63,24 @@ def test_every_input_is_named_with_its_shape(shapes: dict[str, tuple[int, ...]])
     """Oracle: the shapes, read back as atc documents the flag."""
     ports = tuple(Port(name, shape) for name, shape in shapes.items())
     graph = GraphFile("g", ports, (), Calibration(), "a.tar", 0)
-    text = flags_of(atc_flags(graph, TARGET))["input_shape"]
+    text = flags_of(atc_flags(graph, CARD))["input_shape"]
     read = dict(part.split(":") for part in text.split(";"))
     assert {name: tuple(map(int, dims.split(","))) for name, dims in read.items()} == shapes
 
 
 @pytest.mark.parametrize("said", ["convert", "environment"])
 def test_the_script_runs_what_a_build_runs(
-    request_: BuildRequest, bundle: Path, standin: Standin, recorder: Recorder, said: str
+    request_: BuildRequest, bundle: Path, standin: Standin, said: str
 ) -> None:
     """From any folder, with the card known beforehand or only when it runs.
 
     Oracle: the journals of the stand-in.
     """
-    Ascend().build(bundle, request_, recorder, options=SOC)
+    build_folder(Ascend(), bundle, request_)
     for path in bundle.glob("*.om"):
         path.unlink()
     options, variables = (SOC, {}) if said == "convert" else ({}, {"SOC_VERSION": "Ascend310P3"})
-    (text,) = Ascend().prepare(request_, options).values()
+    (text,) = Ascend().prepare(replace(request_, options=options)).values()
     (bundle / "build_ascend.sh").write_text(text)
     subprocess.run(
         ["bash", str(bundle / "build_ascend.sh")], env={**os.environ, **variables}, check=True
@@ -95,7 +95,7 @@ def test_the_script_says_what_it_lacks(
     request_: BuildRequest, bundle: Path, standin: Standin, lost: str
 ) -> None:
     """Before anything is run. Oracle: its words, its code and the stand-in's empty journal."""
-    (text,) = Ascend().prepare(request_).values()
+    (text,) = Ascend().prepare(replace(request_, options={})).values()
     (bundle / "build_ascend.sh").write_text(text)
     variables = {"ATC": "no-such-atc", "SOC_VERSION": "Ascend310P3"} if lost == "tool" else {}
     done = subprocess.run(
@@ -113,9 +113,9 @@ def test_the_script_says_what_it_lacks(
 def test_the_card_has_no_default_and_the_precision_has() -> None:
     """Oracle: the declarations and the words of the message."""
     assert OPTIONS["soc-version"].values == ()
-    assert Target.of({}) == Target("", "fp16")
+    assert Card.of({}) == Card("", "fp16")
     with pytest.raises(UsageError, match="no --soc-version") as caught:
-        Target.of({}).complete()
+        Card.of({}).complete()
     assert "npu-smi info" in caught.value.hint
     assert "Ascend310P3" in caught.value.hint
 
@@ -134,7 +134,7 @@ def test_wrong_options_are_refused(
 ) -> None:
     """With what there is instead. Oracle: the words of the message."""
     with pytest.raises(UsageError, match=words) as caught:
-        Ascend().prepare(request_, options)
+        Ascend().prepare(replace(request_, options=options))
     assert caught.value.hint
 
 
@@ -151,9 +151,10 @@ def test_bfloat16_graphs_need_the_a2_generation(
 ) -> None:
     """Oracle: the published list of cards; names that are not known are left to atc."""
     port = replace(graph.inputs[0], dtype="bfloat16")
-    request = replace(request_, graphs=(replace(graph, inputs=(port,)),))
+    graphs = (replace(graph, inputs=(port,)),)
+    request = replace(request_, graphs=graphs, options={"soc-version": soc})
     if fits:
-        assert Ascend().prepare(request, {"soc-version": soc})
+        assert Ascend().prepare(request)
     else:
         with pytest.raises(UsageError, match=r"tower\.onnx"):
-            Ascend().prepare(request, {"soc-version": soc})
+            Ascend().prepare(request)

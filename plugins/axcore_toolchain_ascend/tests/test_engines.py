@@ -13,9 +13,9 @@ import pytest
 from axcore_toolchain_ascend import Ascend, cann, om
 
 from axcore import BuildRequest, GraphFile, Port, ToolchainError
-from axcore.testing import Recorder
+from axcore.testing import build_folder
 
-from .conftest import CPU, SOC, StandinRuntime, write_model
+from .conftest import CPU, StandinRuntime, write_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,9 +32,9 @@ ENGINES = {"ascend": (om, ".om"), "ascend-onnx": (cann, ".onnx")}
 
 
 @pytest.fixture
-def built(bundle: Path, request_: BuildRequest, standin: Standin, recorder: Recorder) -> Path:
+def built(bundle: Path, request_: BuildRequest, standin: Standin) -> Path:
     """The bundle with its ``.om`` files."""
-    Ascend().build(bundle, request_, recorder, options=SOC)
+    build_folder(Ascend(), bundle, request_)
     return bundle
 
 
