@@ -1,4 +1,4 @@
-"""What axcore asks of the operating system. It runs on Linux; glibc's calls are not required."""
+"""Calls that depend on the operating system: axcore runs on Linux."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .errors import AxcoreError
 
 
 def require_linux() -> None:
-    """Refuse other systems before any work: files are read and copied by Linux's own calls.
+    """Refuse other systems before any work: checkpoints are read with calls that only Linux has.
 
     Raises:
         AxcoreError: This is not Linux.
@@ -18,19 +18,19 @@ def require_linux() -> None:
     if sys.platform != "linux":
         raise AxcoreError(
             f"axcore runs on Linux; this is {sys.platform}",
-            hint="use a Linux machine, a container or, on Windows, WSL",
+            hint="use a Linux machine or container, or WSL on Windows",
         )
 
 
 def cores() -> int:
-    """Return the number of cores that this process may use, which may be fewer than there are."""
+    """Return the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def trim_memory() -> None:
-    """Give memory that was freed back to the system, where the C library (glibc) can do so."""
+    """Return freed heap memory to the system, if the C library is glibc."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
     if trim is not None:
         trim(0)

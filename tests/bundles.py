@@ -119,6 +119,7 @@ def axcore_command(
 
 def check_json(command: str, text: str) -> None:
     """Hold what a command printed as JSON against the published schema."""
+    command = command.replace("convert", "plan") if "--dry-run" in command else command
     (name,) = (name for name in SCHEMA["$defs"] if f"{command} ".startswith(f"{name} "))
     for document in text.splitlines() if name == "chat" else [text]:
         schema = {**SCHEMA, "$ref": f"#/$defs/{name}"}

@@ -67,7 +67,7 @@ def root(
 
     --quiet, --verbose and --log-file may also be given behind a command.
     """
-    del quiet, verbose, log_file  # noted in the invocation as they are read
+    del quiet, verbose, log_file  # their callbacks have set them on the invocation
     if version:
         typer.echo(f"axcore {__version__}")
         raise typer.Exit

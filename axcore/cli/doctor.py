@@ -91,6 +91,8 @@ def _available(name: str, found: Availability, options: Iterable[str] = ()) -> C
 
 
 def _machine() -> Iterator[Check]:
+    library = " ".join(platform.libc_ver()).strip() or "a C library other than glibc"
+    yield Check("system", "ok", f"{platform.system()} {platform.machine()}, {library}")
     memory = psutil.virtual_memory()
     yield Check("cores", "ok", str(psutil.cpu_count() or 1))
     yield Check("memory", "ok", f"{size(memory.available)} of {size(memory.total)} available")

@@ -1,4 +1,4 @@
-"""What holds for one invocation, whatever its command: how much is said, and where."""
+"""State of one invocation, the same for all commands: how much is shown, and where."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ INTERRUPTED = 130  # what shells report of a program that Ctrl-C ended
 _LOG = logging.getLogger("axcore")
 _LOG.addHandler(logging.NullHandler())
 _LOG.setLevel(logging.INFO)
-_LOG.propagate = False  # what axcore says is on the terminal already
+_LOG.propagate = False  # the terminal shows axcore's own messages already
 
 
 class Invocation:
-    """The state of one invocation; commands find it by `of`, options fill it in.
+    """The state of one invocation, kept on the context of typer; options set it.
 
     Attributes:
-        quiet: Whether errors and warnings are all that is said.
-        verbose: Whether libraries are heard, and tracebacks of expected failures shown.
-        log_file: Gets every message, with its time.
+        quiet: Whether only errors and warnings are shown.
+        verbose: Whether log messages of libraries and tracebacks of expected failures are shown.
+        log_file: Every message is appended to this file, with a timestamp.
     """
 
     def __init__(self) -> None:
@@ -68,10 +68,10 @@ class Invocation:
         self._close()
 
     def configure(self, name: str, value: Any) -> None:
-        """Set an attribute to what an option says, and direct the messages accordingly.
+        """Set an attribute to the value of an option, and direct the messages accordingly.
 
         Raises:
-            UsageError: The log file cannot be written, or more and less is to be said.
+            UsageError: The log file cannot be written, or both quiet and verbose are set.
         """
         setattr(self, name, value)
         self.__dict__.pop("reporter", None)
@@ -80,7 +80,7 @@ class Invocation:
         self._close()
         root = logging.getLogger()
         if self.verbose or self.log_file:
-            # Once the log hears libraries, Python no longer prints their warnings by itself.
+            # With a handler on the root logger, Python no longer prints warnings of libraries.
             level = logging.INFO if self.verbose else logging.WARNING
             self._attach(logging.StreamHandler(sys.stderr), level, root)
             root.setLevel(logging.INFO)
@@ -113,7 +113,7 @@ class Invocation:
         """Yield the reporter; end with 130 where Ctrl-C is pressed.
 
         Args:
-            continues: Whether the same command, run again, goes on where it was interrupted.
+            continues: Whether the same command, run again, continues where it was interrupted.
         """
         try:
             yield self.reporter
@@ -121,13 +121,13 @@ class Invocation:
             self.interrupted("; run the same command again to continue" if continues else "")
 
     def interrupted(self, remedy: str = "") -> NoReturn:
-        """Say that Ctrl-C ended the command, and end it."""
+        """Print that Ctrl-C ended the command, and exit with 130."""
         _LOG.error("interrupted%s", remedy)
         typer.echo(f"interrupted{remedy}", err=True)
         raise typer.Exit(INTERRUPTED) from None
 
     def registry(self, *, warn: bool = True) -> Registry:
-        """Return the installed plugins; `warn` of those set aside."""
+        """Return the installed plugins; with `warn`, print a warning for each set aside."""
         registry = Registry()
         _ = registry.entries, registry.toolchains
         for problem in registry.problems if warn else ():
@@ -135,12 +135,12 @@ class Invocation:
         return registry
 
     def note(self, message: str) -> None:
-        """Say what is to be known of a result, on quiet invocations, too."""
+        """Print a note on a result; `quiet` does not hide it."""
         _LOG.warning("%s", message)
         typer.echo(f"note: {message}", err=True)
 
     def fail(self, error: AxcoreError) -> None:
-        """Print an expected failure, behind its traceback where much is to be said."""
+        """Print an expected failure; `verbose` prints its traceback first."""
         _LOG.error("%s", error.message, exc_info=error)
         if self.verbose:
             traceback.print_exception(error)
@@ -202,17 +202,17 @@ def _option(*names: str, help: str) -> Any:  # noqa: A002 - typer's name
     return typer.Option(*names, help=help, callback=_configure, expose_value=False)
 
 
-Quiet = Annotated[bool, _option("--quiet", "-q", help="Say errors and warnings alone.")]
+Quiet = Annotated[bool, _option("--quiet", "-q", help="Show errors and warnings only.")]
 Verbose = Annotated[
-    bool, _option("--verbose", "-v", help="Say what libraries say, too, and show tracebacks.")
+    bool, _option("--verbose", "-v", help="Also show log messages of libraries, and tracebacks.")
 ]
 LogFile = Annotated[
-    Path | None, _option("--log-file", help="Add every message to this file, with its time.")
+    Path | None, _option("--log-file", help="Append every message to this file, with a timestamp.")
 ]
 
 
 class Root(TyperGroup):
-    """The group of all commands: its options of an `Invocation` are taken behind a command, too."""
+    """The group of all commands. Options that set the `Invocation` work behind a command, too."""
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
@@ -220,7 +220,7 @@ class Root(TyperGroup):
         _extend(self.commands.values(), shared)
 
     def invoke(self, ctx: Any) -> Any:
-        """Run a command; where Ctrl-C ends it, say so."""
+        """Run a command; if Ctrl-C ends it, print that."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:

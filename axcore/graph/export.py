@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..progress import Progress
 
 _IN_FLIGHT_BYTES = 96 << 20  # limit on tensors in memory, read but not yet written
-_INLINE_BYTES = 256  # smaller tensors stay in the graph's own file
+_INLINE_BYTES = 256  # tensors up to this size are stored in the graph's own file
 _WRITERS = 2  # one reads and casts while the other writes
 
 

@@ -40,7 +40,7 @@ class Backend(Protocol):
         """Return the vision model; it opens its files on first use.
 
         Args:
-            deployment: The bundle to run.
+            deployment: The bundle to run. Loading is reported to its `progress`.
             options: A value for every declared option: as given, or the default.
 
         Raises:

@@ -380,7 +380,7 @@ def test_a_broken_plugin_can_be_left_out(
 def test_doctor_looks_at_everything(axcore: Axcore) -> None:
     """Packages, plugins, toolchain, machine. Oracle: what is installed here."""
     checks = {check["name"]: check for check in data_of(axcore("doctor", "--json"))}
-    for name in ("python", "torch", "onnx", "plugin qwen25vl", "toolchain pulsar2", "memory"):
+    for name in ("python", "torch", "plugin qwen25vl", "toolchain pulsar2", "system", "memory"):
         assert checks[name]["detail"], name
     assert checks["torch"]["status"] == "ok"
     text = axcore("doctor")
