@@ -125,14 +125,13 @@ def test_the_variable_is_for_one_chip(
     family: Family, registry: Registry, chip: str, told: bool
 ) -> None:
     """Other chips do not know it. Oracle: the published note."""
-    mode = "NPU3" if told else "NPU2"
-    made = planned(family, registry, chip=chip, npu_mode=mode)
+    made = planned(family, registry, chip=chip)
     assert ("FLOAT_MATMUL_USE_CONV_EU" in made.prepared_files["build.sh"]) is told
 
 
 def planned(family: Family, registry: Registry, layout: str = "remote", **options: Any) -> Any:
     folder = str(family.folders[layout])
-    return plan(folder, options=Options(**options), registry=registry)
+    return plan(folder, registry=registry, **options)
 
 
 def test_hooks_keep_their_promises(registry: Registry, tmp_path: Path) -> None:
@@ -284,7 +283,7 @@ def test_an_archive_is_used_as_it_is(
 
 
 @pytest.mark.parametrize(
-    ("options", "images", "error", "evidence"),
+    ("options", "with_images", "error", "evidence"),
     [
         (Options(choices={"tiles": "3"}), False, ImageError, r"holds no \.npy file"),
         (Options(split=2), False, UsageError, "makes 2 files"),
@@ -296,7 +295,7 @@ def test_an_archive_that_cannot_serve_is_refused(
     registry: Registry,
     archive: Path,
     options: Options,
-    images: bool,
+    with_images: bool,
     error: type[Exception],
     evidence: str,
 ) -> None:
@@ -305,7 +304,7 @@ def test_an_archive_that_cannot_serve_is_refused(
         plan(
             str(family.folders["remote"]),
             calibration_archive=str(archive),
-            images=[archive] if images else [],
+            images=[archive] if with_images else [],
             options=options,
             registry=registry,
         )
