@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 MODEL = "qwen2.5-vl-3b"
 STEM = "Qwen2.5-VL-3B-Instruct_vision"
+ABACUS = Path(__file__).parent / "third_party" / "axcore_toolchain_abacus.py"
 IMAGES = embedded_images()[0].parent
 EMBEDDING = "model.embed_tokens.weight"
 FORMATS = ("npy", "f32bin")
@@ -126,7 +127,22 @@ def check_json(command: str, text: str) -> None:
         jsonschema.Draft202012Validator(schema).validate(json.loads(document))
 
 
-# Converting --------------------------------------------------------------------------------------
+def install(site: Path, name: str, source: str, version: str = "1") -> None:
+    """Lay an installed distribution of one module into `site`: a plugin called `name`."""
+    info = site / f"axcore_{name}-{version}.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: axcore-{name}\nVersion: {version}\n"
+    )
+    (info / "entry_points.txt").write_text(f"[axcore]\n{name} = axcore_{name}\n")
+    (site / f"axcore_{name}.py").write_text(source)
+
+
+@pytest.fixture
+def abacus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The third party's toolchain, installed."""
+    install(tmp_path / "site", "abacus", ABACUS.read_text())
+    monkeypatch.syspath_prepend(tmp_path / "site")
 
 
 def convert(

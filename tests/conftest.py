@@ -1,10 +1,18 @@
 """The checkpoint and the bundles that tests share, and the command line in this process."""
 
 from .built import finished, impatient, own
-from .bundles import axcore_command, bundle, checkpoint, converted, own_checkpoint
+from .bundles import (
+    abacus,
+    axcore_command,
+    bundle,
+    checkpoint,
+    converted,
+    own_checkpoint,
+)
 from .evaluate.answering import batched_model, model
 
 __all__ = [
+    "abacus",
     "axcore_command",
     "batched_model",
     "bundle",

@@ -59,8 +59,8 @@ def fabricate(
 
     Args:
         card: The model; must have `layout.tensors`.
-        size: Published dimensions, or those that convert in seconds.
-        folder: Where to; its parent is created.
+        size: Published dimensions, or small ones that convert in seconds.
+        folder: The folder to write; its parent is created.
         seed: Any integer.
         progress: Gets the bytes written.
         shard_bytes: Maximum bytes of data per file, unless a single tensor has more.

@@ -125,14 +125,13 @@ def test_the_variable_is_for_one_chip(
     family: Family, registry: Registry, chip: str, told: bool
 ) -> None:
     """Other chips do not know it. Oracle: the published note."""
-    mode = "NPU3" if told else "NPU2"
-    made = planned(family, registry, chip=chip, npu_mode=mode)
+    made = planned(family, registry, chip=chip)
     assert ("FLOAT_MATMUL_USE_CONV_EU" in made.prepared_files["build.sh"]) is told
 
 
 def planned(family: Family, registry: Registry, layout: str = "remote", **options: Any) -> Any:
     folder = str(family.folders[layout])
-    return plan(folder, options=Options(**options), registry=registry)
+    return plan(folder, registry=registry, **options)
 
 
 def test_hooks_keep_their_promises(registry: Registry, tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ PLACE = 0  # <unk>
 V4, V2, V46 = v4.card(), v2.card(), v46.card()
 # The factors for short and long contexts differ, as does that of the attention from 1.
 ROPE = {**V4.published.tiny_config["rope_scaling"], "long_factor": [1.0] * 16, "factor": 4.0}
+CHOICES = {V4.id: {"fit": "slice", "layout": "strip"}, V2.id: {"fit": "slice"}}
 
 
 @dataclass(frozen=True)
@@ -65,24 +66,20 @@ def checkpoints(
     return made
 
 
-@pytest.fixture(scope="module")
-def v4_case(checkpoints: dict[str, Path], registry: Registry, once: Callable[..., Path]) -> Case:
-    choices = {"fit": "slice", "layout": "strip"}
-    folder = once("minicpmv-v4", lambda out: build(checkpoints[V4.id], out, registry, choices))
-    return opened(checkpoints[V4.id], folder, registry, choices)
-
-
-@pytest.fixture(scope="module")
-def v2_case(checkpoints: dict[str, Path], registry: Registry, once: Callable[..., Path]) -> Case:
-    choices = {"fit": "slice"}
-    folder = once("minicpmv-v2", lambda out: build(checkpoints[V2.id], out, registry, choices))
-    return opened(checkpoints[V2.id], folder, registry, choices)
-
-
-@pytest.fixture(params=["v4_case", "v2_case"], ids=["v4", "v2"])
-def case(request: pytest.FixtureRequest) -> Case:
-    made: Case = request.getfixturevalue(request.param)
-    return made
+@pytest.fixture(scope="module", params=CHOICES)
+def case(
+    request: pytest.FixtureRequest,
+    checkpoints: dict[str, Path],
+    registry: Registry,
+    once: Callable[..., Path],
+) -> Case:
+    checkpoint, choices = checkpoints[request.param], CHOICES[request.param]
+    folder = once(request.param, lambda out: build(checkpoint, out, registry, choices))
+    job = open_job(Request.of(str(checkpoint), options=options(choices)), registry, Silent())
+    model = llama(job.config, load_file(checkpoint / "model.safetensors"))
+    ends = job.config["eos_token_id"]
+    ends = ends if isinstance(ends, list) else [ends]
+    return Case(job, model, folder, Runner.open(folder, registry), ends)
 
 
 def options(choices: Mapping[str, str]) -> Options:
@@ -94,22 +91,9 @@ def options(choices: Mapping[str, str]) -> Options:
 
 def build(checkpoint: Path, out: Path, registry: Registry, choices: Mapping[str, str]) -> None:
     """Convert, and build layer models that compute and pass states in float32."""
-    asked = options(choices)
-    axcore.convert(str(checkpoint), out, options=asked, verify=False, registry=registry)
+    chosen = options(choices)
+    axcore.convert(str(checkpoint), out, options=chosen, verify=False, registry=registry)
     axcore.build(out, toolchain="onnx", options=EXACT, registry=registry)
-
-
-def opened(checkpoint: Path, out: Path, registry: Registry, choices: Mapping[str, str]) -> Case:
-    """Open a bundle, and its oracle."""
-    job = open_job(Request.of(str(checkpoint), options=options(choices)), registry, Silent())
-    ends = job.config["eos_token_id"]
-    return Case(
-        job,
-        llama(job.config, load_file(checkpoint / "model.safetensors")),
-        out,
-        Runner.open(out, registry),
-        ends if isinstance(ends, list) else [ends],
-    )
 
 
 def llama(config: Mapping[str, Any], stored: Mapping[str, Tensor]) -> Any:
@@ -268,18 +252,20 @@ def test_logits_are_those_of_llama(case: Case, registry: Registry, tmp_path: Pat
     assert 0 < np.abs(near - exact).max() < 0.1 * exact.std()
 
 
+@pytest.mark.parametrize("case", [V2.id], indirect=True)
 def test_folded_scales_are_applied_once(
-    checkpoints: dict[str, Path], v2_case: Case, registry: Registry, tmp_path: Path
+    case: Case, checkpoints: dict[str, Path], registry: Registry, tmp_path: Path
 ) -> None:
     """A bundle with folded scales computes the same, but for the rounding of its embedding.
 
     Oracle: the bundle whose scales are applied while it runs.
     """
-    choices = {"fit": "slice", "fold-scales": "yes"}
-    build(checkpoints[V2.id], tmp_path / "folded", registry, choices)
-    prompt = v2_case.runner.prepare(asked("word", image(7)))
-    runners = (Runner.open(folder, registry) for folder in (v2_case.folder, tmp_path / "folded"))
-    exact, near = (logits(runner, prompt, (300,)) for runner in runners)
+    folded, choices = tmp_path / "folded", {**CHOICES[V2.id], "fold-scales": "yes"}
+    build(checkpoints[V2.id], folded, registry, choices)
+    prompt = case.runner.prepare(asked("word", image(7)))
+    exact, near = (
+        logits(runner, prompt, (300,)) for runner in (case.runner, Runner.open(folded, registry))
+    )
     assert 0 < np.abs(near - exact).max() < 0.1 * exact.std()
 
 

@@ -243,14 +243,12 @@ REQUESTS: dict[str, tuple[list[str], list[str]]] = {
     "too many parts": (["--split", "99"], ["99 parts", "--split between 1 and 6"]),
     "unknown task": (["--task", "audio"], ["no task `audio`", "image, video"]),
     "unknown toolchain": (["--toolchain", "gcc"], ["no toolchain `gcc`", "pulsar2"]),
-    "unknown chip": (["--chip", "AX1"], ["AX1", "AX650"]),
-    "unknown mode": (["--npu-mode", "NPU9"], ["NPU9", "NPU3"]),
     "opset not offered": (["--opset", "15"], ["opset 15", "16 to 20"]),
     "unknown embedding format": (["--embedding-format", "gguf"], ["gguf", "npy"]),
     "weights beside a checkpoint": (["--weights", "random-tiny"], ["--weights", "--checkpoint"]),
 }
 WRONG = {
-    "too many parts", "unknown task", "unknown toolchain", "unknown chip", "unknown mode",
+    "too many parts", "unknown task", "unknown toolchain",
     "opset not offered", "unknown embedding format", "weights beside a checkpoint",
 }  # fmt: skip
 
@@ -268,6 +266,40 @@ def test_a_request_that_cannot_be_met(
     outcome = axcore(*command_line(checkpoint, out), *asked)
     assert_explained(outcome, *evidence, code=2 if name in WRONG else 1)
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("asked", "evidence"),
+    [
+        ("--chip NOPE", ["--chip NOPE", "AX650, M76H"]),
+        ("--npu-mode NPU4", ["AX650 has no NPU mode `NPU4`", "NPU1, NPU2, NPU3"]),
+        ("--chip AX620E --npu-mode NPU3", ["AX620E has no NPU mode `NPU3`", "NPU1, NPU2"]),
+        (
+            "--toolchain onnx --chip NOPE",
+            ["toolchain `onnx` has no option --chip", "--weight-type"],
+        ),
+        ("--toolchain ascend --chip AX650", ["`ascend` has no option --chip", "--soc-version"]),
+        ("--toolchain ascend --soc-version 310P3", ["`310P3` is no soc-version", "npu-smi"]),
+    ],
+)
+@pytest.mark.parametrize("command", ["plan", "convert"])
+def test_a_target_that_cannot_be(
+    axcore: Axcore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    asked: str,
+    evidence: list[str],
+) -> None:
+    """Refused before any work: not even a checkpoint is fabricated.
+
+    Oracle: the targets of each toolchain, and the folder.
+    """
+    monkeypatch.setenv("AXCORE_CACHE", str(tmp_path / "cache"))
+    out = tmp_path / "out"
+    outcome = axcore(command, MODEL, "--weights", "random-tiny", "-o", out, *asked.split())
+    assert_explained(outcome, *evidence, code=2)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("command", ["convert", "plan", "show"])

@@ -26,6 +26,7 @@ from ..bundles import (
     command_line,
     contents,
     environment,
+    install,
 )
 
 HEAVY = {"torch", "transformers", "onnx", "onnxruntime"}
@@ -63,15 +64,8 @@ def foreign(tmp_path: Path) -> Path:
 @pytest.fixture
 def broken_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """An installed distribution whose plugin does not import."""
-    site = tmp_path / "site"
-    info = site / "axcore_plugins_broken-1.2.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text(
-        "Metadata-Version: 2.1\nName: axcore-plugins-broken\nVersion: 1.2\n"
-    )
-    (info / "entry_points.txt").write_text("[axcore]\nbroken = axcore_plugins_broken\n")
-    (site / "axcore_plugins_broken.py").write_text("import a_module_that_is_not_there\n")
-    monkeypatch.syspath_prepend(site)
+    install(tmp_path, "broken", "import a_module_that_is_not_there\n", "1.2")
+    monkeypatch.syspath_prepend(tmp_path)
     return "a_module_that_is_not_there"
 
 
@@ -388,40 +382,11 @@ def test_doctor_looks_at_everything(axcore: Axcore) -> None:
     assert all(name in text.out for name in checks)
 
 
-TOOLCHAIN = """
-from axcore import Availability, Choice, hookimpl
-
-
-class Abacus:
-    name, options = "abacus", {"beads": Choice(("ten", "five")), "frame": Choice(())}
-
-    def availability(self, command=None):
-        return Availability(True, "on the desk")
-
-    def checks(self):
-        gone = Availability(False, "not found", "buy some oil")
-        return {"oil": gone, "rods": Availability(True, "13")}
-
-
-@hookimpl
-def toolchains():
-    return [Abacus()]
-"""
-
-
-def test_doctor_asks_toolchains_and_backends(
-    axcore: Axcore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_doctor_asks_toolchains_and_backends(axcore: Axcore, abacus: None) -> None:
     """What else matters to a toolchain, options, and what would make an absent one available.
 
     The toolchain of a plugin is a stand-in. Oracle: what it says of itself; there is no board.
     """
-    info = tmp_path / "axcore_abacus-1.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: axcore-abacus\nVersion: 1\n")
-    (info / "entry_points.txt").write_text("[axcore]\nabacus = axcore_abacus\n")
-    (tmp_path / "axcore_abacus.py").write_text(TOOLCHAIN)
-    monkeypatch.syspath_prepend(tmp_path)
     outcome = axcore("doctor", "--json")
     found = {check["name"]: check for check in data_of(outcome)}
     rows = {name: (row["status"], row["detail"], row["remedy"]) for name, row in found.items()}

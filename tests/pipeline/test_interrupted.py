@@ -169,7 +169,7 @@ def test_a_first_run_that_fails_leaves_nothing_outside_its_state(
 
 
 def test_a_folder_in_use_is_refused(bundle: Path, converted: Path, checkpoint: Path) -> None:
-    """Another process holds it. Oracle: that process's id, and the earlier bundle's bytes."""
+    """Another process holds it, and is killed. Oracle: its id, and the earlier bundle's bytes."""
     code = (
         "import sys; from pathlib import Path; from axcore.workspace import Workspace\n"
         f"with Workspace(Path({str(bundle)!r}), {MODEL!r}).locked():\n"
@@ -187,6 +187,6 @@ def test_a_folder_in_use_is_refused(bundle: Path, converted: Path, checkpoint: P
         assert holder.stdout.readline() == "held\n"
         with pytest.raises(BundleError, match=f"process id: {holder.pid}"):
             convert(checkpoint, bundle, prefill_len=384)
-        holder.communicate("")
+        holder.kill()
     assert contents(bundle) == contents(converted)
     convert(checkpoint, bundle, prefill_len=384)

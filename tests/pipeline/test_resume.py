@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -92,11 +93,12 @@ def test_a_bundle_elsewhere_is_still_current(bundle: Path, checkpoint: Path) -> 
 
 
 def test_one_vision_weight(bundle: Path, own_checkpoint: Path) -> None:
-    """Export and verification again, the embedding not. Oracle: the steps, and the bytes."""
+    """Export and what looks at it again, the embedding not. Oracle: the steps, and the bytes."""
     convert(own_checkpoint, bundle)
     before = contents(bundle)
     change_tensors(shard_of(own_checkpoint, BLOCK), raised(BLOCK))
-    assert redone(own_checkpoint, bundle) == {"export-vision", "verify-vision"}
+    again = {"export-vision", "lint-vision", "verify-vision"}
+    assert redone(own_checkpoint, bundle) == again
     after = contents(bundle)
     changed = {name for name in after if after[name] != before[name]}
     assert changed == {"axcore.json", f"{STEM}.onnx.data"}
@@ -107,6 +109,41 @@ def test_the_embedding_alone(bundle: Path, own_checkpoint: Path) -> None:
     convert(own_checkpoint, bundle)
     change_tensors(shard_of(own_checkpoint, EMBEDDING), raised(EMBEDDING))
     assert redone(own_checkpoint, bundle) == {"embedding"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "there", "back"),
+    [
+        ({"chip": "AX620E"}, {"lint-vision", "toolchain"}, {"lint-vision", "toolchain"}),
+        ({"npu_mode": "NPU1"}, {"toolchain"}, {"toolchain"}),
+        ({"toolchain": "onnx"}, {"toolchain"}, {"lint-vision", "toolchain"}),
+        ({"lint": False}, set(), {"lint-vision"}),
+    ],
+)
+def test_another_target(
+    bundle: Path, checkpoint: Path, changes: dict[str, Any], there: set[str], back: set[str]
+) -> None:
+    """Only lint and configuration know of it. Oracle: the steps, and the graphs' bytes."""
+    before = contents(bundle)
+    assert redone(checkpoint, bundle, **changes) == there
+    after = contents(bundle)
+    changed = {name for name in before if after.get(name) != before[name]}
+    assert changed <= {"axcore.json", "build.sh", f"{STEM}.pulsar2.json"}
+    assert redone(checkpoint, bundle) == back
+    assert contents(bundle) == before
+
+
+def test_a_chip_without_table(bundle: Path, checkpoint: Path) -> None:
+    """Said once, and nothing is claimed. Oracle: the documented chip, and its configuration."""
+    progress = Recorder()
+    convert(checkpoint, bundle, progress, chip="AX8860", npu_mode="NPU4")
+    assert steps_done(progress) == {"toolchain"}
+    said = "no operator table is published for AX8860: graphs are not checked"
+    assert progress.said.count(said) == 1
+    manifest = json.loads((bundle / "axcore.json").read_text())
+    assert manifest["components"][0]["findings"] is None
+    config = json.loads((bundle / f"{STEM}.pulsar2.json").read_text())
+    assert (config["target_hardware"], config["npu_mode"]) == ("AX8860", "NPU4")
 
 
 def test_a_length_of_the_language_model(bundle: Path, checkpoint: Path) -> None:

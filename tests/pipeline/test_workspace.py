@@ -182,15 +182,6 @@ def test_a_damaged_file_is_made_again(maker: Maker, damage: str) -> None:
     assert {name: after[name] for name in after.keys() - kept} == before
 
 
-def test_a_file_changed_by_hand_is_kept_aside(maker: Maker) -> None:
-    """Somebody's work is renamed, not lost, and reported. Oracle: the text written by hand."""
-    maker.convert({"a": {"build.sh": "ours"}})
-    (maker.out / "build.sh").write_text("theirs")
-    assert maker.convert({"a": {"build.sh": "ours, newer"}}) == ["build.sh"]
-    assert (maker.out / "build.sh").read_text() == "ours, newer"
-    assert (maker.out / "build.sh.orig").read_text() == "theirs"
-
-
 def test_files_that_are_not_ours_stay(maker: Maker) -> None:
     """What somebody put into the folder is never touched. Oracle: their file."""
     maker.convert({"a": {"a.txt": "1"}})
@@ -253,34 +244,6 @@ def test_an_empty_or_missing_folder_is_taken(tmp_path: Path) -> None:
     for folder in (tmp_path / "empty", tmp_path / "a" / "b"):
         Maker(folder).convert({"a": {"a.txt": "1"}})
         assert (folder / "a.txt").read_text() == "1"
-
-
-def test_two_processes_at_once(tmp_path: Path) -> None:
-    """The second is told who holds the folder, and gets it when that one is gone.
-
-    Oracle: the process id of the first.
-    """
-    code = (
-        "import sys, pathlib; from axcore.workspace import Workspace\n"
-        "with Workspace(pathlib.Path(sys.argv[1]), 'toy').locked():\n"
-        "    print('locked', flush=True); sys.stdin.read()"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as holder:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == "locked\n"
-        with (
-            pytest.raises(BundleError, match=f"process id: {holder.pid}$"),
-            Workspace(tmp_path, "toy").locked(),
-        ):
-            raise AssertionError
-        holder.kill()
-    with Workspace(tmp_path, "toy").locked():
-        pass
 
 
 # Crashes -----------------------------------------------------------------------------------------
@@ -349,36 +312,6 @@ def test_a_crash_over_an_earlier_bundle(
         assert content(out) == old, phases[phase - 1]
         convert(out)
         assert content(out) == undisturbed, phases[phase - 1]
-
-
-FULL = """
-import resource, sys
-from pathlib import Path
-from axcore.errors import BudgetError
-from axcore.workspace import Workspace
-
-# A stand-in for a full disk: no file may grow beyond 64 kB.
-resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
-workspace = Workspace(Path(sys.argv[1]), "toy")
-try:
-    with workspace.locked():
-        workspace.run("first", {"value": "big"}, lambda f: (f / "x").write_bytes(b"x" * (1 << 20)))
-except BudgetError as error:
-    print(error.message, error.hint, sep="\\n")
-"""
-
-
-def test_a_full_disk_leaves_the_earlier_bundle(tmp_path: Path) -> None:
-    """The error says what could not be written; nothing good is lost. Oracle: the bytes before."""
-    convert(tmp_path)
-    before = content(tmp_path)
-    command = [sys.executable, "-c", FULL, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("cannot write")
-    assert "make room" in done.stdout
-    assert content(tmp_path) == before
-    convert(tmp_path)
-    assert content(tmp_path) == before
 
 
 def test_a_finished_step_outlives_a_crash(tmp_path: Path, phases: list[str]) -> None:
