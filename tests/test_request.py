@@ -91,8 +91,8 @@ def test_a_request_is_taken_and_changed() -> None:
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"height": "448"}, "height: '448' is no int"),
-        ({"weights": "tiny"}, "weights: 'tiny' is none of 'random-tiny', 'random-full'"),
+        ({"height": "448"}, "height: '448' is not of type int"),
+        ({"weights": "tiny"}, "weights: 'tiny' is not one of 'random-tiny', 'random-full'"),
         ({"chp": "AX650"}, "no option --chp"),
         ({"options": {"chip": "AX650"}}, "options: .* is no axcore.Options"),
         ({"images": 5}, "images.0: 5"),
@@ -117,7 +117,7 @@ def test_quantize_takes_the_checkpoint_alone(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no argument `height`") as caught:
         axcore.quantize("qwen2.5-vl-3b", tmp_path / "out", height=448)
     assert "weights" in caught.value.hint
-    with pytest.raises(UsageError, match=r"model: .* is no str"):
+    with pytest.raises(UsageError, match=r"model: .* is not of type str"):
         axcore.convert(CheckpointRequest("qwen2.5-vl-3b"), tmp_path / "out")  # type: ignore[arg-type]
 
 
