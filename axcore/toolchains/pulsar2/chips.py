@@ -31,7 +31,9 @@ DEFAULT_CHIP = next(iter(NPU_MODES))
 
 OPTIONS: Mapping[str, Choice] = MappingProxyType(
     {
-        "chip": Choice(tuple(NPU_MODES), "the chip that is built for"),
+        "chip": Choice(
+            tuple(NPU_MODES), "the chip that is built for; AX630C and AX620Q are built as AX620E"
+        ),
         "npu-mode": Choice(
             (),
             "NPU1 to NPU4: how much of the NPU a vision graph takes; default: all there is",
