@@ -83,12 +83,12 @@ def test_every_group_has_the_names_order_dtypes_and_shapes_of_the_board(
     assert [node[2] for node in described(head, 0)] == list(shape)
 
 
-def test_weights_lie_on_disk_as_in_the_checkpoint(built: Path, checkpoint: Path) -> None:
+def test_weights_lie_on_disk_as_in_the_checkpoint(own: Path, checkpoint: Path) -> None:
     """bfloat16 weights keep their bytes, so no parameter takes four.
 
     Oracle: the checkpoint's own bytes.
     """
-    model = onnx.load(built / LAYER.format(1))
+    model = onnx.load(own / LAYER.format(1))  # not `built`: others may link to its files
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
     name = "self_attn.q_proj.weight"
     with Checkpoint.open(checkpoint) as opened:
