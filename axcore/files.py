@@ -1,4 +1,4 @@
-"""Files: what appears whole, checksums, and errors of a full disk."""
+"""Files: complete or not at all, checksums, and errors of a full disk."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ class Content:
 class Checksums:
     """SHA-256 of files; a file is read again only when it looks changed.
 
-    Looking changed means another size, inode or time of writing. All that is known of a bundle's
-    files, and of the checkpoint files that a toolchain reads, is in one record.
+    A file looks changed if its size, inode or modification time differs. One record serves the files
+    of a bundle and the checkpoint files that a toolchain reads.
 
     Args:
-        record: The JSON file that keeps what is known. A missing or damaged one only costs time.
+        record: JSON file with the known checksums. If it is missing or damaged, files are read again.
     """
 
     def __init__(self, record: Path) -> None:
@@ -53,7 +53,7 @@ class Checksums:
         self._saved = dict(self._known)
 
     def of(self, path: Path) -> Content:
-        """Return what `path` holds.
+        """Return the content of `path`.
 
         Raises:
             OSError: It cannot be read.
@@ -66,7 +66,7 @@ class Checksums:
         return Content(known[0], known[3])
 
     def of_all(self, paths: Iterable[Path]) -> dict[Path, Content]:
-        """Return what each file holds; several are read at the same time."""
+        """Return the content of each file; several are read in parallel."""
         found = list(paths)
         with ThreadPoolExecutor(_READERS) as pool:
             return dict(zip(found, pool.map(self.of, found), strict=True))
@@ -79,23 +79,23 @@ class Checksums:
             return False
 
     def move(self, source: Path, target: Path) -> None:
-        """Rename a file; what is known of it stays known."""
+        """Rename a file and its entry."""
         source.replace(target)
         self.rename(source, target)
 
     def rename(self, source: Path, target: Path) -> None:
-        """Follow a file or folder that was renamed."""
+        """Rename the entries of a file or folder that was renamed."""
         before, after = self._name(source), self._name(target)
         for name in list(self._known):
             if name == before or name.startswith(f"{before}/"):
                 self._known[after + name.removeprefix(before)] = self._known.pop(name)
 
     def save(self) -> None:
-        """Write the record, if there is anything new in it and the disk takes it."""
+        """Write the record if it has changed."""
         gone = [name for name in self._known if not self._path(name).exists()]
         for name in gone:
             del self._known[name]
-        # Where nothing may be written it only costs time: files are read again.
+        # On a read-only disk files are simply read again the next time.
         with contextlib.suppress(OSError):
             if self._known != self._saved:
                 write_atomic(self._record, json.dumps(self._known))
@@ -139,10 +139,11 @@ def sha256(path: Path) -> str:
 
 @contextmanager
 def appearing(path: Path) -> Iterator[Path]:
-    """Yield where to write a file or folder that gets the name `path` when it is complete.
+    """Yield a temporary path for a file or folder that becomes `path` when it is complete.
 
-    Until then `path` stays as it is; when the block ends it is replaced. If the block raises,
-    what was written is removed, and so is what an earlier process left when it was killed.
+    `path` is replaced when the block ends without an exception; otherwise it stays as it was and
+    the temporary file or folder is removed. Leftovers of processes that were killed are removed
+    first.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _clear_leftovers(path)
@@ -167,7 +168,7 @@ def write_atomic(path: Path, text: str) -> None:
 
 
 def _clear_leftovers(path: Path) -> None:
-    """Remove what processes left that were killed while they wrote `path`."""
+    """Remove leftovers of processes that were killed while they wrote `path`."""
     pattern = re.compile(rf"\.{re.escape(path.name)}\.(\d+)({_PARTIAL}|{_REPLACED})")
     for other in list(path.parent.iterdir()):
         match = pattern.fullmatch(other.name)

@@ -1,7 +1,7 @@
-"""What is asked for, declared once.
+"""The arguments of a conversion, declared once.
 
 The arguments of the Python verbs, the options of the command line, the manifest and
-``docs/options.md`` are made from the fields below: a new option is a field here and its use.
+``docs/options.md`` are made from the fields below: to add an option, add a field and use it.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class CheckpointRequest:
 
     @classmethod
     def of(cls: type[R], model: str | Path | R, **arguments: Any) -> R:
-        """Return a request from what a user gave: checked, and of the declared types.
+        """Return a request from user input, validated and converted to the declared types.
 
         Args:
             model: What `model` takes, or a request whose fields hold where no argument is given.
@@ -158,7 +158,7 @@ class Request(Options, CheckpointRequest):
         """
         if not isinstance(options, (Options, type(None))):
             raise UsageError(
-                f"options: {options!r} is no axcore.Options",
+                f"options: {options!r} is not an axcore.Options",
                 hint="give the fields themselves, e.g. height=448, or an axcore.Options of them",
             )
         known = {item.name for item in fields(cls)}

@@ -1,4 +1,4 @@
-"""Steps in a bundle folder: keyed by their inputs, kept when done, published when all is there.
+"""Resumable steps in a bundle folder: keyed by their inputs, reused while unchanged, published.
 
 A step writes into a folder of its own below ``OUT/.axcore``; that folder gets its final name when
 the step is done. Publishing moves the files of finished steps into OUT. So a file appears in OUT
@@ -26,7 +26,7 @@ from .errors import BundleError
 from .files import Checksums, Content, appearing, explained_full_disk, sha256, write_atomic
 
 _RECORD, _LAST = "step.json", "last.json"
-_KEEP_BYTES = 1 << 20  # a changed file up to this size may be somebody's work
+_KEEP_BYTES = 1 << 20  # a changed file up to this size may be a user's edit
 
 Make = Callable[[Path], Mapping[str, Any] | None]
 """Writes files into the folder that it is given, and returns metrics."""
@@ -91,10 +91,10 @@ class Workspace:
         self._checksums = Checksums(out / CHECKSUMS)
 
     def check(self) -> None:
-        """Refuse a folder that holds something else than a bundle of this model.
+        """Refuse a folder that holds anything but a bundle of this model.
 
         Raises:
-            BundleError: It does; nothing was changed.
+            BundleError: It holds something else; nothing was changed.
         """
         _check_folder(self.out, self._model)
 
@@ -109,7 +109,7 @@ class Workspace:
         return bool(last == published and steps and all(map(self._is_whole, steps)))
 
     def remember(self, identity: str) -> None:
-        """Keep for `is_current` what the published bundle was made from."""
+        """Record what the published bundle was made from, for `is_current`."""
         write_atomic(self._series / _LAST, json.dumps(self._published(identity)))
 
     def _published(self, identity: str) -> dict[str, str]:
@@ -117,7 +117,7 @@ class Workspace:
 
     @contextmanager
     def locked(self) -> Iterator[Workspace]:
-        """Hold the folder for this process.
+        """Lock the folder for this process.
 
         Raises:
             BundleError: The folder holds something else, or another process works in it.
@@ -165,15 +165,15 @@ class Workspace:
         return staged if staged.exists() else self.out / name
 
     def put(self, step: Step) -> list[str]:
-        """Move the files of a finished step into place; files that only its last run made go.
+        """Move the files of a finished step into place, and remove those that it no longer makes.
 
         Returns:
-            Names of small files that somebody had changed; each is kept as ``<name>.orig``.
+            Names of small files that a user had edited; each is kept as ``<name>.orig``.
         """
         record = self._record(step.name)
         older = Step.load(record)
-        # Noted before the first move: after a crash the next run knows which files are ours, and a
-        # note of its own beside that of the run that died, for it may have another request.
+        # Noted before the first move, so that after a crash the next run knows which files are ours.
+        # The name has the key, because the next run may have another request and note its own.
         noted = self._series / "publishing" / f"{step.name}.{step.key[:16]}.json"
         with explained_full_disk(self.out, "finished steps"):
             write_atomic(noted, step.dump())
@@ -184,7 +184,7 @@ class Workspace:
         return kept
 
     def publish(self, manifest: str | None = None) -> list[str]:
-        """Put the files of all steps into place, and remove what is obsolete by that.
+        """Put the files of all steps into place, and remove files of steps that are gone.
 
         Args:
             manifest: Text of the bundle's manifest, written last; None leaves it alone.
@@ -208,7 +208,7 @@ class Workspace:
         return {name for step in self.steps for name in step.files}
 
     def _written(self) -> dict[str, list[Content]]:
-        """Map the name of every file of this series to all that a run may have written there."""
+        """Map the name of every file of this series to the contents that runs have written there."""
         written: dict[str, list[Content]] = {}
         for path in self._series.glob("publish*/*.json"):
             record = Step.load(path)
@@ -265,7 +265,7 @@ class Workspace:
             self._checksums.move(source, target)
 
     def _is_changed(self, target: Path, ours: Sequence[Content]) -> bool:
-        """Say whether `target` holds what no run wrote, and is small enough to keep."""
+        """Say whether `target` was edited by a user, and is small enough to keep a copy of."""
         if not target.is_file() or target.stat().st_size > _KEEP_BYTES:
             return False
         return not any(self._checksums.holds(target, content) for content in ours)

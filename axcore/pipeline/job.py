@@ -1,4 +1,4 @@
-"""From what the user typed to a `Job`."""
+"""From a request to a `Job`: the model, its options, its checkpoint."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Chosen:
-    """What a request says of the model's own options and of the toolchain's.
+    """The options of a request, divided between model and toolchain.
 
     Attributes:
         model: The model's options that were given.
@@ -55,7 +55,7 @@ def find_toolchain(registry: Registry, name: str) -> Toolchain:
 
 
 def choose(request: Request, card: ModelCard, registry: Registry) -> Chosen:
-    """Hand the options of a request to the model and to the toolchain, whichever declares them.
+    """Divide the options of a request between the model and the toolchain, as they declare them.
 
     Raises:
         UsageError: Neither has such an option, an option does not take the value, or the toolchain

@@ -1,4 +1,4 @@
-"""What a toolchain is, what it is given, and what it brings."""
+"""The protocol that toolchains implement, and the values they are given."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class BuildRequest:
         task: Name of the profile.
         graphs: The vision side.
         llm: The language model's build.
-        decoder_layers: Number of decoder layers, so that a finished build can be told.
+        decoder_layers: Number of decoder layers, to check that a build is complete.
     """
 
     model: str
@@ -71,8 +71,8 @@ class Target:
 
     Attributes:
         name: In the toolchain's spelling, e.g. ``AX650``.
-        operators: What its compiler takes; None where no operator table is published, which is
-            said once, and then graphs are not checked.
+        operators: What its compiler supports; None if no operator table is published. Then graphs
+            are not checked, and users are told so once.
     """
 
     name: str
@@ -80,13 +80,13 @@ class Target:
 
 
 class Build(Protocol):
-    """A build of one bundle, as a toolchain is given it.
+    """A build of one bundle, as toolchains receive it.
 
     Attributes:
         folder: The bundle, absolute.
         request: What to build; its options are those of this build.
-        converted: The options that the bundle's configuration files were written with; None where
-            it was converted for another toolchain.
+        converted: The options that the bundle's configuration files were written with; None if it
+            was converted for another toolchain.
         command: How the tool is called; None for its usual name.
         progress: Where messages go.
     """
@@ -118,7 +118,7 @@ class Build(Protocol):
         inputs: Mapping[str, Any],
         make: Callable[[Path], Mapping[str, Any] | None],
     ) -> list[Path]:
-        """Return the files of a step, doing its work unless it was done from equal inputs.
+        """Return the files of a step; it runs only if its inputs have changed.
 
         Args:
             name: Fit for a folder name, unique in the build.
@@ -142,31 +142,31 @@ class Toolchain(Protocol):
 
     @property
     def targets(self) -> Mapping[str, Target]:
-        """The devices it is known to build for, by name; empty where they cannot be listed."""
+        """The devices that it builds for, by name; empty if they cannot be listed."""
 
     def target(self, options: Mapping[str, str]) -> Target:
-        """Return the device that `options` name, before any work is done for it.
+        """Return the device that `options` name; called before any work is done.
 
         Args:
-            options: Each of `options` that was given, or has a default.
+            options: Values of the options that were given or have a default.
 
         Raises:
             UsageError: There is no such device, or it cannot do what is asked.
         """
 
     def lint(self, graph: Path, target: Target) -> Sequence[Finding]:
-        """Return what keeps `target` from running an ONNX file. Called if it has a table."""
+        """Return what keeps `target` from running an ONNX file. Called if it has an operator table."""
 
     def availability(self, command: str | None = None) -> Availability:
-        """Say whether the tool is here; `command` overrides how it is called."""
+        """Return whether the tool is installed; `command` overrides how it is called."""
 
     def checks(self) -> Mapping[str, Availability]:
-        """Return what else matters on this machine, by name, for `axcore doctor`."""
+        """Return further checks of this machine, by name, for `axcore doctor`."""
 
     def reads(self, request: BuildRequest, name: str) -> bool:
-        """Say whether a build reads that file of the bundle, which must then be as written.
+        """Return whether a build reads the file `name` of the bundle, which must then be unchanged.
 
-        Configurations and scripts are there to be edited: for those the answer is no.
+        False for configuration files and scripts, which users may edit.
         """
 
     def prepare(self, request: BuildRequest) -> Mapping[str, str]:

@@ -125,8 +125,8 @@ def run_tool(build: Build, tool: Tool, runs: Sequence[Run], folder: str) -> None
         build: The bundle.
         tool: What is run.
         runs: In their order.
-        folder: Name in the bundle for what is no result: for every run the folder ``<name>/``,
-            which the tool fills, and the file ``<name>.log``.
+        folder: Folder in the bundle for working files: for every run the folder ``<name>/``, which
+            the tool fills, and the file ``<name>.log``.
 
     Raises:
         ToolchainError: The tool cannot be started, failed, or left files out.
@@ -150,11 +150,11 @@ def _results(
 ) -> None:
     """Run the tool, and move what it promised into `target`."""
     output, log = build.folder / folder / run.name, build.folder / folder / f"{run.name}.log"
-    # Made by us, so that what a container writes as root can still be moved out of it.
+    # Created by this process, so that files which a container writes as root can be moved out.
     output.mkdir(parents=True, exist_ok=True)
     for path in list(output.iterdir()):
         if path.is_file():
-            path.unlink()  # it must not pass for a result
+            path.unlink()  # an old file must not be taken for a result
     build.progress.say(f"{run.name}: building, log in {log}")
     _call(build, tool, run, words, log)
     promised = run.promised(output)
@@ -166,7 +166,7 @@ def _results(
     if wrong:
         raise ToolchainError(
             f"build step `{run.name}` exited with 0, but {len(wrong)} of {len(found)} files "
-            "are missing or in doubt\n"
+            "are missing or ambiguous\n"
             f"  first: {len(found[wrong[0]])} files instead of 1 match {promised[wrong[0]]}\n"
             f"  folder: {output}\n"
             f"  log: {log}",
