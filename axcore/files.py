@@ -40,11 +40,11 @@ class Content:
 class Checksums:
     """SHA-256 of files; a file is read again only when it looks changed.
 
-    A file looks changed if its size, inode or modification time differs. One record serves the files
-    of a bundle and the checkpoint files that a toolchain reads.
+    A file looks changed if its size, inode or modification time differs. One record serves the
+    files of a bundle and the checkpoint files that a toolchain reads.
 
     Args:
-        record: JSON file with the known checksums. If it is missing or damaged, files are read again.
+        record: JSON file with known checksums. If it is missing or damaged, files are read again.
     """
 
     def __init__(self, record: Path) -> None:

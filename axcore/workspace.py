@@ -172,7 +172,7 @@ class Workspace:
         """
         record = self._record(step.name)
         older = Step.load(record)
-        # Noted before the first move, so that after a crash the next run knows which files are ours.
+        # Noted before the first move, so that the run after a crash knows which files are ours.
         # The name has the key, because the next run may have another request and note its own.
         noted = self._series / "publishing" / f"{step.name}.{step.key[:16]}.json"
         with explained_full_disk(self.out, "finished steps"):
@@ -208,7 +208,7 @@ class Workspace:
         return {name for step in self.steps for name in step.files}
 
     def _written(self) -> dict[str, list[Content]]:
-        """Map the name of every file of this series to the contents that runs have written there."""
+        """Map the name of every file of this series to the contents that runs wrote there."""
         written: dict[str, list[Content]] = {}
         for path in self._series.glob("publish*/*.json"):
             record = Step.load(path)

@@ -94,7 +94,7 @@ def test_a_request_is_taken_and_changed() -> None:
         ({"height": "448"}, "height: '448' is not of type int"),
         ({"weights": "tiny"}, "weights: 'tiny' is not one of 'random-tiny', 'random-full'"),
         ({"chp": "AX650"}, "no option --chp"),
-        ({"options": {"chip": "AX650"}}, "options: .* is no axcore.Options"),
+        ({"options": {"chip": "AX650"}}, "options: .* is not an axcore.Options"),
         ({"images": 5}, "images.0: 5"),
         ({"task": "audio"}, "no task `audio`"),
         ({"opset": 15}, "opset 15"),

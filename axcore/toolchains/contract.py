@@ -155,7 +155,7 @@ class Toolchain(Protocol):
         """
 
     def lint(self, graph: Path, target: Target) -> Sequence[Finding]:
-        """Return what keeps `target` from running an ONNX file. Called if it has an operator table."""
+        """Return what keeps `target` from running a graph; called if it has an operator table."""
 
     def availability(self, command: str | None = None) -> Availability:
         """Return whether the tool is installed; `command` overrides how it is called."""
