@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from ..errors import AxcoreError, DownloadError
 from ..progress import Progress, Silent, Task
+from ..request import Source
 from .shards import INDEX, read_index, sole_shard
 
-Source = Literal["huggingface", "modelscope"]
 Report = Callable[[float], None]
 """Takes the bytes of a file that are there by now."""
 

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from ..errors import ContractError
+from ..request import OPSETS
 from .older import Older
 from .passes import DefaultAttributesPass, SplitToSlicesPass
 
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 Spec = tuple["Shape", torch.dtype]
 """Shape and dtype of a tensor passed between stages."""
 
-OPSETS = range(16, 21)
 _EXPORTER_OPSET = 18  # native to torch's exporter; graphs are converted to older ones
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..checkpoint import Checkpoint, as_stored, canonical_key, check_layout, read_config
-from ..choices import resolve
+from ..choices import resolve, unknown_option
 from ..component import Shape
 from ..errors import CheckpointError, UsageError
 from ..files import cache_folder
@@ -63,7 +63,11 @@ def choose(request: Request, card: ModelCard, registry: Registry) -> Chosen:
     """
     toolchain, given = find_toolchain(registry, request.toolchain), request.choices
     owner = f"`{card.id}` with toolchain `{toolchain.name}`"
-    resolved = resolve(owner, {**card.choices, **toolchain.options}, given)
+    declared = {**card.choices, **toolchain.options}
+    for name in given.keys() - declared.keys():
+        spelt = (item.name.replace("_", "-") for item in fields(Request))
+        raise unknown_option(owner, declared, name, spelt)
+    resolved = resolve(owner, declared, given)
     if both := sorted(given.keys() & card.choices.keys() & toolchain.options.keys()):
         raise UsageError(
             f"--{both[0]} is an option of `{card.id}` and of toolchain `{toolchain.name}`",
@@ -156,7 +160,7 @@ def _check_options(request: Request) -> None:
             f"opset {request.opset} is not offered", hint=f"choose {OPSETS[0]} to {OPSETS[-1]}"
         )
     if isinstance(request.split, int) and request.split < 1:
-        raise UsageError(f"--split {request.split} is no number of files", hint="choose 1 or more")
+        raise UsageError(f"--split {request.split} is not a number of files", hint="choose 1 or more")
     if unknown := sorted(set(request.embedding_formats) - FORMATS.keys()):
         raise UsageError(
             f"there is no embedding format `{unknown[0]}`",

@@ -21,7 +21,7 @@ from axcore.graph.attention import explicit
 from axcore.graph.export import export_component, part_stems, save
 from axcore.graph.shapes import chain_specs, part_ports
 from axcore.graph.stitch import STAGES_KEY, Tracer, stitch
-from axcore.graph.trace import OPSETS
+from axcore.request import OPSETS
 from axcore.toolchains.pulsar2 import Pulsar2
 from axcore.toolchains.pulsar2.chips import chip_target
 
