@@ -160,7 +160,9 @@ def _check_options(request: Request) -> None:
             f"opset {request.opset} is not offered", hint=f"choose {OPSETS[0]} to {OPSETS[-1]}"
         )
     if isinstance(request.split, int) and request.split < 1:
-        raise UsageError(f"--split {request.split} is not a number of files", hint="choose 1 or more")
+        raise UsageError(
+            f"--split {request.split} is not a number of files", hint="choose 1 or more"
+        )
     if unknown := sorted(set(request.embedding_formats) - FORMATS.keys()):
         raise UsageError(
             f"there is no embedding format `{unknown[0]}`",
