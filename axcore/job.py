@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .checkpoint.config import text_config
+from .model_config import text_config
 
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint

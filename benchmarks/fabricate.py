@@ -35,6 +35,8 @@ if arguments.native:
     published = replace(published, config=config, tiny=in_newer_layout(published.tiny))
 if arguments.changes:
     # What makes a checkpoint tiny are overrides of the published config, so these take their place.
-    published, arguments.size = replace(published, tiny=arguments.changes), "tiny"
+    # Tokens are left out: their ids may lie beyond a smaller vocabulary.
+    published = replace(published, tiny=arguments.changes, tokens=None)
+    arguments.size = "tiny"
 fabricate(replace(card, published=published), arguments.size, folder)
 print(json.dumps(str(folder)))

@@ -1,7 +1,7 @@
 """Read, check, fetch and fabricate Hugging Face checkpoints; no model is known here."""
 
 from .check import check_layout
-from .config import TEXT_PARTS, config_parts, read_config, text_config
+from .config import read_config
 from .fabricate import fabricate
 from .headers import TensorInfo
 from .hub import fetch
@@ -10,16 +10,13 @@ from .quantised import as_stored
 from .reader import Checkpoint
 
 __all__ = [
-    "TEXT_PARTS",
     "Checkpoint",
     "TensorInfo",
     "as_stored",
     "canonical_key",
     "check_layout",
-    "config_parts",
     "disk_key",
     "fabricate",
     "fetch",
     "read_config",
-    "text_config",
 ]

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-TEXT_PARTS = ("text_config", "llm_config")
-"""The names under which layouts nest the language model's part."""
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -46,14 +42,3 @@ def read_json(path: Path) -> dict[str, Any]:
             hint="fetch the file again",
         ) from error
     return content
-
-
-def config_parts(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Return the language model's part of a config, where one is nested, and then the whole."""
-    nested = [config[name] for name in TEXT_PARTS if isinstance(config.get(name), Mapping)]
-    return [*nested, config]
-
-
-def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the language model's part of a config: nested in some layouts, flat in others."""
-    return config_parts(config)[0]

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import BudgetError, CheckpointError, ContractError
 from ..files import appearing, write_atomic
+from ..model_config import config_parts
 from ..progress import Progress, Silent
-from .config import config_parts
 from .keys import disk_key
 from .writer import SHARD_BYTES, Entry, total_bytes, write_json, write_shards
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import CheckpointError
-from .config import config_parts
+from ..model_config import config_parts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

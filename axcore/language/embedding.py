@@ -5,10 +5,10 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from ..checkpoint.config import config_parts
 from ..errors import CheckpointError, UsageError
 from ..files import appearing
 from ..language_model import Embedding
+from ..model_config import config_parts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -6,11 +6,11 @@ import shutil
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ..checkpoint import TEXT_PARTS
 from ..checkpoint.quantised import Scheme
 from ..checkpoint.shards import INDEX, PICKLE_SUFFIXES, SUFFIX
 from ..checkpoint.writer import Entry, write_json, write_shards
 from ..errors import ToolchainError
+from ..model_config import TEXT_PARTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..bundle import ASSET_SUFFIXES, PACKAGED, Bundle
-from ..checkpoint import Checkpoint, config_parts, read_config
+from ..checkpoint import Checkpoint, read_config
 from ..errors import BundleError
 from ..job import Job
 from ..language_model import Embedding
 from ..layer_files import build_command
 from ..model_card import Profile
+from ..model_config import config_parts
 from ..plain import parse
 from ..progress import Silent
 from ..system import require_linux
