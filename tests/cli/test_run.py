@@ -37,17 +37,16 @@ from ..built import (
     LAYER,
     LIMIT,
     ROWS,
-    TABLE,
     change_groups,
     message,
 )
-from ..bundles import IMAGES, STEM, Axcore, Outcome, change_json, environment, list_again
+from ..bundles import IMAGES, STEM, Axcore, Outcome, environment, list_again
 from ..runtime.conftest import ToyLanguageModel
-from .test_bad_input import assert_explained
+from .test_bad_input import Damage, assert_explained
+from .test_commands import data_of
 
 Talk = Callable[..., Outcome]
 CTRL_C = "^C"
-Damage = Callable[[Path], object]
 BLOCKED = ("torch", "transformers", "onnx", "onnxscript", "onnx_ir", "onnxslim")
 
 
@@ -82,13 +81,6 @@ def chat(axcore: Axcore, finished: Path, monkeypatch: pytest.MonkeyPatch) -> Tal
         return axcore("chat", finished, *arguments)
 
     return talk
-
-
-def data_of(outcome: Outcome) -> dict[str, Any]:
-    """Return what was printed as JSON; there must be nothing else on standard output."""
-    assert outcome.code == 0, outcome.err
-    loaded: dict[str, Any] = json.loads(outcome.out)
-    return loaded
 
 
 def lengths(outcome: Outcome) -> list[int]:
@@ -142,13 +134,6 @@ def test_sampling_options_reach_the_sampler(
     assert data_of(axcore(*asked, *given))["token_ids"] == expected
     less = data_of(axcore(*asked, *given[:-2]))["token_ids"]
     assert less != expected, "the option did nothing"
-
-
-def test_a_seed_repeats_an_answer(axcore: Axcore, finished: Path) -> None:
-    """The same seed gives the same tokens, another one others."""
-    asked = ("run", finished, "-p", "Tell me", "--max-new-tokens", 12, "--temperature", 3)
-    first, second, other = (axcore(*asked, "--seed", seed).out for seed in (1, 1, 2))
-    assert first == second != other
 
 
 def test_system_message_and_images_reach_the_prompt(
@@ -316,13 +301,6 @@ def test_what_fails_leaves_the_conversation_as_it_was(chat: Talk, line: str, evi
     assert "\n\nhint: " in outcome.err
 
 
-def test_a_conversation_that_is_full_says_how_to_go_on(chat: Talk) -> None:
-    """The hint names the command that empties it."""
-    outcome = chat(["word " * LIMIT, "/reset", "And?"], "--max-new-tokens", 1)
-    assert "/reset begins anew" in outcome.err
-    assert "1 new" in outcome.err
-
-
 @pytest.mark.parametrize(("patience", "said"), [(1, 0), (5, 4)])
 def test_ctrl_c_keeps_the_conversation(
     chat: Talk, impatient: str, runner: Runner, patience: int, said: int
@@ -397,6 +375,7 @@ def test_image_alone_drops_the_images_that_wait(chat: Talk, runner: Runner) -> N
     assert "images for the next question: 2\n" in outcome.err
     assert "images for the next question: none\n" in outcome.err
     assert lengths(outcome) == [len(runner.prepare([message("And?")]).input_ids)]
+    assert "/reset begins anew" in outcome.err
     assert "drops its images" not in outcome.err
 
 
@@ -430,17 +409,6 @@ def test_paths_that_no_file_can_have(chat: Talk) -> None:
     assert outcome.code == 0
     assert outcome.err.count("cannot be read as an image") == len(names)
     assert "`not there.jpg` cannot" in outcome.err
-
-
-def test_chat_in_a_process_of_its_own(finished: Path, runner: Runner) -> None:
-    """Lines through a pipe; the end of input ends it. Oracle: the library's answer."""
-    command = [sys.executable, "-m", "axcore", "chat", str(finished), "--max-new-tokens", "6"]
-    done = subprocess.run(
-        command, input=f"/image {IMAGE}\nWhat?\n", capture_output=True, text=True,
-        env=environment(), check=False,
-    )  # fmt: skip
-    expected = answered(runner, [message("What?", IMAGE)], None, 6)
-    assert (done.returncode, done.stdout) == (0, f"{expected.text}\n"), done.stderr
 
 
 def test_a_line_that_is_no_text(finished: Path, runner: Runner) -> None:
@@ -514,10 +482,6 @@ def without(name: str) -> Damage:
     return lambda bundle: (bundle / name).unlink()
 
 
-def written(name: str, content: bytes) -> Damage:
-    return lambda bundle: (bundle / name).write_bytes(content)
-
-
 def cut(name: str) -> Damage:
     """Leave the first half of a file."""
 
@@ -530,16 +494,6 @@ def cut(name: str) -> Damage:
 
 def copied(source: str, target: str) -> Damage:
     return lambda bundle: (bundle / target).write_bytes((bundle / source).read_bytes())
-
-
-def not_built(bundle: Path) -> None:
-    for path in (*bundle.glob("*_together.onnx*"), *bundle.glob("*_post.onnx*")):
-        path.unlink()
-
-
-def other_chunk_names(bundle: Path) -> None:
-    for path in bundle.glob("*_together.onnx*"):
-        path.rename(path.with_name(path.name.replace(f"_p{CHUNK}_", "_p32_")))
 
 
 def other_cache(group: dict[str, Any]) -> None:
@@ -576,29 +530,6 @@ def regrouped(change: Callable[[dict[str, Any]], object], *names: str) -> Damage
     return lambda bundle: [change_groups(bundle / name, change) for name in names]
 
 
-def tokenizer(change: Callable[[dict[str, Any]], object]) -> Damage:
-    def damage(bundle: Path) -> None:
-        content = json.loads((bundle / "tokenizer.json").read_text())
-        change(content)
-        (bundle / "tokenizer.json").write_text(json.dumps(content))
-
-    return damage
-
-
-def split_marker(content: dict[str, Any]) -> None:
-    """Lose a marker, as saving by another class does."""
-    content["added_tokens"] = [
-        token for token in content["added_tokens"] if token["content"] != "<|image_pad|>"
-    ]
-
-
-def beyond(content: dict[str, Any]) -> None:
-    """Give a word an id that the model has no row for."""
-    content["added_tokens"].append(
-        {**content["added_tokens"][0], "id": 512, "content": "What", "special": False}
-    )
-
-
 def noted(damage: Damage, name: str) -> Damage:
     """Return a damage to a file of which the manifest knows, as if it had been converted so."""
 
@@ -615,12 +546,7 @@ LAYERS = [LAYER.format(0), LAYER.format(1)]
 @pytest.mark.parametrize(
     ("damage", "evidence"),
     [
-        pytest.param(not_built, ["has no layer models", "hint: run `axcore build",
-                                 "--toolchain onnx`", "--backend torch"], id="not built"),
         pytest.param(without(LAYERS[1]), ["1 layer models are missing", LAYERS[1]], id="no layer"),
-        pytest.param(without(HEAD), ["1 layer models are missing", HEAD], id="no head"),
-        pytest.param(other_chunk_names, ["a chunk of 64 tokens (p64)", "qwen2_5_vl_p32"],
-                     id="files of another P"),
         pytest.param(regrouped(other_chunk, *LAYERS), ["history and cache of 32, 128, 300 tokens",
                                                        "says 64, 128, 300"], id="another P"),
         pytest.param(regrouped(other_cache, *LAYERS), ["history and cache of 64, 128, 299 tokens",
@@ -628,44 +554,22 @@ LAYERS = [LAYER.format(0), LAYER.format(1)]
         pytest.param(regrouped(other_history, *LAYERS), ["history and cache of 64, 127, 300 tokens",
                                                          "says 64, 128, 300"],
                      id="another history"),
-        pytest.param(regrouped(other_chunk, LAYERS[1]), [LAYERS[1], f"than {LAYERS[0]}"],
+        pytest.param(regrouped(other_chunk, LAYERS[1]), [LAYERS[1], "has other inputs or shapes",
+                                                         f"than {LAYERS[0]}"],
                      id="a layer of another P"),
-        pytest.param(regrouped(other_cache, LAYERS[1]), [LAYERS[1], f"than {LAYERS[0]}"],
-                     id="a layer of another C"),
-        pytest.param(cut(LAYERS[1]), [f"`{LAYERS[1]}` is not a model"], id="half a layer"),
         pytest.param(cut(f"{LAYERS[1]}.data"), [f"`{LAYERS[1]}` is not a model"],
                      id="half weights"),
-        pytest.param(without(f"{LAYERS[1]}.data"), [f"`{LAYERS[1]}` is not a model"],
-                     id="no weights"),
         pytest.param(copied(HEAD, LAYERS[0]), [f"{LAYERS[0]} is not a layer model"],
                      id="a head as layer"),
         pytest.param(copied(f"{STEM}.onnx", HEAD), [HEAD, "hidden_states"],
                      id="a vision graph as head"),
-        pytest.param(without(f"{STEM}.onnx"), [f"{STEM}.onnx is missing"], id="no vision graph"),
-        pytest.param(cut(f"{STEM}.onnx.data"), ["own is not as it was written",
-                                                f"{STEM}.onnx.data has"],
-                     id="half the vision weights"),
         pytest.param(noted(cut(f"{STEM}.onnx.data"), f"{STEM}.onnx.data"),
-                     [f"`{STEM}.onnx` is not a model"],
-                     id="half the vision weights from the first"),
+                     [f"`{STEM}.onnx` is not a model"], id="half the vision weights"),
         pytest.param(noted(copied(HEAD, f"{STEM}.onnx"), f"{STEM}.onnx"),
                      [f"{STEM}.onnx takes input of 64 values", "hidden_states of"],
                      id="a foreign graph"),
-        pytest.param(without(TABLE), [f"{TABLE} is missing"], id="no embedding"),
-        pytest.param(cut(TABLE), ["has 32768 bytes", "[512, 64] in bfloat16 has 65536"],
-                     id="half the embedding"),
         pytest.param(without("tokenizer.json"), ["tokenizer.json is missing"], id="no tokenizer"),
-        pytest.param(noted(written("tokenizer.json", b"{}"), "tokenizer.json"), ["cannot be read"],
-                     id="no JSON tokenizer"),
-        pytest.param(noted(tokenizer(split_marker), "tokenizer.json"),
-                     ["the tokenizer splits `<|image_pad|>`"], id="a split marker"),
-        pytest.param(noted(tokenizer(beyond), "tokenizer.json"),
-                     ["token 512 is beyond the embedding's 512 rows"], id="a foreign tokenizer"),
         pytest.param(without("config.json"), ["config.json"], id="no config"),
-        pytest.param(noted(written("generation_config.json", b"{"), "generation_config.json"),
-                     ["generation_config.json cannot"], id="no generation settings"),
-        pytest.param(lambda bundle: change_json(bundle / "axcore.json", model={}),
-                     ["the manifest of", "'id'"], id="no model named"),
     ],
 )  # fmt: skip
 def test_a_bundle_that_is_wrong(
@@ -674,16 +578,6 @@ def test_a_bundle_that_is_wrong(
     """One error with its remedy, and not a word of an answer."""
     damage(own)
     assert_explained(axcore("run", own, "--image", IMAGE, "-p", "What?"), *evidence)
-
-
-def test_layers_of_another_model(axcore: Axcore, own: Path, toy: ToyLanguageModel) -> None:
-    """One layer, and all files of another model under the right names."""
-    (own / LAYERS[1]).write_bytes((toy.folder / "toy_p4_l1_together.onnx").read_bytes())
-    outcome = axcore("run", own, "-p", "What?")
-    assert_explained(outcome, LAYERS[1], f"other inputs or shapes than {LAYERS[0]}")
-    (own / LAYERS[0]).write_bytes((toy.folder / "toy_p4_l0_together.onnx").read_bytes())
-    outcome = axcore("run", own, "-p", "What?")
-    assert_explained(outcome, "history and cache of 4, 8, 15 tokens", "says 64, 128, 300")
 
 
 def test_a_head_of_another_model(axcore: Axcore, own: Path, toy: ToyLanguageModel) -> None:
@@ -741,28 +635,12 @@ def test_images_that_cannot_be_read(
     assert_explained(axcore("run", finished, "-p", "?", option, tmp_path / "none.jpg"), "none.jpg")
 
 
-@pytest.mark.parametrize("command", ["run", "chat"])
-def test_a_backend_that_is_not_there(axcore: Axcore, finished: Path, command: str) -> None:
-    """An unknown one: the hint lists them. The board's: what would make it available."""
-    asked = (command, finished, *(("-p", "?") if command == "run" else ()))
-    outcome = axcore(*asked, "--backend", "abacus")
-    assert_explained(outcome, "no backend `abacus`", "onnx, axengine", code=2)
-    outcome = axcore(*asked, "--backend", "axengine")
-    assert_explained(outcome, "No module named 'axengine'", "install pyaxengine on the board")
-
-
 @pytest.mark.parametrize(
     "given",
-    [
-        ("--temperature", -1),
-        ("--top-k", -1),
-        ("--top-p", 0),
-        ("--repetition-penalty", 0),
-        ("--seed", -1),
-    ],
+    ["--temperature -1", "--top-k -1", "--top-p 0", "--repetition-penalty 0", "--seed -1"],
 )
-def test_settings_out_of_range(axcore: Axcore, finished: Path, given: tuple[object, ...]) -> None:
+def test_settings_out_of_range(axcore: Axcore, finished: Path, given: str) -> None:
     """Named with the value, before anything is loaded."""
-    outcome = axcore("run", finished, "-p", "?", *given)
-    assert_explained(outcome, f"{given[0]} {given[1]}", "is out of range", code=2)
+    outcome = axcore("run", finished, "-p", "?", *given.split())
+    assert_explained(outcome, given, "is out of range", code=2)
     assert "load" not in outcome.err
