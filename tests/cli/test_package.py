@@ -268,17 +268,6 @@ def test_families_say_what_axllm_calls_their_models(
 # Bad input ---------------------------------------------------------------------------------------
 
 
-def test_files_that_were_changed(axcore: Axcore, own: Path, tmp_path: Path) -> None:
-    """A graph or an embedding that is not as it was written is not given to a board."""
-    for name in (f"{STEM}.onnx.data", TABLE):
-        content = (own / name).read_bytes()
-        (own / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-        outcome = axcore("package", own, "--runtime", "python", "-o", tmp_path / "board")
-        assert_explained(outcome, name, "axcore convert")
-        (own / name).write_bytes(content)
-    assert not (tmp_path / "board").exists()
-
-
 def test_a_runtime_that_is_not_there(axcore: Axcore, finished: Path) -> None:
     """The message lists those there are; none is taken by default."""
     outcome = axcore("package", finished, "--runtime", "abacus")
