@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import runpy
 import sys
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
@@ -17,8 +17,6 @@ from axcore.testing import Recorder
 from . import toy
 
 if TYPE_CHECKING:
-    from types import ModuleType
-
     from axcore.quantization.gptq import Quantised
 
 LIBRARY = Path(__file__).with_name("standin_library")
@@ -49,14 +47,9 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
-def standin() -> ModuleType:
-    """The stand-in for gptqmodel, for its own way of packing."""
-    spec = importlib.util.spec_from_file_location("standin", LIBRARY / "gptqmodel/__init__.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def pack() -> Any:
+    """The way in which the stand-in for gptqmodel packs a matrix."""
+    return runpy.run_path(str(LIBRARY / "gptqmodel/__init__.py"))["pack"]
 
 
 @pytest.fixture(scope="session")
