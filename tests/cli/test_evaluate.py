@@ -9,7 +9,6 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
 
 from axcore import Registry
 from axcore.evaluate import dumped_features
@@ -120,11 +119,7 @@ def test_help_tells_of_backends_and_their_options(axcore: Axcore, command: str) 
 @pytest.fixture
 def clip(tmp_path: Path) -> Path:
     """A tiny judge."""
-    folder = tmp_path / "clip"
-    folder.mkdir()
-    torch.save(toy.weights(), folder / "open_clip_pytorch_model.bin")
-    toy.write_merges(folder)
-    return folder
+    return toy.write(tmp_path / "clip")
 
 
 def test_clip_score(axcore: Axcore, images: Path, clip: Path, tmp_path: Path) -> None:
