@@ -146,26 +146,29 @@ def test_a_request_that_cannot_be_met(
         ),
         ("--toolchain ascend --chip AX650", ["`ascend` has no option --chip", "--soc-version"]),
         ("--toolchain ascend --soc-version 310P3", ["`310P3` is no soc-version", "npu-smi"]),
+        ("--toolchain abacus --frame glass", ["no frame is made of glass", "wood or brass"]),
     ],
 )
 @pytest.mark.parametrize("command", ["plan", "convert"])
 def test_a_target_that_cannot_be(
     axcore: Axcore,
+    abacus: None,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     command: str,
     asked: str,
     evidence: list[str],
 ) -> None:
-    """Refused before any work: not even a checkpoint is fabricated.
+    """Refused before any work: no checkpoint is fabricated, and none is read: this one is none.
 
-    Oracle: the targets of each toolchain, and the folder.
+    Oracle: the targets of each toolchain, that of a third party among them, and the folder.
     """
     monkeypatch.setenv("AXCORE_CACHE", str(tmp_path / "cache"))
-    out = tmp_path / "out"
-    outcome = axcore(command, MODEL, "--weights", "random-tiny", "-o", out, *asked.split())
-    assert_explained(outcome, *evidence, code=2)
-    assert list(tmp_path.iterdir()) == []
+    before = sorted(tmp_path.rglob("*"))
+    for source in ("--weights=random-tiny", f"--checkpoint={tmp_path}"):
+        outcome = axcore(command, MODEL, source, "-o", tmp_path / "out", *asked.split())
+        assert_explained(outcome, *evidence, code=2)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_checkpoint_folder_that_is_not_there(axcore: Axcore, tmp_path: Path) -> None:
@@ -244,7 +247,7 @@ def test_memory_that_is_too_small(
 # Bundles -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["build", "verify", "lint"])
+@pytest.mark.parametrize("command", ["build", "verify", "lint", "chat"])
 @pytest.mark.parametrize("place", ["absent", "empty", "broken", "later"])
 def test_what_is_no_bundle(axcore: Axcore, tmp_path: Path, command: str, place: str) -> None:
     """No folder, no manifest, a broken one, one of a later axcore. Oracle: its name."""

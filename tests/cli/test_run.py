@@ -47,6 +47,7 @@ from .test_commands import data_of
 
 Talk = Callable[..., Outcome]
 CTRL_C = "^C"
+VARIED = ("--max-new-tokens", 6, "--repetition-penalty", 1e6)  # no token comes twice
 BLOCKED = ("torch", "transformers", "onnx", "onnxscript", "onnx_ir", "onnxslim")
 
 
@@ -241,8 +242,7 @@ def test_a_conversation_goes_on(chat: Talk, runner: Runner) -> None:
 
     Oracle: the library on the same messages, each read afresh.
     """
-    outcome = chat([f"/image {IMAGE}", "What?", "", "And?", "/quit", "ignored"],
-                   "--max-new-tokens", 6, "--repetition-penalty", 1e6)  # fmt: skip
+    outcome = chat([f"/image {IMAGE}", "What?", "", "And?", "/quit", "ignored"], *VARIED)
     sampling = Sampling(repetition_penalty=1e6)
     asked = message("What?", IMAGE)
     runner.forget()
@@ -259,8 +259,8 @@ def test_a_conversation_goes_on(chat: Talk, runner: Runner) -> None:
 
 def test_a_conversation_as_json(chat: Talk) -> None:
     """A line for each answer, with what people are shown. Oracle: the conversation for people."""
-    lines, settings = ["What?", "/imagine", "And?"], ("--max-new-tokens", 6)
-    shown, outcome = chat(lines, *settings), chat(lines, *settings, "--json")
+    lines = ["What?", "/imagine", "And?"]
+    shown, outcome = chat(lines, *VARIED), chat(lines, *VARIED, "--json")
     answers = [json.loads(line) for line in outcome.out.splitlines()]
     assert "".join(f"{answer['text']}\n" for answer in answers) == shown.out
     assert [answer["prompt_tokens"] for answer in answers] == lengths(shown)
@@ -273,7 +273,7 @@ def test_reset_begins_anew(chat: Talk, runner: Runner) -> None:
     Oracle: the library's answer to the question alone.
     """
     lines = [f"/image {IMAGE}", "What?", f"/image {IMAGE}", "/reset", "And?"]
-    outcome = chat(lines, "--max-new-tokens", 6, "--repetition-penalty", 1e6, "--system", "Hm.")
+    outcome = chat(lines, *VARIED, "--system", "Hm.")
     system = {"role": "system", "content": "Hm."}
     expected = answered(runner, [system, message("And?")], Sampling(repetition_penalty=1e6), 6)
     assert outcome.out.endswith(f"\n{expected.text}\n")
@@ -291,9 +291,8 @@ def test_reset_begins_anew(chat: Talk, runner: Runner) -> None:
 )
 def test_what_fails_leaves_the_conversation_as_it_was(chat: Talk, line: str, evidence: str) -> None:
     """The error is shown, and the next answer is that of a chat without that line."""
-    settings = ("--max-new-tokens", 6, "--repetition-penalty", 1e6)
-    outcome = chat(["What?", line, "And?"], *settings)
-    undisturbed = chat(["What?", "And?"], *settings)
+    outcome = chat(["What?", line, "And?"], *VARIED)
+    undisturbed = chat(["What?", "And?"], *VARIED)
     assert outcome.code == 0
     assert (outcome.out, lengths(outcome)) == (undisturbed.out, lengths(undisturbed))
     assert "error: " in outcome.err
@@ -310,9 +309,8 @@ def test_ctrl_c_keeps_the_conversation(
     The backend stands in for the user. Oracle: the library on the messages that are left.
     """
     sampling = Sampling(repetition_penalty=1e6)
-    outcome = chat([f"/image {IMAGE}", "What?", "And?"], "--backend", impatient,
-                   "--patience", patience, "--max-new-tokens", 6,
-                   "--repetition-penalty", 1e6)  # fmt: skip
+    interrupted = ("--backend", impatient, "--patience", patience)
+    outcome = chat([f"/image {IMAGE}", "What?", "And?"], *VARIED, *interrupted)
     messages, text = [message("And?", IMAGE)], ""
     if said:
         whole = answered(runner, [message("What?", IMAGE)], sampling, said).text
@@ -329,9 +327,8 @@ def test_ctrl_c_keeps_the_conversation(
 
 def test_ctrl_c_at_the_prompt_keeps_the_conversation(chat: Talk) -> None:
     """A fresh line, and a word about how to end. Oracle: a chat in which it was not pressed."""
-    settings = ("--max-new-tokens", 6, "--repetition-penalty", 1e6)
-    outcome = chat(["What?", CTRL_C, CTRL_C, "And?"], *settings, terminal=True)
-    undisturbed = chat(["What?", "And?"], *settings)
+    outcome = chat(["What?", CTRL_C, CTRL_C, "And?"], *VARIED, terminal=True)
+    undisturbed = chat(["What?", "And?"], *VARIED)
     assert outcome.code == 0
     assert outcome.out.replace("> ", "") == undisturbed.out
     assert lengths(outcome) == lengths(undisturbed)
@@ -348,15 +345,14 @@ def test_ctrl_c_between_answers_keeps_the_conversation(
     chat: Talk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Pressed while an image is read. Oracle: a chat in which it was not pressed."""
-    settings = ("--max-new-tokens", 6, "--repetition-penalty", 1e6)
-    undisturbed = chat(["What?", "And?"], *settings)
+    undisturbed = chat(["What?", "And?"], *VARIED)
 
     def impatient(path: Path) -> Any:
         """Stand in for a user."""
         raise KeyboardInterrupt
 
     monkeypatch.setattr("axcore.cli.run.read_image", impatient)
-    outcome = chat(["What?", f"/image {IMAGE}", "And?"], *settings)
+    outcome = chat(["What?", f"/image {IMAGE}", "And?"], *VARIED)
     assert (outcome.code, outcome.out) == (0, undisturbed.out)
     assert lengths(outcome) == lengths(undisturbed)
 
@@ -587,29 +583,10 @@ def test_a_head_of_another_model(axcore: Axcore, own: Path, toy: ToyLanguageMode
     assert_explained(outcome, HEAD, "(1, 1, 8)", "(1, 1, 64)", "512 tokens")
 
 
-def test_the_vision_side_alone(axcore: Axcore, own_checkpoint: Path, tmp_path: Path) -> None:
-    """A bundle that was converted so says what is missing. Oracle: the option's name."""
-    done = axcore("convert", own_checkpoint, "-o", tmp_path / "vision", "--vision-only",
-                  "--no-verify", "--height", HEIGHT, "--width", 84)  # fmt: skip
-    assert done.code == 0, done.err
-    outcome = axcore("run", tmp_path / "vision", "-p", "What?")
-    assert_explained(outcome, "only the vision side", "--vision-only")
-
-
-def test_no_bundle_at_all(axcore: Axcore, tmp_path: Path) -> None:
-    """`chat` too."""
-    for command in (("run", tmp_path, "-p", "?"), ("chat", tmp_path)):
-        assert_explained(axcore(*command), "holds no finished bundle")
-
-
-def test_a_prompt_over_the_limit(axcore: Axcore, finished: Path, runner: Runner) -> None:
-    """Both numbers, and how many tokens are the images'. Oracle: the library's prompt."""
-    text = "word " * 30
-    rest = len(runner.prepare([message(text, IMAGE)]).input_ids) - ROWS
-    images = ["--image", IMAGE] * 30
-    outcome = axcore("run", finished, "-p", text, *images, "--json")
-    total = rest + 30 * ROWS + 29 * 2  # each has a token before and behind it
-    assert_explained(outcome, f"has {total} tokens ({30 * ROWS} for images)", f"allows {LIMIT}")
+def test_a_prompt_over_the_limit(axcore: Axcore, finished: Path) -> None:
+    """Told before anything is loaded."""
+    outcome = axcore("run", finished, "-p", "word " * LIMIT, "--image", IMAGE, "--json")
+    assert_explained(outcome, f"({ROWS} for images)", f"allows {LIMIT}")
     assert "load" not in outcome.err
 
 
