@@ -220,11 +220,7 @@ def test_a_folder_holding_another_model(axcore: Axcore, bundle: Path) -> None:
 
 @pytest.mark.parametrize("command", ["convert", "plan"])
 def test_a_disk_that_is_too_small(
-    axcore: Axcore,
-    checkpoint: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    command: str,
+    axcore: Axcore, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     """Said before any work. `shutil.disk_usage` is a stand-in for such a disk."""
     usage = SimpleNamespace(total=10**9, used=10**9 - 5000, free=5000)

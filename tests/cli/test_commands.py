@@ -360,11 +360,6 @@ def test_colour_on_a_terminal_unless_refused(no_color: str) -> None:
     assert (b"\x1b[" in text) is (no_color == "")
 
 
-def test_no_colour_in_a_file(axcore: Axcore) -> None:
-    """What is not a terminal gets plain text. Oracle: escape codes."""
-    assert "\x1b" not in axcore("show", "nothing-like-it").err
-
-
 def test_expected_failures_show_a_traceback_when_asked(
     axcore: Axcore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -86,17 +86,6 @@ def test_links_to_onnx_models_are_no_board_models(onnx_bundle: Path, runtime: Ru
 
 
 @both
-def test_a_folder_of_ours_is_replaced(bundle: Path, runtime: Runtime) -> None:
-    """Whole: nothing of the older one stays, and nothing lies beside it."""
-    for _ in range(2):
-        out = packaged(bundle, runtime)
-        assert (out / "axcore.json").exists()
-        assert not (out / "older").exists()
-        (out / "older").touch()
-    assert left(bundle.parent) == {"bundle", "board", "site"}
-
-
-@both
 @pytest.mark.parametrize("older", [True, False])
 def test_a_link_stays_and_its_goal_is_filled(bundle: Path, runtime: Runtime, older: bool) -> None:
     """Be there a folder of ours already or none yet; nothing lies beside either of them."""
