@@ -12,7 +12,6 @@ from typing import Any
 
 import onnx
 import pytest
-from onnx import TensorProto, helper
 
 from axcore import Options, Registry, plan
 
@@ -29,8 +28,6 @@ from ..bundles import (
     install,
 )
 
-HEAVY = {"torch", "transformers", "onnx", "onnxruntime"}
-
 
 def data_of(outcome: Outcome, code: int = 0) -> Any:
     """Return what was printed as JSON; there must be nothing else on standard output."""
@@ -38,27 +35,13 @@ def data_of(outcome: Outcome, code: int = 0) -> Any:
     return json.loads(outcome.out)
 
 
-@pytest.fixture
-def foreign(tmp_path: Path) -> Path:
-    """A graph of somebody else: a Neg, which the chip lacks, and a Resize in a mode it lacks."""
-    nodes = [
-        helper.make_node("Neg", ["image"], ["negative"], name="turn"),
-        helper.make_node(
-            "Resize", ["negative", "", "scales"], ["resized"], name="grow", mode="cubic"
-        ),
-    ]
-    scales = helper.make_tensor("scales", TensorProto.FLOAT, [4], [1.0, 1.0, 2.0, 2.0])
-    graph = helper.make_graph(
-        nodes,
-        "foreign",
-        [helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3, 8, 8])],
-        [helper.make_tensor_value_info("resized", TensorProto.FLOAT, [1, 3, 16, 16])],
-        [scales],
-    )
-    opset = [helper.make_opsetid("", 17)]
-    path = tmp_path / "foreign.onnx"
-    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=8), path)
-    return path
+# A graph of somebody else: a Neg, which the chip lacks, and a Resize in a mode it lacks.
+FOREIGN = """<ir_version: 8, opset_import: ["": 17]>
+foreign (float[1, 3, 8, 8] image) => (float[1, 3, 16, 16] resized)
+<float[4] scales = {1, 1, 2, 2}> {
+    [turn] negative = Neg(image)
+    [grow] resized = Resize<mode="cubic">(negative, , scales)
+}"""
 
 
 @pytest.fixture
@@ -77,37 +60,6 @@ def weight_bytes(bundle: Path) -> int:
     graph = onnx.load(bundle / f"{STEM}.onnx", load_external_data=False).graph
     weights = [value for value in graph.initializer if not value.name.startswith("constant_")]
     return sum(int(e.value) for w in weights for e in w.external_data if e.key == "length")
-
-
-# Import-lightness --------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["--help"],
-        ["convert", "--help"],
-        ["run", "--help"],
-        ["chat", "--help"],
-        ["package", "--help"],
-        ["list-models"],
-        ["show", MODEL],
-        ["plugins", "list"],
-    ],
-    ids=" ".join,
-)
-def test_questions_load_nothing_heavy(arguments: list[str]) -> None:
-    """Each in a process of its own. Oracle: `sys.modules`."""
-    code = (
-        "import sys; from axcore.cli import main\n"
-        f"sys.argv = {['axcore', *arguments]!r}\n"
-        "try: main()\n"
-        f"finally: print('loaded', sorted({HEAVY} & set(sys.modules)))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment(), check=True
-    )
-    assert done.stdout.splitlines()[-1] == "loaded []"
 
 
 # Models ------------------------------------------------------------------------------------------
@@ -279,8 +231,10 @@ def test_lint_has_nothing_to_say_of_our_graphs(axcore: Axcore, converted: Path) 
         assert data_of(axcore("lint", target, "--json")) == []
 
 
-def test_lint_of_a_foreign_graph(axcore: Axcore, foreign: Path) -> None:
+def test_lint_of_a_foreign_graph(axcore: Axcore, tmp_path: Path) -> None:
     """Exits with 1 and names node, operator, constraint, remedy. Oracle: the graph's making."""
+    foreign = tmp_path / "foreign.onnx"
+    onnx.save(onnx.parser.parse_model(FOREIGN), foreign)
     outcome = axcore("lint", foreign)
     assert outcome.code == 1
     assert f"{foreign}: turn (Neg)" in outcome.out.replace("error: ", "")
@@ -292,14 +246,6 @@ def test_lint_of_a_foreign_graph(axcore: Axcore, foreign: Path) -> None:
         ("grow", "Resize"),
     ]
     assert all(finding["constraint"] and finding["remedy"] for finding in findings)
-
-
-def test_build_without_the_tool_says_what_to_do(axcore: Axcore, converted: Path) -> None:
-    """Named with what would help. Oracle: the tool is in no folder of PATH."""
-    outcome = axcore("build", converted, "--pulsar2", "no-such-pulsar2")
-    assert (outcome.code, outcome.out) == (1, "")
-    assert "no-such-pulsar2" in outcome.err
-    assert "hint: " in outcome.err
 
 
 def test_build_runs_the_tool_and_lists_what_it_made(
@@ -361,16 +307,6 @@ def test_a_broken_plugin_is_named_whatever_the_arguments(
         assert "warning: " not in axcore(*command.split()).err
 
 
-def test_a_broken_plugin_can_be_left_out(
-    axcore: Axcore, broken_plugin: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """``AXCORE_DISABLE_PLUGINS``. Oracle: nobody speaks of it."""
-    monkeypatch.setenv("AXCORE_DISABLE_PLUGINS", "broken")
-    outcome = axcore("list-models")
-    assert broken_plugin not in outcome.err
-    assert "broken" not in axcore("plugins", "list").out
-
-
 def test_doctor_looks_at_everything(axcore: Axcore) -> None:
     """Packages, plugins, toolchain, machine. Oracle: what is installed here."""
     checks = {check["name"]: check for check in data_of(axcore("doctor", "--json"))}
@@ -422,11 +358,6 @@ def test_colour_on_a_terminal_unless_refused(no_color: str) -> None:
     assert done.returncode == 1
     assert b"error: " in text
     assert (b"\x1b[" in text) is (no_color == "")
-
-
-def test_no_colour_in_a_file(axcore: Axcore) -> None:
-    """What is not a terminal gets plain text. Oracle: escape codes."""
-    assert "\x1b" not in axcore("show", "nothing-like-it").err
 
 
 def test_expected_failures_show_a_traceback_when_asked(

@@ -9,7 +9,6 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
 
 from axcore import Registry
 from axcore.evaluate import dumped_features
@@ -68,15 +67,6 @@ def test_captions(axcore: Axcore, model: Path, images: Path, tmp_path: Path) -> 
     assert (last.code, last.out) == (0, f"{out}: 2 answers, 0 errors\n")
 
 
-def test_options_of_a_backend(axcore: Axcore, model: Path, images: Path, tmp_path: Path) -> None:
-    """What the command does not know goes to the backend, which refuses it. Oracle: the message."""
-    done = axcore(
-        "evaluate", "captions", model, "--images", images, "-o", tmp_path / "a", "--device", "x"
-    )
-    assert done.code == 2
-    assert "backend `onnx` has no option --device" in done.err
-
-
 @pytest.mark.parametrize("command", COMMANDS_THAT_RUN_A_MODEL)
 def test_whatever_a_backend_declares_can_be_given(
     axcore: Axcore, model: Path, impatient: str, tmp_path: Path, command: str
@@ -129,11 +119,7 @@ def test_help_tells_of_backends_and_their_options(axcore: Axcore, command: str) 
 @pytest.fixture
 def clip(tmp_path: Path) -> Path:
     """A tiny judge."""
-    folder = tmp_path / "clip"
-    folder.mkdir()
-    torch.save(toy.weights(), folder / "open_clip_pytorch_model.bin")
-    toy.write_merges(folder)
-    return folder
+    return toy.write(tmp_path / "clip")
 
 
 def test_clip_score(axcore: Axcore, images: Path, clip: Path, tmp_path: Path) -> None:
@@ -186,17 +172,6 @@ def test_a_verdict(axcore: Axcore, clip: Path, tmp_path: Path) -> None:
     text = axcore("evaluate", "clip-score", *files[::-1], *arguments).out.splitlines()[-1]
     assert "92.5% interval" in text
     assert text.startswith(f"{files[1]} is {'worse' if better else 'better'} than {files[0]} (")
-
-
-@pytest.mark.parametrize("level", ["1.5", "0", "1", "-0.1", "nan"])
-def test_a_level_that_is_none_is_refused_first(axcore: Axcore, tmp_path: Path, level: str) -> None:
-    """Before anything is read. Oracle: the message, where no file is there."""
-    done = axcore(
-        "evaluate", "clip-score", tmp_path / "one.json", tmp_path / "two.json",
-        "--images", tmp_path, "--clip", tmp_path / "clip", "--confidence", level,
-    )  # fmt: skip
-    assert done.code == 2
-    assert f"{level} is not a confidence level" in done.err
 
 
 def test_a_hint_names_options_that_there_are(axcore: Axcore, clip: Path, tmp_path: Path) -> None:
@@ -330,24 +305,14 @@ def test_throughput_without_matplotlib(
         (["--batch-sizes", "1-"], "--batch-sizes 1- is no list of numbers"),
         (["--input-lens", "a"], "--input-lens a is no list of numbers"),
         (["--batch-sizes", "3-1"], "batch sizes [], input lengths []"),
-        (["--plot", "t.txt"], "a plot cannot be written as t.txt"),
-        (["--batch-sizes", "1-10"], "a batch of 10 was asked for; backend `onnx` runs 1"),
-        (["--batch-sizes", "1", "--backend", "npu"], "no backend `npu`"),
+        (["--batch-sizes", "1-10"], "--toolchain onnx --dynamic-batch"),
     ],
 )
 def test_throughput_refuses(
     axcore: Axcore, model: Path, tmp_path: Path, arguments: list[Any], message: str
 ) -> None:
-    """Wrong numbers, and batches that static shapes do not run. Oracle: messages, no file."""
+    """Wrong numbers, and batches, where the remedy is a command. Oracle: messages, no file."""
     done = axcore("evaluate", "throughput", model, "-p", "a", "-o", tmp_path / "t.csv", *arguments)
     assert done.code == 2
     assert message in done.err
     assert not (tmp_path / "t.csv").exists()
-
-
-def test_a_static_build_names_what_would_run_batches(
-    axcore: Axcore, model: Path, tmp_path: Path
-) -> None:
-    """The remedy is a command. Oracle: the hint."""
-    done = axcore("evaluate", "throughput", model, "-o", tmp_path / "t.csv")
-    assert f"axcore build {model} --toolchain onnx --dynamic-batch" in done.err

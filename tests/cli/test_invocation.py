@@ -110,11 +110,7 @@ def test_settings_that_make_no_sense(axcore: Axcore, tmp_path: Path) -> None:
     ],
 )
 def test_ctrl_c_says_whether_the_same_command_continues(
-    axcore: Axcore,
-    monkeypatch: pytest.MonkeyPatch,
-    verb: str,
-    command: list[str],
-    continues: bool,
+    axcore: Axcore, monkeypatch: pytest.MonkeyPatch, verb: str, command: list[str], continues: bool
 ) -> None:
     """Exit code 130 and no traceback. A stand-in for the verb is interrupted at once.
 

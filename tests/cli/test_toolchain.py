@@ -81,25 +81,6 @@ def test_another_target_keeps_the_graphs_and_the_build(
     assert [component["findings"] for component in manifest["components"]] == [None]
 
 
-@pytest.mark.parametrize("command", ["plan", "convert"])
-def test_a_refused_target_costs_nothing(
-    axcore: Axcore, abacus: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
-) -> None:
-    """No checkpoint is fabricated, and none is read: this one is none at all.
-
-    Oracle: the toolchain's words, and the folder.
-    """
-    monkeypatch.setenv("AXCORE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    before = sorted(tmp_path.rglob("*"))
-    for source in ("--weights=random-tiny", f"--checkpoint={tmp_path}"):
-        outcome = axcore(command, MODEL, source, "--toolchain", "abacus", "--frame", "glass")
-        assert (outcome.code, outcome.out) == (2, "")
-        assert "no frame is made of glass" in outcome.err
-        assert "choose wood or brass" in outcome.err
-    assert sorted(tmp_path.rglob("*")) == before
-
-
 def test_it_is_written_against_the_public_doors_alone() -> None:
     """As its author would. Oracle: the names that are imported."""
     doors = set(re.findall(r"^ *from (axcore\S*) import", ABACUS.read_text(), re.MULTILINE))

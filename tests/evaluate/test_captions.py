@@ -18,15 +18,17 @@ from axcore.evaluate import Captions, PredictionFile, Question, write_captions
 from axcore.evaluate.images import images_to_judge
 from axcore.runtime.runner import Answer, Runner
 from axcore.runtime.sampling import Sampling
-from axcore.testing import Recorder
+from axcore.testing import Recorder, answered
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    pass
 
+from ..built import message
 from ..bundles import Interrupted, change_json, change_tensors, shard_of
 from .answering import IMAGES
 
 CAPTIONS = Captions(Question("Say."), Sampling(), 6)
+NAMES = ("astronaut.jpg", "cat.jpg", "coffee.jpg", "rocket.jpg")
 NORM = "model.norm.weight"
 
 
@@ -35,25 +37,18 @@ def images(tmp_path: Path) -> Path:
     """Four images to change."""
     folder = tmp_path / "images"
     folder.mkdir()
-    for name in ("astronaut", "cat", "coffee", "rocket"):
-        shutil.copy(IMAGES / f"{name}.jpg", folder)
+    for name in NAMES:
+        shutil.copy(IMAGES / name, folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def expected(model: Path) -> dict[str, str]:
     """Answers of a model that has been asked nothing before."""
-    return dict(_expected(model))
-
-
-def _expected(model: Path) -> Iterator[tuple[str, str]]:
-    registry = Registry()
-    for name in ("astronaut", "cat", "coffee", "rocket"):
-        runner = Runner.open(model, registry)
-        image = {"type": "image", "image": IMAGES / f"{name}.jpg"}
-        content = [image, {"type": "text", "text": "Say."}]
-        prompt = runner.prepare([{"role": "user", "content": content}])
-        yield f"{name}.jpg", "".join(runner.answer(prompt, CAPTIONS.sampling, 6))
+    return {
+        name: answered(axcore.load(model), [message("Say.", IMAGES / name)], max_new_tokens=6).text
+        for name in NAMES
+    }
 
 
 def write(model: Path, images: Path, out: Path, **changes: Any) -> PredictionFile:
@@ -143,18 +138,6 @@ def test_a_bad_image_costs_no_other(
     shutil.copy(IMAGES / "coffee.jpg", images)
     file = write(model, images, out, base_names=True)
     assert (file.answers, file.errors) == (expected, {})
-
-
-def test_a_sample_can_grow(model: Path, images: Path, tmp_path: Path) -> None:
-    """Two of four, then all: the two are kept. Oracle: the answers of one run over all."""
-    out = tmp_path / "a.json"
-    two = dict(write(model, images, out, sample=2).answers)
-    assert len(two) == 2
-    progress = Recorder()
-    four = write(model, images, out, progress=progress).answers
-    assert progress.said == ["2 of 4 images have their answers already"]
-    assert two.items() <= four.items()
-    assert len(four) == 4
 
 
 def test_a_folder_is_the_same_however_it_is_spelt(

@@ -130,6 +130,14 @@ def _norm(state: State, name: str, x: Tensor) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], state[f"{name}.weight"], state[f"{name}.bias"])
 
 
+def write(folder: Path) -> Path:
+    """Write weights and vocabulary into an empty folder or a new one."""
+    folder.mkdir(exist_ok=True)
+    torch.save(weights(), folder / "open_clip_pytorch_model.bin")
+    write_merges(folder)
+    return folder
+
+
 # Text --------------------------------------------------------------------------------------------
 
 

@@ -28,3 +28,10 @@ def bundle(family: Path, tmp_path: Path) -> Path:
     """A toy bundle with compiled models."""
     del family
     return write_bundle(tmp_path / "bundle")
+
+
+@pytest.fixture
+def onnx_bundle(family: Path, tmp_path: Path) -> Path:
+    """A toy bundle with ONNX models."""
+    del family
+    return write_bundle(tmp_path / "bundle", ".onnx")

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from axcore import BundleError, CheckpointError, ContractError, LlmBuildArgs, UnsupportedModel
-from axcore.packaging import package
 from axcore.plain import plain
-from axcore.progress import Silent
 
+from ..bundles import change_json
 from . import toys
 from .toys import CHUNK, EMBEDDING, HIDDEN, KIND, LAYERS, MODEL, STEM, VOCABULARY
 
@@ -26,12 +25,7 @@ REQUIRED = {
 
 
 def packaged(bundle: Path) -> Path:
-    return package(bundle, bundle.parent / "board", "axllm", toys.registry(), Silent())
-
-
-def change_manifest(bundle: Path, **changes: Any) -> None:
-    path = bundle / "axcore.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    return toys.packaged(bundle, "axllm")
 
 
 def test_settings_name_what_is_there(bundle: Path) -> None:
@@ -89,7 +83,7 @@ def test_without_an_end_there_is_no_folder(bundle: Path) -> None:
     for name in ("generation_config.json", "tokenizer_config.json"):
         (bundle / name).unlink()
     (bundle / "config.json").write_text("{}")
-    change_manifest(bundle, files={})
+    change_json(bundle / "axcore.json", files={})
     with pytest.raises(CheckpointError, match="which token ends an answer"):
         packaged(bundle)
 
@@ -112,7 +106,7 @@ def test_what_axllm_would_answer_nonsense_with_is_refused(
     bundle: Path, changes: dict[str, Any], message: str
 ) -> None:
     """A scale it does not apply, states it does not feed, vision files it does not chain."""
-    change_manifest(bundle, **changes)
+    change_json(bundle / "axcore.json", **changes)
     with pytest.raises(UnsupportedModel, match=message) as caught:
         packaged(bundle)
     assert "--runtime python" in caught.value.hint
@@ -133,10 +127,8 @@ def test_a_family_must_say_what_axllm_calls_its_model(
         packaged(bundle)
 
 
-def test_onnx_models_are_not_enough(family: Path, tmp_path: Path) -> None:
+def test_onnx_models_are_not_enough(onnx_bundle: Path) -> None:
     """The hint is the command that compiles."""
-    del family
-    bundle = toys.write_bundle(tmp_path / "bundle", ".onnx")
     with pytest.raises(BundleError, match=r"no \.axmodel files") as caught:
-        packaged(bundle)
+        packaged(onnx_bundle)
     assert "axcore build" in caught.value.hint

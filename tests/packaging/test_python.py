@@ -59,7 +59,7 @@ def board(folder: Path, code: str, *more: str) -> str:
 
 
 def packaged(bundle: Path) -> Path:
-    return package(bundle, bundle.parent / "board", "python", toys.registry(), Silent())
+    return toys.packaged(bundle, "python")
 
 
 def test_the_folder_holds_what_running_takes(bundle: Path) -> None:
@@ -75,10 +75,9 @@ def test_the_folder_holds_what_running_takes(bundle: Path) -> None:
     assert list(out.glob("lib/pluggy-*.dist-info/**/LICENSE"))
 
 
-def test_onnx_models_stand_in_where_nothing_was_compiled(family: Path, tmp_path: Path) -> None:
+def test_onnx_models_stand_in_where_nothing_was_compiled(onnx_bundle: Path) -> None:
     """Models and weights of both sides; the README says which they are."""
-    del family
-    out = packaged(toys.write_bundle(tmp_path / "bundle", ".onnx"))
+    out = packaged(onnx_bundle)
     vision = {f"{toys.STEM}.onnx", f"{toys.STEM}.onnx.data"}
     found = {path.name for path in out.iterdir() if ".onnx" in path.name}
     assert found == {*toys.built(".onnx"), *vision}
@@ -181,11 +180,6 @@ module = sys.modules[registry.plugins[deployment.job.family].module]
 assert module.__file__.startswith(HERE), module.__file__
 print(deployment.job.card.id)
 """
-
-
-def test_a_board_finds_the_family(bundle: Path) -> None:
-    """The loop's parts import and know the model, from the copied sources alone."""
-    assert board(packaged(bundle), IMPORTS) == f"{toys.MODEL}\n"
 
 
 @pytest.mark.parametrize("entry", INSTALLED, ids=lambda entry: str(entry.name))

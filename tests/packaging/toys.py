@@ -12,7 +12,9 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from axcore import BuildRequest, Calibration, GraphFile, LlmBuildArgs, Options, Port, Registry
 from axcore.bundle import SCHEMA
+from axcore.packaging import Runtime, package
 from axcore.plain import plain
+from axcore.progress import Silent
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -50,6 +52,11 @@ AXLLM = {"tokenizer_type": "Toy", "vlm_type": "ToyVL", "vision_patch_size": 14}
 def registry() -> Registry:
     """Return a registry of the toy family alone; its module must have been written."""
     return Registry([EntryPoint("boardtoy", MODULE, "axcore")])
+
+
+def packaged(bundle: Path, runtime: Runtime, out: Path | None = None) -> Path:
+    """Package a toy bundle, into `board` beside it unless told otherwise."""
+    return package(bundle, out or bundle.parent / "board", runtime, registry(), Silent())
 
 
 def write_family(folder: Path, axllm: dict[str, Any]) -> None:
@@ -97,8 +104,8 @@ def request(**changes: Any) -> BuildRequest:
     return BuildRequest(**{**given, **changes})
 
 
-def layer(index: int, suffix: str = ".axmodel", kind: str = KIND, chunk: int = CHUNK) -> str:
-    return f"{kind}_p{chunk}_l{index}_together{suffix}"
+def layer(index: int, suffix: str = ".axmodel") -> str:
+    return f"{KIND}_p{CHUNK}_l{index}_together{suffix}"
 
 
 def built(suffix: str) -> list[str]:
@@ -109,7 +116,7 @@ def built(suffix: str) -> list[str]:
     return names + [f"{name}.data" for name in names]
 
 
-def write_bundle(folder: Path, suffix: str = ".axmodel", **changes: Any) -> Path:
+def write_bundle(folder: Path, suffix: str = ".axmodel") -> Path:
     """Write the toy bundle, with stand-ins for what a toolchain made of it."""
     folder.mkdir()
     files = {
@@ -129,7 +136,7 @@ def write_bundle(folder: Path, suffix: str = ".axmodel", **changes: Any) -> Path
         (folder / name).write_bytes(content)
     for name in built(suffix):
         (folder / name).write_bytes(name.encode())
-    (folder / "axcore.json").write_text(json.dumps(manifest(files, **changes)))
+    (folder / "axcore.json").write_text(json.dumps(manifest(files)))
     return folder
 
 
@@ -153,9 +160,9 @@ def stamp(content: bytes) -> dict[str, Any]:
     return {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
-def manifest(files: dict[str, bytes], **changes: Any) -> dict[str, Any]:
+def manifest(files: dict[str, bytes]) -> dict[str, Any]:
     card = registry().find(MODEL).card
-    head: dict[str, Any] = {
+    return {
         "schema": SCHEMA,
         "model": {"id": MODEL, "task": "image", "profile": asdict(card.profiles["image"])},
         "checkpoint": {"folder": "/nowhere"},
@@ -168,4 +175,3 @@ def manifest(files: dict[str, bytes], **changes: Any) -> dict[str, Any]:
         "build": plain(request()),
         "files": {name: stamp(content) for name, content in files.items()},
     }
-    return {**head, **changes}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
+import runpy
 import sys
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -17,8 +17,6 @@ from axcore.testing import Recorder
 from . import toy
 
 if TYPE_CHECKING:
-    from types import ModuleType
-
     from axcore.quantization.gptq import Quantised
 
 LIBRARY = Path(__file__).with_name("standin_library")
@@ -49,14 +47,9 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
-def standin() -> ModuleType:
-    """The stand-in for gptqmodel, for its own way of packing."""
-    spec = importlib.util.spec_from_file_location("standin", LIBRARY / "gptqmodel/__init__.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def pack() -> Any:
+    """The way in which the stand-in for gptqmodel packs a matrix."""
+    return runpy.run_path(str(LIBRARY / "gptqmodel/__init__.py"))["pack"]
 
 
 @pytest.fixture(scope="session")
@@ -68,13 +61,9 @@ def finished(
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(LIBRARY))
         result = quantize(
-            str(checkpoints["flat"]),
-            out,
-            group_size=GROUP,
-            python=Path(sys.executable),
-            progress=progress,
-            registry=registry,
-        )
+            str(checkpoints["flat"]), out, group_size=GROUP, python=Path(sys.executable),
+            progress=progress, registry=registry,
+        )  # fmt: skip
     return Finished(checkpoints["flat"], out, result, progress)
 
 
@@ -82,7 +71,7 @@ STANDIN_PYTHON = """#!{python}
 '''A stand-in for a Python that has gptqmodel: packs zeros, or does what the test says.'''
 import json, os, pathlib, sys, time
 if sys.argv[1] == "-c":
-    sys.exit({has_library})
+    sys.exit({lacks_library})
 order = json.loads(pathlib.Path(sys.argv[2]).read_text())
 print(json.dumps("process " + str(os.getpid())), flush=True)
 {then}
@@ -116,27 +105,10 @@ pathlib.Path(order["report"]).write_text(json.dumps(report))
 """
 
 
-def standin_python(
-    folder: Path,
-    *,
-    has_library: bool = True,
-    then: str = "",
-    change: str = "",
-    error: str = "0.1",
-    tokens: int = 9999,
-) -> Path:
+def standin_python(folder: Path, **does: Any) -> Path:
     path = folder / "python"
-    code = 0 if has_library else 1
-    path.write_text(
-        STANDIN_PYTHON.format(
-            python=sys.executable,
-            has_library=code,
-            then=then,
-            change=change,
-            error=error,
-            tokens=tokens,
-        )
-    )
+    told = {"lacks_library": 0, "then": "", "change": "", "error": 0.1, "tokens": 9999, **does}
+    path.write_text(STANDIN_PYTHON.format(python=sys.executable, **told))
     path.chmod(0o755)
     return path
 

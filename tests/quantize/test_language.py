@@ -28,6 +28,11 @@ def job_of(folder: Path, registry: Registry) -> Job:
     return open_job(Request.of(str(folder)), registry, Silent())
 
 
+@pytest.fixture
+def flat(checkpoints: dict[str, Path], registry: Registry) -> Job:
+    return job_of(checkpoints["flat"], registry)
+
+
 @pytest.mark.parametrize("name", toy.CONFIGS)
 def test_the_names_are_those_of_the_class(
     checkpoints: dict[str, Path], registry: Registry, name: str
@@ -50,12 +55,12 @@ def test_the_names_are_those_of_the_class(
 
 
 def test_a_config_loses_what_is_not_of_text(
-    checkpoints: dict[str, Path], registry: Registry
+    flat: Job, checkpoints: dict[str, Path], registry: Registry
 ) -> None:
     """Oracle: the toy configs: rotary positions go where the card says so and stay elsewhere."""
-    flat = language_of(job_of(checkpoints["flat"], registry), registry).checkpoint.config
-    assert not {"vision_config", "auto_map", "rope_scaling"} & flat.keys()
-    assert flat["tie_word_embeddings"] is True
+    config = language_of(flat, registry).checkpoint.config
+    assert not {"vision_config", "auto_map", "rope_scaling"} & config.keys()
+    assert config["tie_word_embeddings"] is True
     prefixed = language_of(job_of(checkpoints["prefixed"], registry), registry).checkpoint.config
     assert prefixed["rope_scaling"] == toy.LONGROPE
     assert "slice_config" not in prefixed
@@ -63,11 +68,9 @@ def test_a_config_loses_what_is_not_of_text(
 
 
 @pytest.mark.parametrize("size", [16, 32, 64, -1])
-def test_groups_that_divide_every_width_are_taken(
-    checkpoints: dict[str, Path], registry: Registry, size: int
-) -> None:
+def test_groups_that_divide_every_width_are_taken(flat: Job, registry: Registry, size: int) -> None:
     """Oracle: 64 and 128, the widths of the toy."""
-    check_group_size(language_of(job_of(checkpoints["flat"], registry), registry), size)
+    check_group_size(language_of(flat, registry), size)
 
 
 @pytest.mark.parametrize(
@@ -81,12 +84,11 @@ def test_groups_that_divide_every_width_are_taken(
     ],
 )
 def test_other_groups_are_refused_with_those_that_fit(
-    checkpoints: dict[str, Path], registry: Registry, size: int, evidence: str
+    flat: Job, registry: Registry, size: int, evidence: str
 ) -> None:
     """Oracle: 64 and 128, the widths of the toy."""
-    language = language_of(job_of(checkpoints["flat"], registry), registry)
     with pytest.raises(UsageError) as caught:
-        check_group_size(language, size)
+        check_group_size(language_of(flat, registry), size)
     assert evidence in caught.value.message
     assert "16, 32, 64, -1" in caught.value.hint
 
@@ -99,12 +101,9 @@ def refused(job: Job, registry: Registry, **layout: Any) -> str:
     return caught.value.message
 
 
-def test_a_language_model_without_plain_class_is_refused(
-    checkpoints: dict[str, Path], registry: Registry
-) -> None:
+def test_a_language_model_without_plain_class_is_refused(flat: Job, registry: Registry) -> None:
     """Where the card is silent, the architecture is of the whole. Oracle: the toy config."""
-    message = refused(job_of(checkpoints["flat"], registry), registry, text_model={})
-    assert "architecture of that part: ToyFlat" in message
+    assert "architecture of that part: ToyFlat" in refused(flat, registry, text_model={})
 
 
 def test_a_tensor_of_unknown_use_is_refused(
@@ -117,14 +116,11 @@ def test_a_tensor_of_unknown_use_is_refused(
     assert "visual.weight" in message or "visual.bias" in message
 
 
-def test_a_quantised_checkpoint_is_not_quantised_again(
-    checkpoints: dict[str, Path], registry: Registry
-) -> None:
+def test_a_quantised_checkpoint_is_not_quantised_again(flat: Job, registry: Registry) -> None:
     """Oracle: the packed key put beside the others."""
-    job = job_of(checkpoints["flat"], registry)
-    source = job.checkpoint
+    source = flat.checkpoint
     info = source.info("model.norm.weight")
     packed = {**source.tensors, "model.layers.0.mlp.up_proj.qweight": info}
     changed = Checkpoint(source.folder, source.config, (), packed)
-    message = refused(replace(job, checkpoint=changed), registry)
+    message = refused(replace(flat, checkpoint=changed), registry)
     assert "quantised already: 1 packed matrices" in message

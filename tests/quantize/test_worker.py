@@ -18,7 +18,6 @@ from . import toy
 
 if TYPE_CHECKING:
     from pathlib import Path
-    from types import ModuleType
 
 
 @settings(max_examples=20)
@@ -29,12 +28,12 @@ if TYPE_CHECKING:
     seed=st.integers(0, 1000),
 )
 def test_packed_weights_are_read_as_documented(
-    standin: ModuleType, bits: int, groups: int, outputs: int, seed: int
+    pack: Any, bits: int, groups: int, outputs: int, seed: int
 ) -> None:
     """Oracle: every number rounded to the nearest level of its group by its own division."""
     group = 16
     weight = np.random.default_rng(seed).normal(size=(outputs, groups * group)).astype(np.float32)
-    packed = standin.pack(weight, bits, group)
+    packed = pack(weight, bits, group)
     found = worker.dequantised(**{k: torch.from_numpy(v) for k, v in packed.items()}, bits=bits)
     blocks = weight.reshape(outputs, groups, group)
     top = 2 ** (bits - 1)
@@ -108,9 +107,7 @@ def test_two_behaviours_are_compared() -> None:
     assert found["cosine_mean"] == pytest.approx((0.5**0.5 + 1) / 2)
 
 
-def test_a_model_takes_the_weights_of_the_files(
-    llama: Any, standin: ModuleType, tmp_path: Path
-) -> None:
+def test_a_model_takes_the_weights_of_the_files(llama: Any, pack: Any, tmp_path: Path) -> None:
     """Named ones alone, and the worst is named. Oracle: the stand-in packs; one is packed wrong."""
     llama = copy.deepcopy(llama)
     names = ["model.layers.0.mlp.up_proj", "model.layers.1.self_attn.k_proj"]
@@ -119,7 +116,7 @@ def test_a_model_takes_the_weights_of_the_files(
     tensors = {}
     for name, factor in zip(names, (1, 2), strict=True):
         weight = factor * before[name].detach().numpy()
-        for part, array in standin.pack(weight, 8, 32).items():
+        for part, array in pack(weight, 8, 32).items():
             tensors[f"{name}.{part}"] = torch.from_numpy(array)
     save_file(tensors, tmp_path / "model.safetensors")
     found = worker.restore(llama, tmp_path, 8)

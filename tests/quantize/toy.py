@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from axcore import Component, Layout, ModelCard, Port, Profile, Published, Stage, hookimpl
+from axcore import (
+    Component,
+    Layout,
+    ModelCard,
+    Port,
+    Profile,
+    Published,
+    Stage,
+    hookimpl,
+    llama_tensors,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -63,7 +73,6 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
     },
 }
 BODIES = {"flat": "model.", "prefixed": "llm.model.", "nested": "language_model.model."}
-HEADS = {"prefixed": "llm.lm_head.weight", "nested": "language_model.lm_head.weight"}
 TEXT_MODELS: Mapping[str, Mapping[str, Any]] = {
     "flat": {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "rope_scaling": None},
     "prefixed": {"architectures": ["LlamaForCausalLM"], "model_type": "llama"},
@@ -108,30 +117,11 @@ def export_vision(job: Job) -> list[Component]:
 
 def tensors(name: str) -> dict[str, Shape]:
     """Return the shape of every tensor."""
-    shapes = {"visual.weight": (HIDDEN, 8), "visual.bias": (HIDDEN,)}
-    shapes |= {BODIES[name] + key: shape for key, shape in _body(name)}
-    if name in HEADS:
-        shapes[HEADS[name]] = (VOCABULARY, HIDDEN)
-    return shapes
-
-
-def _body(name: str) -> Iterator[tuple[str, Shape]]:
-    yield "embed_tokens.weight", (VOCABULARY, HIDDEN)
-    yield "norm.weight", (HIDDEN,)
-    for layer in (f"layers.{index}." for index in range(LAYERS)):
-        yield layer + "input_layernorm.weight", (HIDDEN,)
-        yield layer + "post_attention_layernorm.weight", (HIDDEN,)
-        for part, rows in {"q": 64, "k": 32, "v": 32}.items():
-            yield f"{layer}self_attn.{part}_proj.weight", (rows, HIDDEN)
-            if name == "flat":
-                yield f"{layer}self_attn.{part}_proj.bias", (rows,)
-        yield layer + "self_attn.o_proj.weight", (HIDDEN, 64)
-        if name == "nested":
-            yield layer + "self_attn.q_norm.weight", (16,)
-            yield layer + "self_attn.k_norm.weight", (16,)
-        yield layer + "mlp.gate_proj.weight", (INNER, HIDDEN)
-        yield layer + "mlp.up_proj.weight", (INNER, HIDDEN)
-        yield layer + "mlp.down_proj.weight", (HIDDEN, INNER)
+    language = llama_tensors(
+        {**TEXT, "tie_word_embeddings": name == "flat"}, BODIES[name].removesuffix("model."),
+        qkv_bias=name == "flat", qk_norm=name == "nested",
+    )  # fmt: skip
+    return {"visual.weight": (HIDDEN, 8), "visual.bias": (HIDDEN,), **language}
 
 
 def weights(name: str) -> dict[str, Tensor]:
