@@ -87,13 +87,6 @@ class ToyLanguageModel:
         result: Array = rounded(state[-1] @ self.head.astype(np.float32))
         return result
 
-    def greedy(self, ids: Sequence[int], count: int) -> list[int]:
-        """Return the next `count` ids, each the likeliest behind all before it."""
-        answer = list(ids)
-        for _ in range(count):
-            answer.append(int(self.logits(answer).argmax()))
-        return answer[len(ids) :]
-
 
 def rounded(array: Array) -> Array:
     """Return float32 rounded to what bfloat16 holds."""
