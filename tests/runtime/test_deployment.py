@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from axcore import BundleError, LlmBuildArgs, PluginNotFound, Registry, files
+from axcore import BundleError, LlmBuildArgs, PluginNotFound, Registry
 from axcore.bundle import CHECKSUMS
 from axcore.runtime.deployment import Deployment
 
@@ -141,21 +141,11 @@ def test_a_foreign_file_is_refused(own: Path, registry: Registry, name: str) -> 
     assert "axcore convert" in caught.value.hint
 
 
-def test_what_was_seen_is_not_read_again(
-    own: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_was_seen_is_not_read_again(own: Path, registry: Registry, hashed: list[str]) -> None:
     """A table of gigabytes costs nothing twice; where nothing can be noted it is read each time.
 
     Oracle: the files that are hashed.
     """
-    hashed: list[str] = []
-
-    def counting(path: Path) -> str:
-        hashed.append(path.name)
-        return sha256(path)
-
-    sha256 = files.sha256
-    monkeypatch.setattr(files, "sha256", counting)
     seen = own / CHECKSUMS
     seen.unlink(missing_ok=True)
     for expected in ([TABLE], [], [TABLE]):
