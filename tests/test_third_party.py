@@ -127,35 +127,35 @@ import axcore_plugins_toyvlm as toyvlm
 from axcore import hookimpl
 from axcore_plugins_toyvlm import model_cards
 """
-PLAIN = """
+PATCHING = """
 from axcore_plugins_toyvlm import export_vision
+
+
+@hookimpl
+def patch_attention(stage):
+    return patched(stage) if stage.name == "projector" else None
+
+
 """
 WRONG = {
     "patching changes the result": (
-        f"""{PLAIN}
-@hookimpl
-def patch_attention(stage):
-    if stage.name != "projector":
-        return None
+        f"""{PATCHING}
+def patched(stage):
     return replace(stage, module=torch.nn.Sequential(*stage.module, torch.nn.ReLU()))
 """,
         "task `image`, stage `projector`: the patched stage computes something else",
     ),
     "patching twice changes more": (
-        f"""{PLAIN}
+        f"""{PATCHING}
 class Scaled(torch.nn.Identity):
     def forward(self, x):
         return x * self.factor
 
 
-@hookimpl
-def patch_attention(stage):
-    if stage.name != "projector":
-        return None
-    layers = list(stage.module)
+def patched(stage):
     scaled = Scaled()
-    scaled.factor = 2.0 if isinstance(layers[-1], Scaled) else 1.0
-    return replace(stage, module=torch.nn.Sequential(*layers, scaled))
+    scaled.factor = 2.0 if isinstance(stage.module[-1], Scaled) else 1.0
+    return replace(stage, module=torch.nn.Sequential(*stage.module, scaled))
 """,
         "task `image`, stage `projector`: patching twice differs from patching once",
     ),
@@ -176,7 +176,10 @@ def export_vision(job):
         "Sign",
     ),
     "something is written elsewhere": (
-        f"""{PLAIN}
+        """
+from axcore_plugins_toyvlm import export_vision
+
+
 @hookimpl
 def make_calib(job, component, images):
     (job.checkpoint.folder / "notes.txt").write_text("x")
