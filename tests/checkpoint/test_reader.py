@@ -6,8 +6,6 @@ import errno
 import json
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -148,7 +146,8 @@ def test_descriptors_are_closed_and_opened_again_on_demand(sharded: Path) -> Non
     """One descriptor for each shard that was read, none after; oracle: /proc/self/fd."""
 
     def opened() -> list[str]:
-        return [path for path in map(_target, Path("/proc/self/fd").iterdir()) if ".safe" in path]
+        paths = map(_target, Path("/proc/self/fd").iterdir())
+        return [path for path in paths if path.startswith(str(sharded))]
 
     with Checkpoint.open(sharded, PREFIXES) as checkpoint:
         assert opened() == []
@@ -393,14 +392,3 @@ def test_bytes_shape_and_dtype_enter_the_digest(tmp_path: Path) -> None:
         with Checkpoint.open(write(tmp_path, {"s.safetensors": {"x": tensor}})) as checkpoint:
             digests.add(checkpoint.digest(["x"]))
     assert len(digests) == len(tensors)
-
-
-def test_opening_a_checkpoint_imports_no_torch(sharded: Path) -> None:
-    """Planning and recognition stay light; oracle: the modules of a fresh interpreter."""
-    code = (
-        "import sys; from pathlib import Path; from axcore.checkpoint import Checkpoint;"
-        "Checkpoint.open(Path(sys.argv[1]));"
-        "sys.exit(bool({'torch', 'transformers', 'huggingface_hub'} & set(sys.modules)))"
-    )
-    root = Path(__file__).parents[2]
-    subprocess.run([sys.executable, "-c", code, sharded], check=True, cwd=root)

@@ -71,12 +71,9 @@ PAIRS = {
         'y = Resize<mode="?", nearest_mode="floor">(x, , v)', "linear", "nearest",
     ),
     "only, every element": ("y = MaxPool<kernel_shape=[2,2], dilations=[1,?]>(x)", "1", "2"),
-    "only, dtype": ("y = Cast<to=?", "1>(one_d)", "7>(x)"),
     "only, number": ("y = LpNormalization<p=?>(x)", "1", "3"),
     "only, alpha": ("y = Gemm<alpha=?>(m, m)", "1.0", "0.5"),
     "only, beta": ("y = Gemm<beta=?>(m, m, v)", "1.0", "2.0"),
-    "only, last axis": ("y = LayerNormalization<axis=?>(s, v)", "2", "1"),
-    "only, axis from the end": ("y = LayerNormalization<axis=?>(s, v)", "-1", "-2"),
     "rank": ("y = Gather(x, ?)", "one_d", "two_d"),
     "rank of a scalar": ("y = Gather(x, ?)", "one_d", "e"),
     "must not be, default violates": (

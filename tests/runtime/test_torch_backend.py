@@ -261,14 +261,6 @@ def test_a_device_that_is_not_there() -> None:
     assert "set_env.sh" in caught.value.hint
 
 
-def test_options_are_those_declared(deployment: Deployment, registry: Registry) -> None:
-    """Another device or precision is refused with what there is."""
-    for given, known in (({"device": "tpu"}, "cpu, cuda, npu"), ({"dtype": "int8"}, "float32")):
-        with pytest.raises(UsageError, match="is not offered") as caught:
-            Runner.open(deployment.folder, registry, "torch", given)
-        assert known in caught.value.hint
-
-
 def test_a_checkpoint_that_is_gone(
     deployment: Deployment, registry: Registry, tmp_path: Path
 ) -> None:
