@@ -81,18 +81,14 @@ def test_missing_layers_are_counted_and_the_first_named(deployment: Deployment, 
     assert "--backend torch" in caught.value.hint
 
 
-def test_models_of_two_kinds_are_no_model(deployment: Deployment, own: Path) -> None:
-    """Nothing says which is meant; the message lists both."""
-    (own / LAYER.format(0).replace("qwen2_5_vl", "llama")).write_bytes(b"")
-    with pytest.raises(BundleError, match=r"one set .*\n  it has: llama_p64, qwen2_5_vl_p64"):
-        deployment.layer_files(".onnx")
-
-
-def test_a_chunk_of_another_length(deployment: Deployment, own: Path) -> None:
-    """The lengths of the manifest decide."""
+def test_files_of_other_models_are_none_of_its_own(deployment: Deployment, own: Path) -> None:
+    """The lengths of the manifest decide, and one kind there must be; what is there is listed."""
     other = replace(deployment, llm=LlmBuildArgs(128, CACHE))
     with pytest.raises(BundleError, match=r"128 tokens \(p128\)\n  it has: qwen2_5_vl_p64"):
         other.layer_files(".onnx")
+    (own / LAYER.format(0).replace("qwen2_5_vl", "llama")).write_bytes(b"")
+    with pytest.raises(BundleError, match=r"one set .*\n  it has: llama_p64, qwen2_5_vl_p64"):
+        deployment.layer_files(".onnx")
 
 
 def test_a_board_needs_compiled_models(deployment: Deployment, own: Path) -> None:
