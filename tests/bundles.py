@@ -18,7 +18,7 @@ import jsonschema
 import pytest
 
 import axcore
-from axcore import Options, Registry
+from axcore import Options, Registry, files
 from axcore.bundle import MANIFEST, Bundle
 from axcore.calibration import embedded_images
 from axcore.checkpoint.fabricate import fabricate
@@ -94,6 +94,19 @@ def own_checkpoint(checkpoint: Path, tmp_path: Path) -> Path:
 def bundle(converted: Path, tmp_path: Path) -> Path:
     """A copy of `converted` to change."""
     return Path(shutil.copytree(converted, tmp_path / "bundle"))
+
+
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the files that are read for their checksum, as they are."""
+    names: list[str] = []
+
+    def noted(path: Path) -> str:
+        names.append(path.name)
+        return sha256(path)
+
+    monkeypatch.setattr(files, "sha256", noted)
+    return names
 
 
 @pytest.fixture(name="axcore")

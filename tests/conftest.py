@@ -7,6 +7,7 @@ from .bundles import (
     bundle,
     checkpoint,
     converted,
+    hashed,
     own_checkpoint,
 )
 from .evaluate.answering import batched_model, model
@@ -19,6 +20,7 @@ __all__ = [
     "checkpoint",
     "converted",
     "finished",
+    "hashed",
     "impatient",
     "model",
     "own",

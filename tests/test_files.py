@@ -266,21 +266,7 @@ def test_what_a_running_process_writes_is_left_to_it(tmp_path: Path) -> None:
 # Checksums ---------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the files that are read, as they are."""
-    hashed: list[str] = []
-
-    def noted(path: Path) -> str:
-        hashed.append(path.name)
-        return sha256(path)
-
-    sha256 = files.sha256
-    monkeypatch.setattr(files, "sha256", noted)
-    return hashed
-
-
-def test_a_file_is_read_once_until_it_looks_changed(tmp_path: Path, read: list[str]) -> None:
+def test_a_file_is_read_once_until_it_looks_changed(tmp_path: Path, hashed: list[str]) -> None:
     """By the next process as well, and wherever the bundle is moved. Oracle: the reads."""
     bundle = tmp_path / "bundle"
     record, path, outside = bundle / ".axcore" / "sums.json", bundle / "a", tmp_path / "weights"
@@ -292,19 +278,19 @@ def test_a_file_is_read_once_until_it_looks_changed(tmp_path: Path, read: list[s
         assert checksums.of_all([path, outside])[path] == checksums.of(path)
         assert checksums.holds(path, checksums.of(path))
         checksums.save()
-    assert sorted(read) == ["a", "weights"]
+    assert sorted(hashed) == ["a", "weights"]
     bundle.rename(tmp_path / "moved")
     path = tmp_path / "moved" / "a"
     checksums = Checksums(tmp_path / "moved" / ".axcore" / "sums.json")
     known = checksums.of(path)
-    assert len(read) == 2
+    assert len(hashed) == 2
     times = path.stat()
     path.write_text("two")
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns + 1))
     assert not checksums.holds(path, known)
     assert not checksums.holds(path.with_name("gone"), known)
     assert not checksums.holds(path, Content(4, known.sha256))
-    assert read[2:] == ["a"]
+    assert hashed[2:] == ["a"]
 
 
 STEPS = st.sampled_from(["write", "move", "rename folder", "remove", "save", "again"])
@@ -342,7 +328,7 @@ def test_what_is_known_is_what_is_there(steps: list[tuple[str, str, str, bytes]]
                 assert checksums.of(path) == Content(len(raw), files.sha256(path))
 
 
-def test_names_follow_a_rename(tmp_path: Path, read: list[str]) -> None:
+def test_names_follow_a_rename(tmp_path: Path, hashed: list[str]) -> None:
     """Of a file and of a folder, and no other name that begins alike. Oracle: the reads."""
     checksums = Checksums(tmp_path / "sums.json")
     for name in ("step/deep/a", "step2/a"):
@@ -354,7 +340,7 @@ def test_names_follow_a_rename(tmp_path: Path, read: list[str]) -> None:
     checksums.move(tmp_path / "done/deep/a", tmp_path / "a")
     assert checksums.of(tmp_path / "a").size == len("step/deep/a")
     assert checksums.of(tmp_path / "step2/a").size == len("step2/a")
-    assert read == ["a", "a"]
+    assert hashed == ["a", "a"]
 
 
 @given(

@@ -98,7 +98,7 @@ def test_a_whole_number_is_a_float_too() -> None:
         ({"part": {"name": "n"}, "parts": [{"name": "m"}, {}]}, "parts.1.name: missing"),
         ({"part": {"name": "n"}, "maybe": "x"}, "maybe: 'x' is not of type int"),
         ({"part": {"name": "n"}, "weight": "heavy"}, "weight: 'heavy' is not of type float"),
-        ({"part": {"name": "n"}, "flag": 1}, "flag: 1 is no bool"),
+        ({"part": {"name": "n"}, "flag": 1}, "flag: 1 is not of type bool"),
         ([], r": \[\] is not of type Mapping"),
     ],
 )

@@ -69,54 +69,48 @@ def problems(registry: Registry) -> dict[str, str]:
 
 # Isolation ---------------------------------------------------------------------------------------
 
+
+def hook(signature: str, body: str) -> str:
+    """Return the source of a plugin with one hook."""
+    return f"{CARD}\n@hookimpl\ndef {signature}:\n    {body}\n"
+
+
 BAD = {
     "does not import": ("import nothing_of_this_name", "No module named 'nothing_of_this_name'"),
     "fails while importing": ("1 / 0", "ZeroDivisionError"),
     "is not Python": ("def (", "SyntaxError"),
     "exits": ("import sys\nsys.exit('bye')", "SystemExit: bye"),
     "has no hook": ("x = 1", "implements no hook"),
-    "misspells a hook": (
-        f"{CARD}\n@hookimpl\ndef model_card():\n    return []\n",
-        "model_card",
-    ),
-    "takes a wrong argument": (
-        f"{CARD}\n@hookimpl\ndef export_vision(work):\n    return []\n",
-        "work",
-    ),
+    "misspells a hook": (hook("model_card()", "return []"), "model_card"),
+    "takes a wrong argument": (hook("export_vision(work)", "return []"), "work"),
     "has cards of another type": (
-        f"{CARD}\n@hookimpl\ndef model_cards():\n    return [{{'id': 'x'}}]\n",
+        hook("model_cards()", "return [{'id': 'x'}]"),
         "model_cards returned {'id': 'x'}, not a ModelCard",
     ),
-    "has no list of cards": (
-        f"{CARD}\n@hookimpl\ndef model_cards():\n    return card('x')\n",
-        "not iterable",
-    ),
+    "has no list of cards": (hook("model_cards()", "return card('x')"), "not iterable"),
     "fails in a hook": (
-        f"{CARD}\n@hookimpl\ndef model_cards():\n    raise RuntimeError('out of cards')\n",
+        hook("model_cards()", "raise RuntimeError('out of cards')"),
         "RuntimeError: out of cards",
     ),
     "has an empty card": (
-        f"{CARD}\n@hookimpl\ndef model_cards():\n    return [ModelCard('x', '', (), {{}})]\n",
+        hook("model_cards()", "return [ModelCard('x', '', (), {})]"),
         "model card `x` lacks",
     ),
     "takes another's name": (
-        f"{CARD}\n@hookimpl\ndef model_cards():\n    return [card('new', 'GOOD-1B')]\n",
+        hook("model_cards()", "return [card('new', 'GOOD-1B')]"),
         "the model name `good-1b` belongs to plugin `a_good`",
     ),
     "repeats itself": (
-        f"{CARD}\n@hookimpl\ndef model_cards():\n    return [card('new'), card('x', 'NEW')]\n",
+        hook("model_cards()", "return [card('new'), card('x', 'NEW')]"),
         "the model name `new` belongs to plugin `bad`",
     ),
     "takes a toolchain's name": (
-        f"{CARD}\nclass Mine:\n    name = 'pulsar2'\n\n\n"
-        "@hookimpl\ndef model_cards():\n    return [card('unreachable')]\n\n\n"
+        hook("model_cards()", "return [card('unreachable')]")
+        + "class Mine:\n    name = 'pulsar2'\n\n\n"
         "@hookimpl\ndef toolchains():\n    return [Mine()]\n",
         "toolchain `pulsar2` exists already",
     ),
-    "has a toolchain without name": (
-        f"{CARD}\n@hookimpl\ndef toolchains():\n    return [object()]\n",
-        "AttributeError",
-    ),
+    "has a toolchain without name": (hook("toolchains()", "return [object()]"), "AttributeError"),
 }
 
 
@@ -156,10 +150,7 @@ def test_reserved_and_repeated_names(install: Install) -> None:
     [("", {"a", "b", "c"}), ("b", {"a", "c"}), (" a , c ", {"b"}), ("*", set()), ("z", {*"abc"})],
 )
 def test_disabling(
-    install: Install,
-    monkeypatch: pytest.MonkeyPatch,
-    value: str,
-    left: set[str],
+    install: Install, monkeypatch: pytest.MonkeyPatch, value: str, left: set[str]
 ) -> None:
     """AXCORE_DISABLE_PLUGINS leaves out one, several or all, unread. Oracle: the names."""
     monkeypatch.setenv("AXCORE_DISABLE_PLUGINS", value)
@@ -171,9 +162,7 @@ def test_disabling(
 
 
 def test_tracing(
-    install: Install,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    install: Install, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """AXCORE_TRACE_PLUGINS writes every call to standard error. Oracle: the hook called."""
     entries = install(good=GOOD)
@@ -189,17 +178,12 @@ def test_tracing(
 # Finding a model ---------------------------------------------------------------------------------
 
 
-def test_find_knows_ids_and_aliases(install: Install) -> None:
-    """Whatever the case of the letters. Oracle: the cards."""
-    registry = Registry(install(good=GOOD))
-    assert registry.find("good-3b").card.id == "good-3b"
-    assert registry.find("Good").card.id == "good-1b"
-
-
-def test_find_knows_repositories(install: Install) -> None:
-    """With their owner or without; another owner's copy is not taken for it. Oracle: the cards."""
+def test_find_knows_ids_aliases_and_repositories(install: Install) -> None:
+    """In any case of letters; another owner's copy is not taken for one. Oracle: the cards."""
     registry = Registry(install(good=GOOD.replace("good-3b", "better-3b")))
-    assert registry.find("Maker/Better-3B").card.id == "better-3b"
+    for name in ("better-3b", "Maker/Better-3B"):
+        assert registry.find(name).card.id == "better-3b"
+    assert registry.find("Good").card.id == "good-1b"
     with pytest.raises(PluginNotFound) as caught:
         registry.find("someone/better-3b-tuned")
     assert "`better-3b --checkpoint someone/better-3b-tuned`" in caught.value.hint
@@ -225,9 +209,7 @@ def test_find_suggests(install: Install) -> None:
         Registry([]).find("good-1b")
 
 
-def test_recognise_tells_models_of_one_architecture_apart(
-    install: Install,
-) -> None:
+def test_recognise_tells_models_of_one_architecture_apart(install: Install) -> None:
     """The published config that agrees in most fields wins. Oracle: the config asked with."""
     registry = Registry(install(good=GOOD))
     for size, name in ((8, "good-1b"), (16, "good-3b")):

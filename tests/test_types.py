@@ -106,14 +106,10 @@ def test_kind_is_the_name_unless_given() -> None:
     assert replace(Stage("a", nn.Identity(), kind="k"), name="b").kind == "k"
 
 
-def test_rows_are_all_but_the_last_axis() -> None:
-    """What reaches the language model, batch included. Oracle: counted by hand."""
-    component = Component("c", "c", (), (), (Port("out", (2, 5, 7)),))
-    assert component.rows == 10
-
-
-def test_longest_prompt() -> None:
-    """A chunk alone, or behind the longest history. Oracle: counted by hand."""
+def test_what_is_derived() -> None:
+    """File names, rows for the language model, and prompts. Oracle: counted by hand."""
+    assert ModelCard("toy", "maker/Toy-VL-1B", ("Toy",), {}).stem == "Toy-VL-1B"
+    assert Component("c", "c", (), (), (Port("out", (2, 5, 7)),)).rows == 10
     profile = Profile(448, 448, prefill_len=128, kv_cache_len=1023)
     assert profile.max_prompt == 128
     assert replace(profile, last_kv_cache_len=(128, 512, 256)).max_prompt == 640
@@ -135,11 +131,6 @@ def test_published_files_are_read_from_a_folder(tmp_path: Path) -> None:
         "layers": 1, "text_config": {"width": 8, "kept": 1}, "rope": {"factor": 2}
     }  # fmt: skip
     assert published.config == config
-
-
-def test_stem_is_the_repository_without_its_owner() -> None:
-    """File names come from it. Oracle: the published name."""
-    assert ModelCard("toy", "maker/Toy-VL-1B", ("Toy",), {}).stem == "Toy-VL-1B"
 
 
 def test_graph_input_of_an_image() -> None:

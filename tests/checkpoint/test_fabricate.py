@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,8 @@ from axcore.checkpoint import Checkpoint, check_layout, fabricate
 from axcore.component import Shape
 from axcore.errors import BudgetError, CheckpointError, ContractError
 from axcore.model_card import Layout, ModelCard, Published
+
+from ..bundles import Interrupted
 
 
 def toy_tensors(config: Mapping[str, Any]) -> dict[str, Shape]:
@@ -151,14 +152,12 @@ def test_a_tensor_depends_on_seed_key_and_shape_alone(tmp_path: Path) -> None:
 def test_another_process_writes_the_same_bytes(tmp_path: Path) -> None:
     """Nothing depends on hash seeds or the clock; oracle: the files of a fresh interpreter."""
     code = (
-        "import sys; from pathlib import Path; sys.path[:0] = [sys.argv[1], sys.argv[2]];"
-        "from axcore.checkpoint import fabricate; from test_fabricate import TALKING;"
-        "fabricate(TALKING, 'tiny', Path(sys.argv[3]));"
-        "assert 'torch' not in sys.modules or 'pytest' in sys.modules"
+        "import sys; from pathlib import Path; from axcore.checkpoint import fabricate;"
+        "from tests.checkpoint.test_fabricate import TALKING;"
+        "fabricate(TALKING, 'tiny', Path(sys.argv[1]))"
     )
-    here = Path(__file__).parent
-    arguments = [str(here.parents[1]), str(here), str(tmp_path / "there")]
-    subprocess.run([sys.executable, "-c", code, *arguments], check=True)
+    command, root = [sys.executable, "-c", code, tmp_path / "there"], Path(__file__).parents[2]
+    subprocess.run(command, check=True, cwd=root)
     assert content(tmp_path / "there") == content(fabricate(TALKING, "tiny", tmp_path / "here"))
 
 
@@ -239,29 +238,10 @@ def test_tokens_that_do_not_fit_are_refused(tmp_path: Path, tokens: dict[str, in
 # Interruptions -----------------------------------------------------------------------------------
 
 
-class Interrupted(Exception):
-    """Stands for the end of the process."""
-
-
-class Interrupting:
-    """A progress whose first report ends the run."""
-
-    def say(self, message: str) -> None: ...
-
-    def warn(self, message: str) -> None: ...
-
-    @contextmanager
-    def task(self, label: str, total: float, unit: str = "") -> Iterator[Interrupting]:
-        yield self
-
-    def advance(self, amount: float = 1) -> None:
-        raise Interrupted
-
-
 def test_an_interrupted_run_leaves_no_checkpoint(tmp_path: Path) -> None:
     """Half a checkpoint never bears the name; the next run ends in the undisturbed bytes."""
-    with pytest.raises(Interrupted):
-        fabricate(CARD, "tiny", tmp_path / "toy", progress=Interrupting())
+    with pytest.raises(KeyboardInterrupt):
+        fabricate(CARD, "tiny", tmp_path / "toy", progress=Interrupted())
     assert not (tmp_path / "toy").exists()
     folder = fabricate(CARD, "tiny", tmp_path / "toy")
     assert content(folder) == content(fabricate(CARD, "tiny", tmp_path / "other"))

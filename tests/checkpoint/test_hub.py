@@ -32,25 +32,17 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 ROOT = Path(__file__).parents[2]
 CLIENT = """
 import json, sys
-from contextlib import contextmanager
 from axcore.checkpoint import fetch
 from axcore.errors import AxcoreError
-
-class Recorder:
-    total = done = 0
-    @contextmanager
-    def task(self, label, total, unit=""):
-        self.total += total
-        yield self
-    def advance(self, amount=1):
-        self.done += amount
+from axcore.testing import Recorder
 
 repo, prefix, source, revision = json.loads(sys.argv[1])
 recorder = Recorder()
 needed = None if prefix is None else lambda key: key.startswith(prefix)
 try:
     folder = fetch(repo, needed=needed, source=source, revision=revision, progress=recorder)
-    print(json.dumps({"folder": str(folder), "total": recorder.total, "done": recorder.done}))
+    total, done = sum(recorder.totals.values()), sum(recorder.done.values())
+    print(json.dumps({"folder": str(folder), "total": total, "done": done}))
 except AxcoreError as error:
     kind = type(error).__name__
     print(json.dumps({"error": kind, "message": error.message, "hint": error.hint}))

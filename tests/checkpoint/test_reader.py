@@ -6,8 +6,6 @@ import errno
 import json
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -148,7 +146,8 @@ def test_descriptors_are_closed_and_opened_again_on_demand(sharded: Path) -> Non
     """One descriptor for each shard that was read, none after; oracle: /proc/self/fd."""
 
     def opened() -> list[str]:
-        return [path for path in map(_target, Path("/proc/self/fd").iterdir()) if ".safe" in path]
+        paths = map(_target, Path("/proc/self/fd").iterdir())
+        return [path for path in paths if path.startswith(str(sharded))]
 
     with Checkpoint.open(sharded, PREFIXES) as checkpoint:
         assert opened() == []
@@ -213,27 +212,19 @@ def test_an_unknown_key_is_refused_with_its_neighbours(sharded: Path) -> None:
 # Which shards are needed -------------------------------------------------------------------------
 
 
-def is_vision(key: str) -> bool:
-    return key.startswith("visual.")
+@pytest.mark.parametrize("wanted", [{"visual.a"}, {"visual.a", "visual.b"}], ids=len)
+def test_only_the_shards_of_wanted_tensors_need_be_there(sharded: Path, wanted: set[str]) -> None:
+    """With the language model's shard gone the vision side opens, and the whole does not.
 
-
-def test_only_the_shards_of_wanted_tensors_need_be_there(sharded: Path) -> None:
-    """With the language model's shard gone the vision side opens, and the whole does not."""
+    Of a shard that is opened, tensors that are not wanted are not listed.
+    """
     (sharded / "one.safetensors").unlink()
-    assert set(Checkpoint.open(sharded, PREFIXES, only=is_vision).tensors) == {
-        "visual.a",
-        "visual.b",
-    }
+    opened = Checkpoint.open(sharded, PREFIXES, only=wanted.__contains__)
+    assert opened.tensors.keys() == wanted
     with pytest.raises(
         CheckpointError, match=r"(?s)`one\.safetensors` is missing.*tensors in it: 1"
     ):
         Checkpoint.open(sharded, PREFIXES)
-
-
-def test_unwanted_tensors_of_an_opened_shard_are_not_listed(sharded: Path) -> None:
-    """One tensor of two is wanted; oracle: its name."""
-    checkpoint = Checkpoint.open(sharded, PREFIXES, only=lambda key: key == "visual.a")
-    assert set(checkpoint.tensors) == {"visual.a"}
 
 
 @pytest.mark.parametrize(
@@ -391,37 +382,13 @@ def test_the_digest_follows_content_alone(
         assert many.digest(["visual.a"]) != digest
 
 
-@settings(max_examples=30, deadline=None)
-@given(st.integers(0, 23), st.integers(1, 255))
-def test_any_changed_byte_changes_the_digest(position: int, difference: int) -> None:
-    """One byte of the data differs; oracle: the digest before."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = write(Path(name), {"s.safetensors": {"x": torch.zeros(2, 3)}})
-        with Checkpoint.open(folder) as checkpoint:
-            before = checkpoint.digest(["x"])
-            path = folder / "s.safetensors"
-            content = bytearray(path.read_bytes())
-            content[checkpoint.info("x").offset + position] ^= difference
-            path.write_bytes(content)
-            assert checkpoint.digest(["x"]) != before
-
-
-def test_shape_and_dtype_enter_the_digest(tmp_path: Path) -> None:
-    """Equal bytes in another shape or dtype are another content."""
+def test_bytes_shape_and_dtype_enter_the_digest(tmp_path: Path) -> None:
+    """Another byte anywhere, and equal bytes in another shape or dtype, are another content."""
+    zeros = torch.zeros(24, dtype=torch.uint8)
+    tensors = [zeros.index_fill(0, torch.tensor(n), 1).view(torch.float32) for n in range(24)]
+    tensors += [torch.zeros(2, 3), torch.zeros(3, 2), torch.zeros(2, 3, dtype=torch.int32)]
     digests = set()
-    for tensor in (torch.zeros(2, 3), torch.zeros(3, 2), torch.zeros(2, 3, dtype=torch.int32)):
-        write(tmp_path, {"s.safetensors": {"x": tensor}})
-        with Checkpoint.open(tmp_path) as checkpoint:
+    for tensor in tensors:
+        with Checkpoint.open(write(tmp_path, {"s.safetensors": {"x": tensor}})) as checkpoint:
             digests.add(checkpoint.digest(["x"]))
-    assert len(digests) == 3
-
-
-def test_opening_a_checkpoint_imports_no_torch(sharded: Path) -> None:
-    """Planning and recognition stay light; oracle: the modules of a fresh interpreter."""
-    code = (
-        "import sys; from pathlib import Path; from axcore.checkpoint import Checkpoint;"
-        "Checkpoint.open(Path(sys.argv[1]));"
-        "sys.exit(bool({'torch', 'transformers', 'huggingface_hub'} & set(sys.modules)))"
-    )
-    root = Path(__file__).parents[2]
-    subprocess.run([sys.executable, "-c", code, sharded], check=True, cwd=root)
+    assert len(digests) == len(tensors)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -37,6 +37,18 @@ class Exported:
     tracer: Tracer
     paths: Sequence[Path]
 
+    def again(self, folder: Path, cuts: Sequence[int] = ()) -> list[Path]:
+        """Export it once more, to `folder`; nothing is traced anew."""
+        return export(self.component, self.checkpoint, self.tracer, folder, cuts=cuts)
+
+
+def export(
+    component: Component, checkpoint: Checkpoint, tracer: Tracer, folder: Path, **changes: Any
+) -> list[Path]:
+    """Export in one float32 file, but for `changes`."""
+    options = {"dtype": "float32", "cuts": (), "progress": Silent(), **changes}
+    return export_component(component, checkpoint, tracer, folder, **options)
+
 
 @pytest.fixture(scope="session")
 def tensors() -> dict[str, Tensor]:
@@ -69,13 +81,5 @@ def exported(
 ) -> Exported:
     """The toy as one file. Tests do not change it."""
     component = toy.component(DEPTH)
-    paths = export_component(
-        component,
-        checkpoint,
-        tracer,
-        tmp_path_factory.mktemp("exported"),
-        dtype="float32",
-        cuts=(),
-        progress=Silent(),
-    )
+    paths = export(component, checkpoint, tracer, tmp_path_factory.mktemp("exported"))
     return Exported(component, checkpoint, tensors, tracer, paths)

@@ -18,13 +18,13 @@ from axcore import Component, Port, Silent, Stage
 from axcore.checkpoint import Checkpoint
 from axcore.graph.attention import ExplicitMultiheadAttention, attend, explicit
 from axcore.graph.contract import check_component
-from axcore.graph.export import export_component
 from axcore.graph.stitch import Tracer
 from axcore.graph.verify import verify_component
 from axcore.toolchains.pulsar2 import Pulsar2
 from axcore.toolchains.pulsar2.chips import chip_target
 
 from . import toy
+from .conftest import export
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -145,9 +145,7 @@ def exported_whole(stage: Stage, ports: tuple[Port, Port], folder: Path, weights
     with Checkpoint.open(toy.write(folder / "checkpoint", weights)) as checkpoint:
         check_component(component, checkpoint)
         tracer = Tracer(explicit, torch.float32, 17)
-        (path,) = export_component(
-            component, checkpoint, tracer, folder, dtype="float32", cuts=(), progress=Silent()
-        )
+        (path,) = export(component, checkpoint, tracer, folder)
         feed = {ports[0].name: np.random.default_rng(0).random(ports[0].shape, np.float32)}
         verify_component(
             component, [path], checkpoint, tracer, feed, dtype="float32", progress=Silent()

@@ -18,15 +18,15 @@ from torch import Tensor, nn
 from axcore import Component, Port, Silent, Stage
 from axcore.errors import ContractError
 from axcore.graph.attention import explicit
-from axcore.graph.export import export_component, part_stems, save
-from axcore.graph.shapes import chain_specs, part_ports
+from axcore.graph.export import part_stems, save
+from axcore.graph.shapes import part_ports
 from axcore.graph.stitch import STAGES_KEY, Tracer, stitch
 from axcore.request import OPSETS
 from axcore.toolchains.pulsar2 import Pulsar2
 from axcore.toolchains.pulsar2.chips import chip_target
 
 from . import toy
-from .conftest import DEPTH, Exported
+from .conftest import DEPTH, Exported, export
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,19 +48,6 @@ def run(paths: Sequence[Path], feed: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-def export(exported: Exported, folder: Path, cuts: Sequence[int]) -> list[Path]:
-    """Export the shared toy again, in parts; nothing is traced anew."""
-    return export_component(
-        exported.component,
-        exported.checkpoint,
-        exported.tracer,
-        folder,
-        dtype="float32",
-        cuts=cuts,
-        progress=Silent(),
-    )
-
-
 # What a graph computes ---------------------------------------------------------------------------
 
 
@@ -72,11 +59,9 @@ def test_the_graph_computes_what_the_model_does(
     checkpoint: Checkpoint, tensors: dict[str, Tensor], tmp_path: Path, dtype: Any, opset: int
 ) -> None:
     """ONNX Runtime's tokens, in every operator set. Oracle: `toy.reference` in float32."""
-    component, kind = toy.component(DEPTH), getattr(torch, dtype)
+    kind = getattr(torch, dtype)
     tracer = Tracer(explicit, kind, opset)
-    (path,) = export_component(
-        component, checkpoint, tracer, tmp_path, dtype=dtype, cuts=(), progress=Silent()
-    )
+    (path,) = export(toy.component(DEPTH), checkpoint, tracer, tmp_path, dtype=dtype)
     made = run([path], {"pixels": toy.pixels().to(kind).numpy()})["tokens"]
     expected = toy.reference(toy.pixels(), tensors, DEPTH)
     tolerance = 1e-5 if dtype == "float32" else 5e-3
@@ -92,15 +77,8 @@ def test_bfloat16_keeps_the_bits(
 ) -> None:
     """Weights are rounded as torch rounds them. Oracle: torch; ONNX Runtime cannot run it."""
     component, kind = toy.component(DEPTH), torch.bfloat16
-    (path,) = export_component(
-        component,
-        checkpoint,
-        Tracer(explicit, kind, 17),
-        tmp_path,
-        dtype="bfloat16",
-        cuts=(),
-        progress=Silent(),
-    )
+    tracer = Tracer(explicit, kind, 17)
+    (path,) = export(component, checkpoint, tracer, tmp_path, dtype="bfloat16")
     graph = onnx.load(path).graph
     assert graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.BFLOAT16
     (made,) = (entry.raw_data for entry in graph.initializer if entry.name == "head.head.weight")
@@ -116,16 +94,6 @@ def test_one_trace_per_kind_whatever_the_depth(checkpoint: Checkpoint, tracer: T
             stitch(component, tracer, _never, torch.float32, (), task)
         assert len(component.stages) == 2 * depth + 2
         assert tracer.traces == 4
-
-
-def test_the_shapes_foreseen_are_those_traced(exported: Exported) -> None:
-    """What `chain_specs` says without tracing. Oracle: the traced graphs themselves."""
-    state = tuple((port.shape, torch.float32) for port in exported.component.inputs)
-    for stage, foreseen in zip(
-        exported.component.stages, chain_specs(exported.component, torch.float32), strict=True
-    ):
-        state = exported.tracer.graph(stage, state).outputs
-        assert foreseen == state
 
 
 def test_nodes_are_named_after_their_stage(exported: Exported) -> None:
@@ -146,16 +114,23 @@ def test_the_graph_has_only_listed_operators(exported: Exported) -> None:
 # Parts -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cuts", [(1,), (3,), (1, 4), (2, 3, 5), tuple(range(1, STAGES))], ids=str)
+@pytest.mark.parametrize(
+    "cuts", [(), (1,), (3,), (1, 4), (2, 3, 5), tuple(range(1, STAGES))], ids=str
+)
 def test_parts_make_up_the_whole(exported: Exported, tmp_path: Path, cuts: tuple[int, ...]) -> None:
     """Nodes in order, and every weight byte for byte. Oracle: the unsplit file.
 
-    Every part is valid by itself, and in a row they compute what the whole computes.
+    Every part is valid by itself and has the ports that were foreseen, and in a row they compute
+    what the whole computes.
     """
-    parts = export(exported, tmp_path, cuts)
+    parts = exported.again(tmp_path, cuts)
     assert [path.stem for path in parts] == part_stems(exported.component, cuts)
-    for path in parts:
+    foreseen = part_ports(exported.component, cuts, torch.float32)
+    for path, (inputs, outputs) in zip(parts, foreseen, strict=True):
         onnx.checker.check_model(str(path), full_check=True)
+        graph = onnx.load(path, load_external_data=False).graph
+        assert [_port(value) for value in graph.input] == list(inputs)
+        assert [_port(value) for value in graph.output] == list(outputs)
     whole = _spelt_out([onnx.load(exported.paths[0])])
     assert _spelt_out([onnx.load(path) for path in parts]) == whole
     feed = {"pixels": toy.pixels().numpy()}
@@ -163,25 +138,10 @@ def test_parts_make_up_the_whole(exported: Exported, tmp_path: Path, cuts: tuple
     np.testing.assert_allclose(many["tokens"], one["tokens"], atol=1e-6)
 
 
-@pytest.mark.parametrize("cuts", [(), (1,), (2, 5)], ids=str)
-def test_ports_of_parts_are_foreseen(
-    exported: Exported, tmp_path: Path, cuts: tuple[int, ...]
-) -> None:
-    """`part_ports` says what the files will take and return. Oracle: the files."""
-    parts = export(exported, tmp_path, cuts)
-    for path, (inputs, outputs) in zip(
-        parts, part_ports(exported.component, cuts, torch.float32), strict=True
-    ):
-        graph = onnx.load(path, load_external_data=False).graph
-        assert [_port(value) for value in graph.input] == list(inputs)
-        assert [_port(value) for value in graph.output] == list(outputs)
-
-
 def test_the_same_export_twice_gives_the_same_bytes(exported: Exported, tmp_path: Path) -> None:
     """A result depends on its inputs alone, fresh traces included. Oracle: the first export."""
     fresh = Tracer(explicit, torch.float32, 17)
-    again = Exported(exported.component, exported.checkpoint, exported.tensors, fresh, ())
-    (path,) = export(again, tmp_path, ())
+    (path,) = export(exported.component, exported.checkpoint, fresh, tmp_path)
     for suffix in (".onnx", ".onnx.data"):
         before = exported.paths[0].with_suffix(suffix).read_bytes()
         assert path.with_suffix(suffix).read_bytes() == before

@@ -12,18 +12,15 @@ import torch
 
 from axcore import Silent, VerificationError
 from axcore.graph.attention import explicit
-from axcore.graph.export import export_component
 from axcore.graph.stitch import Tracer
 from axcore.graph.verify import THRESHOLDS, Verification, verify_component
 
 from . import toy
-from .conftest import DEPTH, Exported
+from .conftest import Exported, export
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
-
-    from axcore.checkpoint import Checkpoint
 
 
 def verified(exported: Exported, paths: Sequence[Path], **changes: Any) -> Verification:
@@ -65,83 +62,50 @@ def test_a_right_graph_passes(exported: Exported) -> None:
     assert set(result.metrics()) == {"component", "cosine", "max_abs", "stages"}
 
 
-def test_pytorch_side_is_the_model(exported: Exported, tmp_path: Path) -> None:
-    """What the graph is held against is the model itself. Oracle: `toy.reference`.
-
-    A weight that both sides read wrongly would go unnoticed without an independent third.
-    """
-    verified(exported, exported.paths)
-    expected = toy.reference(toy.pixels(), exported.tensors, DEPTH).numpy()
-    import onnxruntime as ort
-
-    session = ort.InferenceSession(exported.paths[0], providers=["CPUExecutionProvider"])
-    (made,) = session.run(None, {"pixels": toy.pixels().numpy()})
-    np.testing.assert_allclose(made, expected, atol=1e-5)
-
-
 def test_parts_are_verified_as_a_chain(exported: Exported, tmp_path: Path) -> None:
     """Files in a row give the figures of the single file. Oracle: the single file."""
-    parts = export_component(
-        exported.component,
-        exported.checkpoint,
-        exported.tracer,
-        tmp_path,
-        dtype="float32",
-        cuts=(2, 4),
-        progress=Silent(),
-    )
+    parts = exported.again(tmp_path, (2, 4))
     whole, chained = verified(exported, exported.paths), verified(exported, parts)
     for one, other in zip(whole.stages, chained.stages, strict=True):
         assert one.stage == other.stage
         assert other.max_abs == pytest.approx(one.max_abs, abs=1e-6)
 
 
+def turned(values: Any) -> Any:
+    return np.roll(values, 7) * 3
+
+
 @pytest.mark.parametrize(
-    ("weight", "stage"),
+    ("weight", "change", "message"),
     [
-        ("patch.proj.weight", "patch"),
-        ("mix.1.qkv.weight", "mix.1"),
-        ("wide.0.up.weight", "wide.0"),
-        ("head.head.weight", "head"),
+        ("patch.proj.weight", turned, "first: .* behind stage `patch`"),
+        ("mix.1.qkv.weight", turned, r"first: .* behind stage `mix\.1`"),
+        ("wide.0.up.weight", turned, r"first: .* behind stage `wide\.0`"),
+        ("head.head.weight", turned, "first: .* behind stage `head`"),
+        # A comparison with NaN is never true, which must not pass.
+        ("wide.1.up.weight", lambda values: values * np.nan, r"(?s)`wide\.1`.*max abs nan"),
+        # Cosine alone is blind to scale; the greatest difference is not.
+        (
+            "head.head.weight",
+            lambda values: values * np.float32(1.01),
+            r"max abs .* at the output, at most 0\.001",
+        ),
     ],
 )
 def test_the_first_drifting_stage_is_named(
-    exported: Exported, copy: Path, weight: str, stage: str
+    exported: Exported, copy: Path, weight: str, change: Callable[[Any], Any], message: str
 ) -> None:
     """A weight damaged on disk is found where it acts first. Oracle: which one was damaged."""
-    rewrite(copy, weight, lambda values: np.roll(values, 7) * 3)
-    with pytest.raises(VerificationError, match=f"first: .* behind stage `{stage}`"):
+    rewrite(copy, weight, change)
+    with pytest.raises(VerificationError, match=message):
         verified(exported, [copy])
 
 
-def test_not_a_number_fails(exported: Exported, copy: Path) -> None:
-    """A comparison with NaN is never true, which must not pass. Oracle: the NaN written."""
-    rewrite(copy, "wide.1.up.weight", lambda values: np.full_like(values, np.nan))
-    with pytest.raises(VerificationError, match=r"(?s)behind stage `wide\.1`.*max abs nan"):
-        verified(exported, [copy])
-
-
-def test_a_small_shift_of_the_output_fails_too(exported: Exported, copy: Path) -> None:
-    """Cosine alone is blind to scale; the greatest difference is not. Oracle: a factor of 1.01."""
-    rewrite(copy, "head.head.weight", lambda values: values * np.float32(1.01))
-    with pytest.raises(VerificationError, match=r"max abs .* at the output, at most 0\.001"):
-        verified(exported, [copy])
-
-
-def test_half_precision_has_its_own_threshold(
-    exported: Exported, checkpoint: Checkpoint, tmp_path: Path
-) -> None:
+def test_half_precision_has_its_own_threshold(exported: Exported, tmp_path: Path) -> None:
     """A float16 graph agrees with PyTorch in float16. Oracle: PyTorch; damage still fails."""
     tracer = Tracer(explicit, torch.float16, 17)
-    paths = export_component(
-        exported.component,
-        checkpoint,
-        tracer,
-        tmp_path,
-        dtype="float16",
-        cuts=(),
-        progress=Silent(),
-    )
+    component, checkpoint = exported.component, exported.checkpoint
+    paths = export(component, checkpoint, tracer, tmp_path, dtype="float16")
     result = verified(exported, paths, tracer=tracer, dtype="float16")
     assert result.stages[-1].cosine > 0.9999
     assert "bfloat16" not in THRESHOLDS

@@ -27,9 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 KEY = "model.embed_tokens.weight"
-BIN = "model.embed_tokens.weight.bfloat16.bin"
-NPY = "model.embed_tokens.weight.npy"
-F32 = "model.embed_tokens.weight.float32.bin"
+BIN, NPY, F32 = f"{KEY}.bfloat16.bin", f"{KEY}.npy", f"{KEY}.float32.bin"
 
 # float32 patterns: ties below and above, the largest number, infinity, not-a-numbers.
 EDGES = (0x3F808000, 0x3F818000, 0x7F7FFFFF, 0x7F800000, 0x7F800001, 0xFFC00000)
@@ -211,7 +209,8 @@ embedding = find_embedding(checkpoint, checkpoint.config)
 write_embedding(checkpoint, embedding, Path(sys.argv[2]), ["npy"], Silent())
 grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
 assert grown < 150 << 10, f"{grown >> 10} MiB"
-assert not {"torch", "onnx", "onnxruntime"} & set(sys.modules)
+heavy = {"torch", "transformers", "huggingface_hub", "onnx", "onnxruntime"}
+assert not heavy & set(sys.modules)
 """
 
 

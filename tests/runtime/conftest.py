@@ -11,17 +11,16 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.parser
 import pytest
 from ml_dtypes import bfloat16
-from onnx import TensorProto, helper
+from onnx import helper
 
 from axcore import Embedding, LlmBuildArgs, Registry
 from axcore.bundle import Bundle
 from axcore.runtime.deployment import EMBEDDING_FILE, Deployment
 
 Array = np.ndarray[Any, Any]
-Values = Mapping[str, tuple[int, Sequence[int | str]]]
-BF16 = TensorProto.BFLOAT16
 
 WIDTH, CACHE_WIDTH, VOCABULARY = 8, 4, 32
 LAYERS, CHUNK, CACHE, HISTORIES = 2, 4, 15, (4, 8)
@@ -29,22 +28,12 @@ HIDDEN = -65536.0
 
 
 def save(
-    path: Path,
-    nodes: Sequence[onnx.NodeProto],
-    inputs: Values,
-    outputs: Values,
-    weights: Mapping[str, Array] | None = None,
-    groups: object = None,
+    path: Path, text: str, weights: Mapping[str, Array] | None = None, groups: object = None
 ) -> Path:
-    """Write a graph; `inputs` and `outputs` map names to ONNX dtype and shape."""
-    ports = [
-        [helper.make_tensor_value_info(name, dtype, shape) for name, (dtype, shape) in side.items()]
-        for side in (inputs, outputs)
-    ]
-    initializers = [onnx.numpy_helper.from_array(w, name) for name, w in (weights or {}).items()]
-    graph = helper.make_graph(nodes, path.stem, *ports, initializers)
-    opsets = [helper.make_opsetid("", 18)]
-    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    """Write a graph in ONNX's text, with `weights` as further constants."""
+    model = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["": 18]> {text}')
+    named = (onnx.numpy_helper.from_array(w, name) for name, w in (weights or {}).items())
+    model.graph.initializer.extend(named)
     if groups is not None:
         helper.set_model_props(model, {"axcore.shape_groups": json.dumps(groups)})
     onnx.save(model, path)
@@ -87,13 +76,6 @@ class ToyLanguageModel:
         result: Array = rounded(state[-1] @ self.head.astype(np.float32))
         return result
 
-    def greedy(self, ids: Sequence[int], count: int) -> list[int]:
-        """Return the next `count` ids, each the likeliest behind all before it."""
-        answer = list(ids)
-        for _ in range(count):
-            answer.append(int(self.logits(answer).argmax()))
-        return answer[len(ids) :]
-
 
 def rounded(array: Array) -> Array:
     """Return float32 rounded to what bfloat16 holds."""
@@ -114,47 +96,34 @@ def shape_group(history: int, count: int, *, placeholder: bool = False) -> dict[
     return {"inputs": inputs, **group}
 
 
-def save_layer(path: Path, weights: Mapping[str, Array], groups: object) -> None:
-    node = helper.make_node
-    names = ("K_cache", "V_cache", "indices", "input", "mask")
-    floats = [node("Cast", [name], [f"{name}.f"], to=TensorProto.FLOAT) for name in names]
-    matrices = [node("Cast", [name], [f"{name}.f"], to=TensorProto.FLOAT) for name in weights]
-    made = ("K_cache_out", "V_cache_out", "output")
-    nodes = [
-        *floats,
-        *matrices,
-        node("MatMul", ["input.f", "q.f"], ["query"]),
-        node("MatMul", ["input.f", "k.f"], ["plain_key"]),
-        node("Unsqueeze", ["indices.f", "last"], ["column"]),
-        node("Div", ["column", "eight"], ["position"]),
-        node("Add", ["plain_key", "position"], ["key"]),
-        node("MatMul", ["input.f", "v.f"], ["value"]),
-        node("Cast", ["key"], ["K_cache_out"], to=BF16),
-        node("Cast", ["value"], ["V_cache_out"], to=BF16),
-        node("Cast", ["K_cache_out"], ["new_key"], to=TensorProto.FLOAT),
-        node("Cast", ["V_cache_out"], ["new_value"], to=TensorProto.FLOAT),
-        node("Concat", ["K_cache.f", "new_key"], ["keys"], axis=1),
-        node("Concat", ["V_cache.f", "new_value"], ["values"], axis=1),
-        node("Transpose", ["keys"], ["turned"], perm=[0, 2, 1]),
-        node("MatMul", ["query", "turned"], ["scores"]),
-        node("Add", ["scores", "mask.f"], ["masked"]),
-        node("Softmax", ["masked"], ["shares"], axis=-1),
-        node("MatMul", ["shares", "values"], ["mixed"]),
-        node("MatMul", ["mixed", "o.f"], ["projected"]),
-        node("Add", ["input.f", "projected"], ["sum"]),
-        node("Cast", ["sum"], ["output"], to=BF16),
-    ]
-    inputs: Values = {
-        "K_cache": (BF16, [1, "h", CACHE_WIDTH]),
-        "V_cache": (BF16, [1, "h", CACHE_WIDTH]),
-        "indices": (TensorProto.UINT32, [1, "n"]),
-        "input": (BF16, [1, "n", WIDTH]),
-        "mask": (BF16, [1, "n", "h+n"]),
-    }
-    widths = (CACHE_WIDTH, CACHE_WIDTH, WIDTH)
-    outputs = {name: (BF16, [1, "n", width]) for name, width in zip(made, widths, strict=True)}
-    constants = {"last": np.array([2]), "eight": np.array(8, np.float32)}
-    save(path, nodes, inputs, outputs, {**weights, **constants}, groups)
+# Type 1 is float32, type 16 bfloat16.
+LAYER = f"""layer (
+  bfloat16[1,h,{CACHE_WIDTH}] K_cache, bfloat16[1,h,{CACHE_WIDTH}] V_cache, uint32[1,n] indices,
+  bfloat16[1,n,{WIDTH}] input, bfloat16[1,n,m] mask
+) => (
+  bfloat16[1,n,{CACHE_WIDTH}] K_cache_out, bfloat16[1,n,{CACHE_WIDTH}] V_cache_out,
+  bfloat16[1,n,{WIDTH}] output
+) <int64[1] last = {{2}}, float eight = {{8}}> {{
+  x = Cast <to = 1> (input)
+  wq = Cast <to = 1> (q)  query = MatMul (x, wq)
+  wk = Cast <to = 1> (k)  plain_key = MatMul (x, wk)
+  wv = Cast <to = 1> (v)  value = MatMul (x, wv)
+  index = Cast <to = 1> (indices)  column = Unsqueeze (index, last)  position = Div (column, eight)
+  key = Add (plain_key, position)
+  K_cache_out = Cast <to = 16> (key)  new_keys = Cast <to = 1> (K_cache_out)
+  V_cache_out = Cast <to = 16> (value)  new_values = Cast <to = 1> (V_cache_out)
+  old_keys = Cast <to = 1> (K_cache)  keys = Concat <axis = 1> (old_keys, new_keys)
+  old_values = Cast <to = 1> (V_cache)  values = Concat <axis = 1> (old_values, new_values)
+  turned = Transpose <perm = [0, 2, 1]> (keys)  scores = MatMul (query, turned)
+  hidden = Cast <to = 1> (mask)  masked = Add (scores, hidden)
+  shares = Softmax <axis = -1> (masked)  mixed = MatMul (shares, values)
+  wo = Cast <to = 1> (o)  projected = MatMul (mixed, wo)
+  sum = Add (x, projected)  output = Cast <to = 16> (sum)
+}}"""
+HEAD = f"""head (bfloat16[1,1,{WIDTH}] input) => (bfloat16[1,1,{VOCABULARY}] output) {{
+  x = Cast <to = 1> (input)  w = Cast <to = 1> (head)  y = MatMul (x, w)
+  output = Cast <to = 16> (y)
+}}"""
 
 
 @pytest.fixture(scope="session")
@@ -168,17 +137,10 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> ToyLanguageModel:
     layers = []
     for index in range(LAYERS):
         weights = {n: random.standard_normal(s).astype(bfloat16) for n, s in shapes.items()}
-        save_layer(folder / f"toy_p{CHUNK}_l{index}_together.onnx", weights, groups)
+        save(folder / f"toy_p{CHUNK}_l{index}_together.onnx", LAYER, weights, groups)
         layers.append(weights)
     head = random.standard_normal((WIDTH, VOCABULARY)).astype(bfloat16)
-    nodes = [
-        helper.make_node("Cast", ["input"], ["x"], to=TensorProto.FLOAT),
-        helper.make_node("Cast", ["head"], ["w"], to=TensorProto.FLOAT),
-        helper.make_node("MatMul", ["x", "w"], ["y"]),
-        helper.make_node("Cast", ["y"], ["output"], to=BF16),
-    ]
-    ports = ({"input": (BF16, [1, 1, WIDTH])}, {"output": (BF16, [1, 1, VOCABULARY])})
-    save(folder / "toy_post.onnx", nodes, *ports, {"head": head})
+    save(folder / "toy_post.onnx", HEAD, {"head": head})
     embedding = rounded(random.standard_normal((VOCABULARY, WIDTH)).astype(np.float32))
     return ToyLanguageModel(folder, layers, head, embedding, groups)
 
@@ -204,24 +166,11 @@ def toy_deployment(
 
 @pytest.fixture(scope="session")
 def same(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Write a model that returns its input ``x`` as ``y``."""
+    """Write a model that returns its input ``x`` as ``y``, of a type in ONNX's text."""
     folder = tmp_path_factory.mktemp("same")
 
-    def write(
-        dtype: int = TensorProto.FLOAT,
-        shape: Sequence[int | str] = (2, 3),
-        groups: object = None,
-        name: str = "same.onnx",
-    ) -> Path:
-        nodes = [helper.make_node("Identity", ["x"], ["y"])]
-        return save(
-            folder / name, nodes, {"x": (dtype, shape)}, {"y": (dtype, shape)}, None, groups
-        )
+    def write(kind: str = "float[2,3]", groups: object = None, name: str = "same.onnx") -> Path:
+        text = f"same ({kind} x) => ({kind} y) {{ y = Identity (x) }}"
+        return save(folder / name, text, groups=groups)
 
     return write
-
-
-@pytest.fixture(scope="session")
-def save_graph() -> Callable[..., Path]:
-    """`save`: writes a graph of given nodes, inputs, outputs and weights."""
-    return save

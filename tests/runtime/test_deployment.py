@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from axcore import BundleError, LlmBuildArgs, PluginNotFound, Registry, files
+from axcore import BundleError, LlmBuildArgs, PluginNotFound, Registry
 from axcore.bundle import CHECKSUMS
 from axcore.runtime.deployment import Deployment
 
@@ -81,18 +81,14 @@ def test_missing_layers_are_counted_and_the_first_named(deployment: Deployment, 
     assert "--backend torch" in caught.value.hint
 
 
-def test_models_of_two_kinds_are_no_model(deployment: Deployment, own: Path) -> None:
-    """Nothing says which is meant; the message lists both."""
-    (own / LAYER.format(0).replace("qwen2_5_vl", "llama")).write_bytes(b"")
-    with pytest.raises(BundleError, match=r"one set .*\n  it has: llama_p64, qwen2_5_vl_p64"):
-        deployment.layer_files(".onnx")
-
-
-def test_a_chunk_of_another_length(deployment: Deployment, own: Path) -> None:
-    """The lengths of the manifest decide."""
+def test_files_of_other_models_are_none_of_its_own(deployment: Deployment, own: Path) -> None:
+    """The lengths of the manifest decide, and one kind there must be; what is there is listed."""
     other = replace(deployment, llm=LlmBuildArgs(128, CACHE))
     with pytest.raises(BundleError, match=r"128 tokens \(p128\)\n  it has: qwen2_5_vl_p64"):
         other.layer_files(".onnx")
+    (own / LAYER.format(0).replace("qwen2_5_vl", "llama")).write_bytes(b"")
+    with pytest.raises(BundleError, match=r"one set .*\n  it has: llama_p64, qwen2_5_vl_p64"):
+        deployment.layer_files(".onnx")
 
 
 def test_a_board_needs_compiled_models(deployment: Deployment, own: Path) -> None:
@@ -141,21 +137,11 @@ def test_a_foreign_file_is_refused(own: Path, registry: Registry, name: str) -> 
     assert "axcore convert" in caught.value.hint
 
 
-def test_what_was_seen_is_not_read_again(
-    own: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_was_seen_is_not_read_again(own: Path, registry: Registry, hashed: list[str]) -> None:
     """A table of gigabytes costs nothing twice; where nothing can be noted it is read each time.
 
     Oracle: the files that are hashed.
     """
-    hashed: list[str] = []
-
-    def counting(path: Path) -> str:
-        hashed.append(path.name)
-        return sha256(path)
-
-    sha256 = files.sha256
-    monkeypatch.setattr(files, "sha256", counting)
     seen = own / CHECKSUMS
     seen.unlink(missing_ok=True)
     for expected in ([TABLE], [], [TABLE]):

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from ml_dtypes import bfloat16
 
 from axcore.errors import BundleError, ToolchainError, UsageError
 from axcore.runtime import axengine_sim
@@ -51,20 +50,10 @@ def board_standin(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     monkeypatch.setitem(sys.modules, "axengine", module)
 
 
-def test_onnx_is_the_simulation(toy: ToyLanguageModel) -> None:
-    """Oracle: the module, and a layer opened through it."""
-    engine = load_engine("onnx")
-    assert engine is axengine_sim
-    assert len(open_session(engine, toy.folder / LAYER).get_inputs()) == 5
-
-
-def test_axengine_is_the_board_module(
-    toy: ToyLanguageModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With the simulation as the stand-in for the board's module."""
+def test_engines_are_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The simulation, which also stands in for the board's module. Oracle: the module."""
     monkeypatch.setitem(sys.modules, "axengine", axengine_sim)
-    session = open_session(load_engine("axengine"), toy.folder / LAYER)
-    assert len(session.get_outputs(shape_group=3)) == 3
+    assert load_engine("onnx") is load_engine("axengine") is axengine_sim
 
 
 def test_an_unknown_engine_is_refused() -> None:
@@ -98,20 +87,13 @@ def test_a_board_without_its_library_is_explained(
     assert "libax_engine.so" in caught.value.hint
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        ImportError("Failed to find library ax_sys."),
-        OSError("cannot load library 'libax_engine.so'"),
-        AssertionError("Failed to find library ax_engine."),
-    ],
-)
+@pytest.mark.parametrize("kind", [ImportError, OSError, AssertionError])
 def test_a_library_that_fails_with_the_first_model_is_explained(
-    toy: ToyLanguageModel, monkeypatch: pytest.MonkeyPatch, error: Exception
+    toy: ToyLanguageModel, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
 ) -> None:
     """Pyaxengine loads its library late; the stand-in raises what it raises then."""
-    board_standin(monkeypatch, error)
-    with pytest.raises(ToolchainError, match=str(error)):
+    board_standin(monkeypatch, kind("Failed to find library ax_sys."))
+    with pytest.raises(ToolchainError, match=r"Failed to find library ax_sys\."):
         open_session(load_engine("axengine"), toy.folder / LAYER)
 
 
@@ -130,27 +112,12 @@ def test_a_model_of_another_target_is_named(
 
 def test_files_that_are_missing_or_foreign_are_named(tmp_path: Path) -> None:
     """Oracle: the file's name and what is wrong with it, for a file, a folder and nothing."""
-    (tmp_path / "text.onnx").write_text("not a model")
-    (tmp_path / "folder.onnx").mkdir()
-    wrong = {
-        "none.onnx": "No such file",
-        "folder.onnx": "Is a directory",
-        "text.onnx": "not a model",
-    }
+    (tmp_path / "text").write_text("not a model")
+    (tmp_path / "folder").mkdir()
+    wrong = {"none": "No such file", "folder": "Is a directory", "text": "not a model"}
     for name, message in wrong.items():
         with pytest.raises(BundleError, match=f"`{name}`.*{message}"):
             open_session(axengine_sim, tmp_path / name)
-
-
-def test_groups_are_counted_and_described(toy: ToyLanguageModel) -> None:
-    """Oracle: the metadata that was written into the layer."""
-    groups = shape_groups(open_session(axengine_sim, toy.folder / LAYER))
-    assert len(groups) == len(toy.groups) == 4
-    for group, written in zip(groups, toy.groups, strict=True):
-        assert {name: list(spec.shape) for name, spec in group.inputs.items()} == written["inputs"]
-        assert {n: list(spec.shape) for n, spec in group.outputs.items()} == written["outputs"]
-        assert group.inputs["indices"].dtype == np.uint32
-        assert group.outputs["output"].dtype == bfloat16
 
 
 @pytest.mark.parametrize("count", [1, 2, 9])
@@ -161,9 +128,10 @@ def test_the_last_group_is_found_on_a_board(count: int) -> None:
 
 
 def test_choosing_an_engine_imports_none() -> None:
-    """A board has no ONNX Runtime. Oracle: the modules of a fresh interpreter."""
+    """A board has no ONNX Runtime and no torch. Oracle: the modules of a fresh interpreter."""
     code = (
-        "import sys, axcore.runtime.engine;"
+        "import sys, axcore.runtime.engine, axcore.runtime.torch_backend as backend;"
+        "backend.TorchBackend().availability();"
         "heavy = {'torch', 'onnx', 'onnxruntime', 'transformers', 'pydantic', 'typer', 'psutil'};"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )

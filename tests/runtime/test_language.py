@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +29,7 @@ from .conftest import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from axcore.runtime.deployment import Deployment
@@ -130,17 +129,7 @@ def test_compiled_models_are_fed_alike(
 
     A simulation stands in for the board. Oracle: the ONNX models' own logits, bit by bit.
     """
-    for path in toy_deployment.folder.glob("*.onnx"):
-        loaded = onnx.load(path)
-        for prop in loaded.metadata_props:
-            groups = json.loads(prop.value)
-            prop.value = json.dumps([groups[0], *groups[:0:-1]])
-        onnx.save(loaded, tmp_path / path.with_suffix(".axmodel").name)
-    board = LayerModels(
-        replace(toy_deployment, bundle=replace(toy_deployment.bundle, folder=tmp_path)),
-        axengine_sim,
-        ".axmodel",
-    )
+    board = regrouped(toy_deployment, tmp_path, lambda old: [old[0], *old[:0:-1]], ".axmodel")
     ids = list(range(11))
     model.resume(0, len(ids))
     np.testing.assert_array_equal(prefill(board, toy, ids), prefill(model, toy, ids))
@@ -149,21 +138,27 @@ def test_compiled_models_are_fed_alike(
         np.testing.assert_array_equal(found, expected)
 
 
+def regrouped(
+    deployment: Deployment,
+    folder: Path,
+    change: Callable[[list[Any]], list[Any]],
+    suffix: str = ".onnx",
+) -> LayerModels:
+    """Copy the toy's models with other shape groups to `folder`, and open them there."""
+    for path in deployment.folder.glob("*.onnx"):
+        loaded = onnx.load(path)
+        for prop in loaded.metadata_props:
+            prop.value = json.dumps(change(json.loads(prop.value)))
+        onnx.save(loaded, folder / path.with_suffix(suffix).name)
+    moved = replace(deployment, bundle=replace(deployment.bundle, folder=folder))
+    return LayerModels(moved, axengine_sim, suffix)
+
+
 def with_groups(
     toy_deployment: Deployment, tmp_path: Path, *more: dict[str, Any]
 ) -> tuple[LayerModels, list[int]]:
     """Return the toy with further groups behind its own, and the list of those that are run."""
-    folder = shutil.copytree(toy_deployment.folder, tmp_path / "model")
-    for path in folder.glob("*_together.onnx"):
-        loaded = onnx.load(path)
-        for prop in loaded.metadata_props:
-            prop.value = json.dumps([*json.loads(prop.value), *more])
-        onnx.save(loaded, path)
-    model = LayerModels(
-        replace(toy_deployment, bundle=replace(toy_deployment.bundle, folder=folder)),
-        axengine_sim,
-        ".onnx",
-    )
+    model = regrouped(toy_deployment, tmp_path, lambda groups: [*groups, *more])
     session, run, groups = model._layers[0], model._layers[0].run, []
 
     def noted(*arguments: Any, shape_group: int = 0) -> Any:
@@ -208,17 +203,19 @@ def test_the_shortest_chunk_is_taken_that_holds_what_is_left(
         assert groups == expected
 
 
-def test_another_width_than_the_embedding(toy_deployment: Deployment) -> None:
-    """Both are named. What else may be wrong is tested with the command."""
-    other = replace(toy_deployment, embedding=Embedding("embed", (VOCABULARY, 16)))
-    with pytest.raises(BundleError, match="takes states of 8; the embedding is 16 wide"):
-        LayerModels(other, axengine_sim, ".onnx")
-
-
-def test_fewer_logits_than_tokens(toy_deployment: Deployment) -> None:
-    """The head belongs to a smaller vocabulary."""
-    other = replace(toy_deployment, embedding=Embedding("embed", (VOCABULARY + 1, WIDTH)))
-    with pytest.raises(BundleError, match=r"returns 32 values\n.*vocabulary has 33 tokens"):
+@pytest.mark.parametrize(
+    ("shape", "evidence"),
+    [
+        ((VOCABULARY, 16), "takes states of 8; the embedding is 16 wide"),
+        ((VOCABULARY + 1, WIDTH), r"returns 32 values\n.*vocabulary has 33 tokens"),
+    ],
+)
+def test_another_embedding_than_that_of_the_layers(
+    toy_deployment: Deployment, shape: tuple[int, int], evidence: str
+) -> None:
+    """Both sizes are named. What else may be wrong is tested with the command."""
+    other = replace(toy_deployment, embedding=Embedding("embed", shape))
+    with pytest.raises(BundleError, match=evidence):
         LayerModels(other, axengine_sim, ".onnx")
 
 

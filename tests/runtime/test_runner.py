@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
+import onnx.compose
+import onnx.parser
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from onnx import TensorProto, helper, numpy_helper
+from onnx import numpy_helper
 from PIL import Image
 
 import axcore
@@ -326,31 +328,23 @@ def test_a_board_answers_alike(
 def take_bytes(path: Path, runner: Runner) -> None:
     """Put what a compiled model begins with before a graph: bytes in, mean and deviation off."""
     (described,) = runner.deployment.graphs
-    calibration = described.calibration
     model = onnx.load(path)
-    graph = model.graph
-    (port,) = graph.input
+    (port,) = model.graph.input
     batch, channels, height, width = (dim.dim_value for dim in port.type.tensor_type.shape.dim)
-    values = {"mean": calibration.mean, "std": calibration.std}
-    constants = [numpy_helper.from_array(np.array(v, np.float32), n) for n, v in values.items()]
-    nodes = [
-        helper.make_node("Cast", ["bytes"], ["numbers"], to=TensorProto.FLOAT),
-        helper.make_node("Sub", ["numbers", "mean"], ["centred"]),
-        helper.make_node("Div", ["centred", "std"], ["normalised"]),
-        helper.make_node("Transpose", ["normalised"], ["image"], perm=[0, 3, 1, 2]),
-    ]
-    name = port.name
-    for node in graph.node:
-        node.input[:] = ["image" if source == name else source for source in node.input]
-    rest = list(graph.node)
-    del graph.node[:]
-    nodes[0].input[0] = name
-    graph.node.extend([*nodes, *rest])
-    graph.initializer.extend(constants)
-    del graph.input[:]
-    shape = [batch, height, width, channels]
-    graph.input.append(helper.make_tensor_value_info(name, TensorProto.UINT8, shape))
-    onnx.save(model, path)
+    opset = max(entry.version for entry in model.opset_import)
+    version = f'<ir_version: {model.ir_version}, opset_import: ["": {opset}]>'
+    front = onnx.parser.parse_model(f"""{version}
+    front (uint8[{batch},{height},{width},{channels}] bytes)
+    => (float[{batch},{channels},{height},{width}] image) {{
+      numbers = Cast <to = 1> (bytes)  centred = Sub (numbers, mean)  scaled = Div (centred, std)
+      image = Transpose <perm = [0, 3, 1, 2]> (scaled)
+    }}""")
+    for name in ("mean", "std"):
+        values = np.array(getattr(described.calibration, name), np.float32)
+        front.graph.initializer.append(numpy_helper.from_array(values, name))
+    merged = onnx.compose.merge_models(front, model, [("image", port.name)])
+    merged.graph.node[0].input[0] = merged.graph.input[0].name = port.name
+    onnx.save(merged, path)
 
 
 def test_backends_are_named_and_say_what_they_lack(finished: Path) -> None:

@@ -81,14 +81,6 @@ def test_pieces_join_to_the_whole(kind: str, data: st.DataObject) -> None:
     assert "".join(pieces) == tokenizer.decode(ids)
 
 
-@given(st.lists(st.sampled_from(range(256)), max_size=40))
-def test_bytes_of_no_text_join_to_the_whole(tokens: list[int]) -> None:
-    """Random bytes are hardly ever text; byte tokens follow words. Oracle: one decode."""
-    for tokenizer in (KINDS["byte_level"], KINDS["with_byte_tokens"]):
-        stream = TextStream(tokenizer)
-        assert "".join([*map(stream.push, tokens), stream.finish()]) == tokenizer.decode(tokens)
-
-
 @given(st.text(st.sampled_from([c for piece in PIECES[:10] for c in piece])))
 def test_characters_come_as_soon_as_they_are_complete(text: str) -> None:
     """Byte by byte, what is out is the text of the complete characters. Oracle: Python's UTF-8."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -263,14 +261,6 @@ def test_a_device_that_is_not_there() -> None:
     assert "set_env.sh" in caught.value.hint
 
 
-def test_options_are_those_declared(deployment: Deployment, registry: Registry) -> None:
-    """Another device or precision is refused with what there is."""
-    for given, known in (({"device": "tpu"}, "cpu, cuda, npu"), ({"dtype": "int8"}, "float32")):
-        with pytest.raises(UsageError, match="is not offered") as caught:
-            Runner.open(deployment.folder, registry, "torch", given)
-        assert known in caught.value.hint
-
-
 def test_a_checkpoint_that_is_gone(
     deployment: Deployment, registry: Registry, tmp_path: Path
 ) -> None:
@@ -319,15 +309,6 @@ def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not found.available
     assert found.detail == "no-such-package-here is not installed"
     assert "pip install" in found.remedy
-
-
-def test_importing_the_backend_loads_neither_library() -> None:
-    """A board imports it among the others and has neither."""
-    code = (
-        "import axcore.runtime.torch_backend as b, sys; b.TorchBackend().availability();"
-        "assert not {'torch', 'transformers', 'pydantic'} & set(sys.modules)"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 # A decoder that only transformers has -------------------------------------------------------------

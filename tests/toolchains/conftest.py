@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 STANDIN = Path(__file__).with_name("standin_pulsar2.py")
 CLIP_MEAN = (122.7709383, 116.7460125, 104.09373615)
 CLIP_STD = (68.5005327, 66.6321579, 70.32316305)
+LAYERS = [f"foo_vl_text_p320_l{layer}_together.axmodel" for layer in range(3)]
+MADE = ["Foo-VL-3B_vision.axmodel", *LAYERS, "foo_vl_text_post.axmodel"]
 
 
 @dataclass
