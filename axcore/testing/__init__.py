@@ -10,13 +10,24 @@ a network. A family's own test is one call::
     def test_hooks_keep_their_promises(tmp_path):
         check_family("foovl", out=tmp_path)
 
-`answered` and `logits` are what a bundle with a built language model gives; hold them against the
-model's own class, with the same tokens.
+`run_stages` computes the vision side; `answered` and `logits` are what a bundle with a built
+language model gives. Hold them against the model's own class, with the same inputs.
 """
 
-from .answers import answered, logits
+from .answers import answered, logits, user
 from .kit import check_family
+from .prompts import check_prompt
 from .recorder import Recorder
+from .stages import run_stages
 from .toolchains import build_folder
 
-__all__ = ["Recorder", "answered", "build_folder", "check_family", "logits"]
+__all__ = [
+    "Recorder",
+    "answered",
+    "build_folder",
+    "check_family",
+    "check_prompt",
+    "logits",
+    "run_stages",
+    "user",
+]

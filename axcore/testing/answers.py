@@ -10,9 +10,21 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     import numpy as np
+    from PIL.Image import Image
 
     from ..runtime.runner import Answer, Runner
     from ..runtime.sampling import Sampling
+
+
+def user(*parts: str | Image) -> dict[str, Any]:
+    """Return a user's message of text and images, in order."""
+    content = [
+        {"type": "text", "text": part}
+        if isinstance(part, str)
+        else {"type": "image", "image": part}
+        for part in parts
+    ]
+    return {"role": "user", "content": content}
 
 
 def answered(

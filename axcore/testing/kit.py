@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,8 @@ from ..pipeline.prepared import Prepared, prepare
 from ..plugins import Registry
 from ..progress import Silent
 from ..request import Options, Request
+from .prompts import check_prompt
+from .stages import run_stages
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -20,8 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..bundle import Bundle
-    from ..component import Component, Port, Stage
-    from ..job import Job
+    from ..component import Component, Port
     from ..model_card import ModelCard
 
     State = tuple[Tensor, ...]
@@ -38,7 +40,8 @@ def check_family(
     The rules: ports, keys and tensors agree; patching twice equals patching once; the patched chain
     computes what the plain one does; the ONNX graph computes what PyTorch does; the parts of
     `split_graph`, run in order, equal the whole; every operator is listed for the chip; nothing is
-    written outside the bundle. The card needs `tensors`, so that a checkpoint can be fabricated.
+    written outside the bundle; prompts are prepared without PyTorch. The card needs `tensors`, so
+    that a checkpoint can be fabricated.
 
     Args:
         family: The plugin's entry-point name.
@@ -90,6 +93,8 @@ def _check_task(
     _check_untouched(before, _contents(checkpoint, out, Path.cwd()), task)
     _check_listed(bundles[0], task)
     _check_parts(whole, cut, bundles, task)
+    if card.published.tokens:  # else the checkpoint has no tokenizer
+        check_prompt(bundles[0].folder, registry)
 
 
 def _prepared(registry: Registry, card: ModelCard, checkpoint: Path, options: Options) -> Prepared:
@@ -109,8 +114,9 @@ def _check_patching(prepared: Prepared, component: Component) -> None:
         where = f"task `{job.task}`, stage `{stage.name}`"
         once = tracer.patched(stage)
         twice = prepared.registry.call(job.family, "patch_attention", job=job, stage=once)
-        plain, patched, again = (
-            _run(job, stage, form.module, state) for form in (stage, once, twice)
+        plain, patched, again = (  # the patched module is that of any stage of the kind
+            run_stages([replace(stage, module=form.module)], job.checkpoint.tensor, *state)
+            for form in (stage, once, twice)
         )
         _check_close(patched, plain, f"{where}: the patched stage computes something else")
         _check_close(again, patched, f"{where}: patching twice differs from patching once")
@@ -123,20 +129,6 @@ def _random(port: Port) -> Tensor:
     if port.dtype != "float32":
         return torch.zeros(port.shape, dtype=getattr(torch, port.dtype))
     return torch.randn(port.shape, generator=torch.Generator().manual_seed(0))
-
-
-def _run(job: Job, stage: Stage, module: Any, state: State) -> State:
-    import torch
-
-    from ..graph.trace import typed
-
-    weights = {
-        name: weight.resolve(job.checkpoint.tensor).float()
-        for name, weight in stage.weights().items()
-    }
-    with torch.no_grad():
-        out = torch.func.functional_call(typed(module, torch.float32), weights, state)
-    return (out,) if isinstance(out, torch.Tensor) else tuple(out)
 
 
 def _check_close(made: Sequence[Any], expected: Sequence[Any], broken: str) -> None:

@@ -1,4 +1,4 @@
-"""The family through the core: both layouts, tiles, archives, quantised language models."""
+"""The family through the core: both layouts, tiles, archives."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from axcore import BudgetError, CheckpointError, ImageError, Options, UsageError, convert, plan
+from axcore import BudgetError, ImageError, Options, UsageError, convert, plan
 from axcore.testing import check_family
 
 from .conftest import Family, photograph
@@ -184,67 +184,15 @@ def test_whether_the_head_is_tied_the_file_decides(
     family: Family, registry: Registry, tmp_path: Path, tied: bool, stored: bool
 ) -> None:
     """The config may say either. Oracle: all four are accepted."""
-
-    def change(tensors: dict[str, torch.Tensor], config: dict[str, Any]) -> None:
-        config["llm_config"]["tie_word_embeddings"] = tied
-        if not stored:
-            del tensors["language_model.lm_head.weight"]
-
-    assert plan(str(copied(family, tmp_path, change)), registry=registry).rows == 256
-
-
-def copied(family: Family, folder: Path, change: Any) -> Path:
-    """Write the remote checkpoint with tensors and config changed in place by `change`."""
     source = family.folders["remote"]
-    tensors, config = load_file(source / "model.safetensors"), source / "config.json"
-    read = json.loads(config.read_text())
-    change(tensors, read)
-    (folder / "config.json").write_text(json.dumps(read))
-    save_file(tensors, folder / "model.safetensors")
-    return folder
-
-
-# Quantised language models -----------------------------------------------------------------------
-
-
-def quantise(tensors: dict[str, torch.Tensor], config: dict[str, Any]) -> None:
-    """Put what GPTQ stores at 4 bits in place of every projection of the language model."""
-    config["quantization_config"] = {"quant_method": "gptq", "bits": 4, "group_size": 32}
-    for key in [key for key in tensors if "_proj.weight" in key and "language" in key]:
-        rows, columns = tensors.pop(key).shape
-        stem = key.removesuffix(".weight")
-        tensors[f"{stem}.qweight"] = torch.zeros(columns // 8, rows, dtype=torch.int32)
-        tensors[f"{stem}.qzeros"] = torch.zeros(columns // 32, rows // 8, dtype=torch.int32)
-        tensors[f"{stem}.scales"] = torch.ones(columns // 32, rows, dtype=torch.float16)
-        tensors[f"{stem}.g_idx"] = torch.arange(columns, dtype=torch.int32) // 32
-
-
-def test_a_quantised_language_model_converts(
-    family: Family, registry: Registry, bundles: dict[str, Path], tmp_path: Path
-) -> None:
-    """Vision side and embedding are float and come out the same. Oracle: the float bundle."""
-    (tmp_path / "in").mkdir()
-    source = copied(family, tmp_path / "in", quantise)
-    bundle = convert(str(source), tmp_path / "out", options=SIZE, verify=False, registry=registry)
-    for name in (f"{STEM}.onnx", f"{STEM}.onnx.data", TABLE):
-        assert (bundle.folder / name).read_bytes() == (bundles["remote"] / name).read_bytes()
-    assert bundle.build_request.checkpoint == str(source)
-
-
-def test_a_quantised_vision_side_is_refused(
-    family: Family, registry: Registry, tmp_path: Path
-) -> None:
-    """The tower must be float. Oracle: the tensors that were put there."""
-
-    def change(tensors: dict[str, torch.Tensor], config: dict[str, Any]) -> None:
-        del config
-        weight = tensors.pop("mlp1.3.weight")
-        tensors["mlp1.3.qweight"] = torch.zeros(len(weight) // 8, 64, dtype=torch.int32)
-
-    source = copied(family, tmp_path, change)
-    with pytest.raises(CheckpointError, match=r"unused: mlp1\.3\.qweight") as caught:
-        plan(str(source), registry=registry)
-    assert "only the language model may be quantised" in caught.value.hint
+    tensors = load_file(source / "model.safetensors")
+    config = json.loads((source / "config.json").read_text())
+    config["llm_config"]["tie_word_embeddings"] = tied
+    if not stored:
+        del tensors["language_model.lm_head.weight"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file(tensors, tmp_path / "model.safetensors")
+    assert plan(str(tmp_path), registry=registry).rows == 256
 
 
 # A calibration archive ---------------------------------------------------------------------------

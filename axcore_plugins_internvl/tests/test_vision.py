@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,27 +15,18 @@ from torch import Tensor
 import axcore_plugins_internvl as plugin
 from axcore import Weight
 from axcore.graph.attention import explicit
+from axcore.testing import run_stages
 from axcore_plugins_internvl import vision
 
-from .conftest import CARDS, MODELS, Family, native_config, photograph
+from .conftest import MODELS, Family, photograph
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from axcore import Component, Job, Registry, Shape
+    from axcore import Registry
 
 LAYOUTS = ("remote", "native")
 cells = st.integers(1, 8).map(lambda count: 28 * count)
-
-
-def run(component: Component, job: Job, state: Tensor, *, patched: bool = False) -> Tensor:
-    """Run a chain with the weights of its checkpoint."""
-    with torch.no_grad(), job.checkpoint as checkpoint:
-        for stage in component.stages:
-            bound = {n: w.resolve(checkpoint.tensor).float() for n, w in stage.weights().items()}
-            module = (explicit(stage) if patched else stage).module
-            state = torch.func.functional_call(module, bound, (state,))
-    return state
 
 
 def expected_tokens(family: Family, pixels: Tensor) -> Tensor:
@@ -61,7 +51,9 @@ def compare(
     (component,) = plugin.export_vision(job)
     (given,), (promised,) = component.inputs, component.outputs
     pixels = torch.randn(given.shape, generator=torch.Generator().manual_seed(3))
-    ours = run(component, job, pixels, patched=patched)
+    stages = map(explicit, component.stages) if patched else component.stages
+    with job.checkpoint as checkpoint:
+        (ours,) = run_stages(stages, checkpoint.tensor, pixels)
     assert ours.shape == promised.shape
     torch.testing.assert_close(ours, expected_tokens(family, pixels), atol=2e-5, rtol=1e-5)
 
@@ -145,36 +137,6 @@ def test_one_trace_per_kind(family: Family, registry: Registry) -> None:
     ]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_describing_the_published_tower_takes_no_memory(layout: str) -> None:
-    """Parameters live on the meta device, and every tensor of the vision side has a stage.
-
-    Oracle: the card's list of tensors.
-    """
-    card = CARDS["internvl3.5-2b"]
-    config = (
-        card.published.config
-        if layout == "remote"
-        else native_config(card.published.config).to_dict()
-    )
-    chain = vision.stages(config, 1, 448, 448, 2048)
-    assert all(p.is_meta for stage in chain for p in stage.module.parameters())
-    assert not [buffer for stage in chain for buffer in stage.module.buffers()]
-    assert card.layout.tensors is not None
-    shapes: dict[str, Shape] = {
-        key: shape
-        for key, shape in card.layout.tensors(config).items()
-        if not key.startswith(card.layout.text_prefixes)
-    }
-    weights = [weight for stage in chain for weight in stage.weights().values()]
-    assert sorted(itertools.chain(*(weight.keys() for weight in weights))) == sorted(shapes)
-    for stage in chain:
-        for name, parameter in stage.module.named_parameters():
-            weight = stage.weights()[name]
-            resolved = weight.resolve(lambda key: torch.empty(shapes[key], device="meta"))
-            assert resolved.shape == parameter.shape
-
-
 @pytest.mark.parametrize("tiles", ["1", "3"])
 def test_samples_fit_the_port(family: Family, registry: Registry, tiles: str) -> None:
     """What the graph receives for an image. Oracle: the port."""
@@ -195,11 +157,10 @@ def test_low_precision_keeps_its_type_and_its_meaning(
     job = family.job("remote", registry, height=84, width=112)
     (component,) = plugin.export_vision(job)
     pixels = torch.randn(component.inputs[0].shape, generator=torch.Generator().manual_seed(1))
-    exact = run(component, job, pixels)
-    rough = pixels.to(dtype)
-    with torch.no_grad(), job.checkpoint as checkpoint:
-        for stage in component.stages:
-            bound = {n: w.resolve(checkpoint.tensor).to(dtype) for n, w in stage.weights().items()}
-            rough = torch.func.functional_call(stage.module, bound, (rough,))
+    with job.checkpoint as checkpoint:
+        exact, rough = (
+            run_stages(component.stages, checkpoint.tensor, given)[0]
+            for given in (pixels, pixels.to(dtype))
+        )
     assert rough.dtype == dtype
     assert F.cosine_similarity(rough.float(), exact, dim=-1).min() > 0.99

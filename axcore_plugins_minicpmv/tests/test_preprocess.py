@@ -16,11 +16,7 @@ from axcore import UnsupportedProfile
 from axcore_plugins_minicpmv import preprocess
 from axcore_plugins_minicpmv.slicing import slicing
 
-
-def photograph(width: int, height: int) -> Image.Image:
-    """Return a smooth image with edges: noise enlarged, so that resizing has work to do."""
-    noise = np.random.default_rng(3).integers(0, 256, (9, 13, 3), dtype=np.uint8)
-    return Image.fromarray(noise).resize((width, height), Image.Resampling.BILINEAR)
+from .conftest import photograph
 
 
 def only(image: Image.Image, height: int, width: int, fit: str) -> np.ndarray[Any, Any]:

@@ -18,17 +18,19 @@ from axcore.graph.attention import explicit
 from axcore.pipeline.job import open_job
 from axcore.progress import Silent
 from axcore.request import Request
+from axcore.testing import run_stages
 from axcore_plugins_minicpmv import export_vision, preprocess, v2, v4
 
 from .conftest import random_weights
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
+    from collections.abc import Callable, Mapping
 
     from axcore import Component, Job, ModelCard, Registry
 
     from .conftest import MakeCheckpoint
+
+    MakeJob = Callable[..., Job]
 
 V4, V2 = v4.card(), v2.card()
 CARDS = {card.id: card for card in (V4, V2)}
@@ -37,34 +39,28 @@ SIZES = [(448, 448), (70, 140), (350, 56), (56, 770)]
 patches = st.integers(1, 9)
 
 
-class Jobs:
-    """Jobs on one checkpoint of each model."""
-
-    def __init__(self, registry: Registry, folders: Mapping[str, Path]) -> None:
-        self.registry, self.folders = registry, folders
-
-    def job(self, card: ModelCard, height: int, width: int, **choices: str) -> Job:
-        options = Options(height=height, width=width, choices=choices)
-        request = Request.of(str(self.folders[card.id]), options=options)
-        return open_job(request, self.registry, Silent())
-
-
 @pytest.fixture(scope="module")
-def jobs(
+def make_job(
     registry: Registry, make_checkpoint: MakeCheckpoint, tmp_path_factory: pytest.TempPathFactory
-) -> Jobs:
+) -> MakeJob:
+    """Return a maker of jobs for ``(card, height, width, **choices)``."""
     root = tmp_path_factory.mktemp("checkpoints")
-    return Jobs(registry, {n: make_checkpoint(card, root / n) for n, card in CARDS.items()})
+    folders = {name: make_checkpoint(card, root / name) for name, card in CARDS.items()}
+
+    def make(card: ModelCard, height: int, width: int, **choices: str) -> Job:
+        options = Options(height=height, width=width, choices=choices)
+        request = Request.of(str(folders[card.id]), options=options)
+        return open_job(request, registry, Silent())
+
+    return make
 
 
 def run(component: Component, job: Job, *state: Tensor, patched: bool = False) -> Tensor:
     """Run a chain with the weights of its checkpoint."""
-    with torch.no_grad(), job.checkpoint as checkpoint:
-        for stage in component.stages:
-            bound = {n: w.resolve(checkpoint.tensor).float() for n, w in stage.weights().items()}
-            module = (explicit(stage) if patched else stage).module
-            state = (torch.func.functional_call(module, bound, state),)
-    return state[0]
+    stages = map(explicit, component.stages) if patched else component.stages
+    with job.checkpoint as checkpoint:
+        (made,) = run_stages(stages, checkpoint.tensor, *state)
+    return made
 
 
 def reference(
@@ -99,29 +95,31 @@ def noise(height: int, width: int) -> Tensor:
     return torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(4))
 
 
-def check_v4(jobs: Jobs, height: int, width: int, patched: bool) -> None:
-    job = jobs.job(V4, height, width)
+def check(make_job: MakeJob, card: ModelCard, height: int, width: int, patched: bool) -> None:
+    """Hold a tower against the oracle."""
+    job, pixels = make_job(card, height, width), noise(height, width)
     tower, _ = export_vision(job)
-    weights, pixels = dict(stored(V4.id)), noise(height, width)
-    table = weights.pop("embeddings.position_embedding.weight")
-    ids = torch.from_numpy(preprocess.position_ids(height // 14, width // 14, 70)).long()
-    vision = dict(job.config["vision_config"])
-    names = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers")
-    settings = {name: vision[name] for name in (*names, "hidden_act", "layer_norm_eps")}
-    expected = reference(settings, weights, table[ids[0]], pixels)
+    expected = reference(*(as_v4 if card is V4 else as_v2)(job, height // 14, width // 14), pixels)
     made = run(tower, job, pixels, patched=patched)
     assert made.shape == tower.outputs[0].shape
     torch.testing.assert_close(made, expected, atol=2e-5, rtol=1e-5)
 
 
-def check_v2(jobs: Jobs, height: int, width: int, patched: bool) -> None:
-    job = jobs.job(V2, height, width)
-    tower, _ = export_vision(job)
-    weights, pixels = as_siglip(stored(V2.id)), noise(height, width)
+def as_v4(job: Job, rows: int, columns: int) -> tuple[dict[str, Any], dict[str, Tensor], Tensor]:
+    """Return settings, weights and positions for `reference`."""
+    weights, vision = dict(stored(V4.id)), job.config["vision_config"]
+    table = weights.pop("embeddings.position_embedding.weight")
+    ids = torch.from_numpy(preprocess.position_ids(rows, columns, 70)).long()
+    names = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers")
+    settings = {name: vision[name] for name in (*names, "hidden_act", "layer_norm_eps")}
+    return settings, weights, table[ids[0]]
+
+
+def as_v2(job: Job, rows: int, columns: int) -> tuple[dict[str, Any], dict[str, Tensor], Tensor]:
+    """Return the same for timm's tower, whose positions are interpolated."""
+    weights, encoder = as_siglip(stored(V2.id)), v2.ENCODERS[job.config["vision_encoder"]]
     table = weights.pop("pos_embed").reshape(1, 27, 27, -1).permute(0, 3, 1, 2)
-    grid = height // 14, width // 14
-    position = F.interpolate(table, size=grid, mode="bicubic", antialias=True).flatten(2)[0].T
-    encoder = v2.ENCODERS[job.config["vision_encoder"]]
+    placed = F.interpolate(table, size=(rows, columns), mode="bicubic", antialias=True)
     settings = {
         "hidden_size": encoder.hidden,
         "intermediate_size": encoder.inner,
@@ -129,10 +127,7 @@ def check_v2(jobs: Jobs, height: int, width: int, patched: bool) -> None:
         "num_hidden_layers": encoder.depth - 1,
         "hidden_act": "gelu",
     }
-    expected = reference(settings, weights, position, pixels)
-    made = run(tower, job, pixels, patched=patched)
-    assert made.shape == tower.outputs[0].shape
-    torch.testing.assert_close(made, expected, atol=2e-5, rtol=1e-5)
+    return settings, weights, placed.flatten(2)[0].T
 
 
 def as_siglip(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -159,36 +154,31 @@ def as_siglip(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("patched", [False, True], ids=["plain", "patched"])
 @pytest.mark.parametrize(("height", "width"), SIZES)
-def test_v4_computes_what_siglip_does(jobs: Jobs, height: int, width: int, patched: bool) -> None:
-    """Tanh GELU, looked-up positions, final norm. Oracle: transformers' SiglipVisionModel."""
-    check_v4(jobs, height, width, patched)
-
-
-@pytest.mark.parametrize("patched", [False, True], ids=["plain", "patched"])
-@pytest.mark.parametrize(("height", "width"), SIZES)
-def test_v2_computes_what_timms_blocks_do(
-    jobs: Jobs, height: int, width: int, patched: bool
+@pytest.mark.parametrize("card", CARDS.values(), ids=CARDS)
+def test_the_tower_computes_what_siglip_does(
+    make_job: MakeJob, card: ModelCard, height: int, width: int, patched: bool
 ) -> None:
-    """Erf GELU, packed projections, interpolated positions, a block less, and the norm kept.
+    """V-4: tanh GELU, looked-up positions, final norm. V-2: erf GELU, packed projections,
+    interpolated positions, a block less, and the norm kept.
 
-    Oracle: transformers' SiglipVisionModel with timm's tensors renamed, which computes the same
-    blocks, and torch's antialiased bicubic interpolation.
+    Oracle: transformers' SiglipVisionModel, for V-2 with timm's tensors renamed, which computes
+    the same blocks, and torch's antialiased bicubic interpolation.
     """
-    check_v2(jobs, height, width, patched)
+    check(make_job, card, height, width, patched)
 
 
 @settings(max_examples=8, deadline=None)
 @given(rows=patches, columns=patches)
-def test_any_size_that_fits(jobs: Jobs, rows: int, columns: int) -> None:
+def test_any_size_that_fits(make_job: MakeJob, rows: int, columns: int) -> None:
     """Both towers on grids of 1 to 9 patches a side. Oracle: as above."""
-    check_v4(jobs, 14 * rows, 14 * columns, patched=False)
-    check_v2(jobs, 14 * rows, 14 * columns, patched=False)
+    for card in (V4, V2):
+        check(make_job, card, 14 * rows, 14 * columns, patched=False)
 
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
-def test_the_strip_layout_gives_the_same_rows(jobs: Jobs, height: int, width: int) -> None:
+def test_the_strip_layout_gives_the_same_rows(make_job: MakeJob, height: int, width: int) -> None:
     """Patches side by side with their ids. Oracle: our plain layout."""
-    plain, strip = (jobs.job(V4, height, width, layout=layout) for layout in ("plain", "strip"))
+    plain, strip = (make_job(V4, height, width, layout=layout) for layout in ("plain", "strip"))
     pixels = noise(height, width)
     (tower, _), (stripped, _) = export_vision(plain), export_vision(strip)
     expected = run(tower, plain, pixels)
@@ -198,23 +188,23 @@ def test_the_strip_layout_gives_the_same_rows(jobs: Jobs, height: int, width: in
 
 
 @pytest.mark.parametrize("card", CARDS.values(), ids=CARDS)
-def test_one_trace_serves_all_layers(jobs: Jobs, card: ModelCard) -> None:
+def test_one_trace_serves_all_layers(make_job: MakeJob, card: ModelCard) -> None:
     """Kinds do not grow with depth, and nothing takes memory. Oracle: the chain's anatomy."""
-    components = export_vision(jobs.job(card, 448, 448))
+    components = export_vision(make_job(card, 448, 448))
     kinds = [{stage.kind for stage in component.stages} for component in components]
     assert [len(kind) for kind in kinds] == [3, 1]
     modules = [stage.module for component in components for stage in component.stages]
     assert all(p.is_meta for module in modules for p in module.parameters())
 
 
-def test_v4s_ports_are_the_published_ones(jobs: Jobs) -> None:
+def test_v4s_ports_are_the_published_ones(make_job: MakeJob) -> None:
     """Names, shapes and types at 448 x 448. Oracle: the published board script and exports.
 
     Widths are those of the small checkpoint.
     """
     ports = {}
     for layout in ("plain", "strip"):
-        tower, resampler = export_vision(jobs.job(V4, 448, 448, layout=layout))
+        tower, resampler = export_vision(make_job(V4, 448, 448, layout=layout))
         ports[layout] = [(p.name, p.shape, p.dtype) for p in tower.inputs]
         (rows,), (tokens,) = tower.outputs, resampler.outputs
         assert (rows.name, rows.shape) == ("vision_embedding", (1, 1024, 64))

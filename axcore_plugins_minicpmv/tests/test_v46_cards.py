@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from safetensors import safe_open
 from transformers import MiniCPMV4_6Config, MiniCPMV4_6ForConditionalGeneration
 
 from axcore_plugins_minicpmv import v46
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    pass
 
 CARD = v46.card()
 TINY = CARD.published.tiny_config
@@ -41,14 +40,6 @@ def test_keys_and_shapes_are_those_of_the_model_class(tied: bool) -> None:
         model = MiniCPMV4_6ForConditionalGeneration(MiniCPMV4_6Config(**config))
     expected = {name: tuple(value.shape) for name, value in model.named_parameters()}
     assert v46.tensors(config) == expected
-
-
-def test_keys_are_those_on_disk(tmp_path: Path) -> None:
-    """Names and shapes as transformers saves them. Oracle: `save_pretrained` of a small model."""
-    MiniCPMV4_6ForConditionalGeneration(MiniCPMV4_6Config(**TINY)).save_pretrained(tmp_path)
-    with safe_open(tmp_path / "model.safetensors", "pt") as file:
-        found = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}
-    assert v46.tensors(TINY) == found
 
 
 def test_layer_types_may_be_listed() -> None:

@@ -19,8 +19,11 @@ from transformers.models.minicpmv4_6.image_processing_pil_minicpmv4_6 import (
 
 from axcore import Options, UnsupportedProfile, convert, plan
 from axcore.checkpoint.fabricate import fabricate
+from axcore.testing import check_prompt
 from axcore_plugins_minicpmv import preprocess, v46
 from axcore_plugins_minicpmv.slicing import slicing
+
+from .conftest import photograph
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,12 +35,6 @@ MODEL = "minicpm-v-4.6"
 CELL_PX = {"16x": 56, "4x": 28}
 CARD = v46.card()
 PROCESSOR = MiniCPMV4_6ImageProcessorPil(**CARD.published.files["preprocessor_config.json"])
-
-
-def photograph(height: int, width: int, seed: int = 0) -> Image.Image:
-    """Return a smooth image with edges: noise enlarged, so that resizing has work to do."""
-    noise = np.random.default_rng(seed).integers(0, 256, (9, 13, 3), dtype=np.uint8)
-    return Image.fromarray(noise).resize((width, height), Image.Resampling.BILINEAR)
 
 
 def planned(registry: Registry, **options: Any) -> Plan:
@@ -75,11 +72,7 @@ def test_ports_follow_from_size_and_mode(
     ("mode", "size", "nearest"),
     [
         ("16x", (448, 476), "448x448"),
-        ("16x", (450, 450), "448x448"),
-        ("16x", (1008, 56), "952x56"),
-        ("16x", (0, 448), "56x448"),
         ("4x", (450, 490), "448x504"),
-        ("4x", (1400, 14), "980x28"),
     ],
 )
 def test_a_size_that_does_not_fit_is_refused_with_the_nearest(
@@ -96,7 +89,7 @@ def test_a_size_that_does_not_fit_is_refused_with_the_nearest(
 
 
 @pytest.mark.parametrize(("mode", "cell_px"), CELL_PX.items())
-@pytest.mark.parametrize("size", [(300, 400), (448, 448), (90, 200)], ids=str)
+@pytest.mark.parametrize("size", [(400, 300), (448, 448), (200, 90)], ids=str)
 def test_a_strip_is_what_the_processor_makes(
     mode: str, cell_px: int, size: tuple[int, int]
 ) -> None:
@@ -111,7 +104,7 @@ def test_a_strip_is_what_the_processor_makes(
 @pytest.mark.parametrize(("mode", "cell_px"), CELL_PX.items())
 def test_slices_are_what_the_processor_makes(mode: str, cell_px: int) -> None:
     """Pieces and their order where every piece has the static size. Oracle: transformers."""
-    image = photograph(896, 1344)
+    image = photograph(1344, 896)
     made = PROCESSOR(image, downsample_mode=mode, return_tensors="np")
     sizes = made["target_sizes"].tolist()
     ours = list(preprocess.samples(image, 448, 448, "slice", cell_px))
@@ -149,7 +142,7 @@ def test_images_are_cut_as_the_processor_does(width: int, height: int, mode: str
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("images")
     for seed in range(4):
-        photograph(200, 300, seed).save(folder / f"{seed}.png")
+        photograph(300, 200, seed).save(folder / f"{seed}.png")
     return folder
 
 
@@ -202,7 +195,7 @@ def test_calibration_and_configuration_are_as_published(bundle: Path) -> None:
 
 def test_a_sample_is_a_piece_stretched_to_the_static_size(bundle: Path) -> None:
     """A small image is one piece, sized as published. Oracle: transformers' rule, Pillow."""
-    image = photograph(200, 300)
+    image = photograph(300, 200)
     height, width = PROCESSOR.find_best_resize((200, 300), 448, 14, "16x", allow_upscale=True)
     for size in [(width, height), (168, 112)]:
         image = image.resize(size, Image.Resampling.BICUBIC)
@@ -226,6 +219,11 @@ def test_the_builder_is_told_type_and_lengths(bundle: Path) -> None:
     assert "--last_kv_cache_len 1152" in script
 
 
+def test_a_prompt_needs_nothing_that_a_board_lacks(registry: Registry, bundle: Path) -> None:
+    """Slices among it. Oracle: the modules that are imported."""
+    check_prompt(bundle, registry)
+
+
 def test_a_prompt_too_short_for_all_slices_is_said(registry: Registry) -> None:
     """Ten pieces of 256 rows against 1280 tokens. Oracle: the arithmetic by hand."""
     large = {"height": 896, "width": 896}
@@ -233,9 +231,3 @@ def test_a_prompt_too_short_for_all_slices_is_said(registry: Registry) -> None:
     assert any("up to 2560 rows, 256 a piece" in note and "1280" in note for note in sliced)
     for fitting in (planned(registry, choices={"fit": "slice"}), planned(registry, **large)):
         assert not any("a piece" in note for note in fitting.notes)
-
-
-def test_the_embedding_is_found(bundle: Path) -> None:
-    """The table of the nested language model, in bfloat16. Oracle: vocabulary times width."""
-    table = bundle / "model.embed_tokens.weight.bfloat16.bin"
-    assert table.stat().st_size == 512 * 32 * 2

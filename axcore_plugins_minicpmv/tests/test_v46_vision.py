@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import MiniCPMV4_6Config, MiniCPMV4_6Model
 from transformers.vision_utils import get_vision_nearest_position_ids
 
+from axcore.testing import run_stages
 from axcore_plugins_minicpmv import v46, v46_vision
 
 if TYPE_CHECKING:
@@ -43,13 +44,8 @@ def upstream() -> Any:
 
 def run(stages: Iterable[Stage], weights: Mapping[str, Tensor], state: Tensor) -> Tensor:
     """Run a chain with the weights its stages ask for, by key."""
-    for stage in stages:
-        bound = {
-            name: weight.resolve(lambda key: weights[key.removeprefix("model.")]).to(state)
-            for name, weight in stage.weights().items()
-        }
-        state = torch.func.functional_call(stage.module, bound, (state,))
-    return state
+    (made,) = run_stages(stages, lambda key: weights[key.removeprefix("model.")], state)
+    return made
 
 
 def strip(rows: int, columns: int) -> Tensor:
@@ -131,38 +127,11 @@ def test_one_trace_per_kind() -> None:
     assert kinds == {True: [*before, "vit_merger", *after], False: before + after}
 
 
-@pytest.mark.parametrize("mode", v46.DOWNSAMPLE.values)
-def test_describing_the_published_tower_takes_no_memory(mode: str) -> None:
-    """Parameters live on the meta device, constants on the CPU, and every tensor has a stage.
-
-    Oracle: the card's list of tensors; without the early merger, its tensors have none.
-    """
-    chain = v46_vision.stages(CARD.published.config, 32, 32, early_merge=mode == "16x")
-    assert all(p.is_meta for stage in chain for p in stage.module.parameters())
-    assert not any(b.is_meta for stage in chain for b in stage.module.buffers())
-    shapes = {
-        key: shape
-        for key, shape in v46.tensors(CARD.published.config).items()
-        if not key.startswith(CARD.layout.text_prefixes)
-        and (mode == "16x" or "vit_merger" not in key)
-    }
-    weights = [weight for stage in chain for weight in stage.weights().values()]
-    assert sorted(itertools.chain(*(weight.keys() for weight in weights))) == sorted(shapes)
-    for stage in chain:
-        for name, parameter in stage.module.named_parameters():
-            weight = stage.weights()[name]
-            resolved = weight.resolve(lambda key: torch.empty(shapes[key], device="meta"))
-            assert resolved.shape == parameter.shape
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_low_precision_keeps_its_type_and_its_meaning(upstream: Any, dtype: torch.dtype) -> None:
     """A chain in low precision stays in it and near float32. Oracle: our own float32 chain."""
     chain = v46_vision.stages(TINY, 8, 4, early_merge=True)
-    weights, given = upstream.state_dict(), strip(8, 4)
-    half = {key: value.to(dtype) for key, value in weights.items()}
-    with torch.no_grad():
-        exact = run(chain, weights, given)
-        rough = run(chain, half, given.to(dtype))
+    given = strip(8, 4)
+    exact, rough = (run(chain, upstream.state_dict(), x) for x in (given, given.to(dtype)))
     assert rough.dtype == dtype
     assert torch.nn.functional.cosine_similarity(rough.float(), exact, dim=-1).min() > 0.99

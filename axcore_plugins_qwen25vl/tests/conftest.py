@@ -1,46 +1,48 @@
-"""The job that asks for a small tower."""
+"""A small checkpoint, and the jobs that are asked of it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from importlib.metadata import EntryPoint
+from typing import Protocol
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import axcore_plugins_qwen25vl as plugin
-from axcore import Job, Options
+from axcore import Job, Options, Registry, Silent
+from axcore.checkpoint import fabricate
+from axcore.pipeline.job import open_job
+from axcore.request import Request
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
+CARD = plugin.model_cards()[0]
 
 
 class MakeJob(Protocol):
     """Makes a job for images of one size."""
 
-    def __call__(
-        self, height: int, width: int, task: str = "image", folder: Path | None = None
-    ) -> Job: ...
-
-
-@dataclass(frozen=True)
-class CheckpointStandIn:
-    """A stand-in for an opened checkpoint: what the hooks of this family look at."""
-
-    config: Mapping[str, Any]
-    folder: Path
+    def __call__(self, height: int, width: int, task: str = "image") -> Job: ...
 
 
 @pytest.fixture(scope="session")
-def make_job(tmp_path_factory: pytest.TempPathFactory) -> MakeJob:
-    """Return a maker of jobs for the 3B model with the card's overrides for quick conversions."""
-    card = plugin.model_cards()[0]
-    config = card.published.tiny_config
-    shared = tmp_path_factory.mktemp("checkpoint")
+def registry() -> Registry:
+    """This family alone, whatever else is installed."""
+    return Registry([EntryPoint("qwen25vl", "axcore_plugins_qwen25vl", "axcore")])
 
-    def make(height: int, width: int, task: str = "image", folder: Path | None = None) -> Job:
-        checkpoint = cast("Any", CheckpointStandIn(config, folder or shared))
-        profile = replace(card.profiles[task], height=height, width=width)
-        return Job(card, "qwen25vl", checkpoint, task, profile, Options())
+
+@pytest.fixture(scope="session")
+def make_job(registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> MakeJob:
+    """Return a maker of jobs for the 3B model with the card's overrides for quick conversions."""
+    folder = fabricate(CARD, "tiny", tmp_path_factory.mktemp("checkpoint") / "folder")
+
+    def make(height: int, width: int, task: str = "image") -> Job:
+        options = Options(task=task, height=height, width=width)
+        return open_job(Request.of(str(folder), options=options), registry, Silent())
 
     return make
+
+
+def photograph(height: int, width: int, seed: int = 0) -> Image.Image:
+    """Return a smooth image with edges: noise enlarged, so that resizing has work to do."""
+    noise = np.random.default_rng(seed).integers(0, 256, (9, 13, 3), dtype=np.uint8)
+    return Image.fromarray(noise).resize((width, height), Image.Resampling.BILINEAR)

@@ -6,23 +6,17 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
     Qwen2VLImageProcessorPil,
     smart_resize,
 )
 
-import axcore_plugins_qwen25vl as plugin
 from axcore import UnsupportedProfile
 from axcore_plugins_qwen25vl import preprocess
 
-PROCESSOR = dict(plugin.model_cards()[0].published.files["preprocessor_config.json"])
+from .conftest import CARD, photograph
 
-
-def photograph(height: int, width: int, seed: int = 0) -> Image.Image:
-    """Return a smooth image with edges: noise enlarged, so that resizing has work to do."""
-    noise = np.random.default_rng(seed).integers(0, 256, (9, 13, 3), dtype=np.uint8)
-    return Image.fromarray(noise).resize((width, height), Image.Resampling.BILINEAR)
+PROCESSOR = dict(CARD.published.files["preprocessor_config.json"])
 
 
 @settings(max_examples=30, deadline=None)

@@ -3,41 +3,35 @@
 from __future__ import annotations
 
 import json
-from importlib.metadata import EntryPoint
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-import axcore_plugins_qwen25vl as plugin
-from axcore import Registry, Silent
+from axcore import Silent
 from axcore.language.checkpoint import write_checkpoint
 from axcore.pipeline.job import open_job
 from axcore.quantization.language import language_of
 from axcore.request import Request
 
+from .conftest import CARD
+
 if TYPE_CHECKING:
     from pathlib import Path
 
-
-@pytest.fixture(scope="module")
-def config() -> dict[str, Any]:
-    """The small config of the 3B model in the layout of the file that is published."""
-    card = plugin.model_cards()[0]
-    return {**card.published.tiny_config, "torch_dtype": "float32"}
+    from axcore import Registry
 
 
 @pytest.mark.parametrize("saved_anew", [False, True])
-def test_text_gives_the_same_logits(
-    config: dict[str, Any], tmp_path: Path, saved_anew: bool
-) -> None:
+def test_text_gives_the_same_logits(registry: Registry, tmp_path: Path, saved_anew: bool) -> None:
     """Plain rotation for rotation in three rows, for the published and for the newer layout of
     config.json. Oracle: transformers' class of the whole on the same tokens.
     """
     from transformers import AutoModelForCausalLM, Qwen2_5_VLConfig
     from transformers import Qwen2_5_VLForConditionalGeneration as Whole
 
+    config = {**CARD.published.tiny_config, "torch_dtype": "float32"}
     torch.manual_seed(3)
     whole: Any = Whole(Qwen2_5_VLConfig(**config))
     whole.eval()
@@ -52,7 +46,6 @@ def test_text_gives_the_same_logits(
         (folder / "config.json").write_text(json.dumps(config))
         tensors = {key: t.contiguous() for key, t in whole.state_dict().items() if "lm_" not in key}
         save_file(tensors, folder / "model.safetensors")
-    registry = Registry([EntryPoint("qwen25vl", "axcore_plugins_qwen25vl", "axcore")])
     job = open_job(Request.of(str(folder)), registry, Silent())
     with job.checkpoint:
         language = language_of(job, registry)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 from torch import Tensor
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
@@ -18,7 +15,10 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
 )
 
 import axcore_plugins_qwen25vl as plugin
+from axcore.testing import run_stages
 from axcore_plugins_qwen25vl import vision
+
+from .conftest import photograph
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -47,23 +47,13 @@ def upstream(make_job: MakeJob) -> Any:
 
 def run(stages: Iterable[Stage], weights: Mapping[str, Tensor], state: Tensor) -> Tensor:
     """Run a chain with the weights its stages ask for, by key."""
-    for stage in stages:
-        bound = {
-            name: weight.resolve(lambda key: weights[key.removeprefix("visual.")])
-            for name, weight in stage.weights().items()
-        }
-        state = torch.func.functional_call(stage.module, bound, (state,))
-    return state
-
-
-def image(height: int, width: int, seed: int = 0) -> Image.Image:
-    noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return Image.fromarray(noise)
+    (made,) = run_stages(stages, lambda key: weights[key.removeprefix("visual.")], state)
+    return made
 
 
 def compare(component: Component, job: Job, upstream: Any, patched: bool) -> None:
     """Feed both towers the same patches and compare their tokens."""
-    frames = [image(300, 200, seed) for seed in range(component.images_per_sample)]
+    frames = [photograph(300, 200, seed) for seed in range(component.images_per_sample)]
     assert component.preprocess is not None
     (sample,) = component.preprocess(frames)
     graph_input = torch.from_numpy(component.calibration.graph_input(sample["hidden_states"]))
@@ -72,8 +62,8 @@ def compare(component: Component, job: Job, upstream: Any, patched: bool) -> Non
     rows = graph_input[0].transpose(0, 1).reshape(-1, 3 * 392)
     grid = torch.tensor([[1, job.profile.height // 14, job.profile.width // 14]])
     stages = [plugin.patch_attention(s) if patched else s for s in component.stages]
+    ours = run(stages, upstream.state_dict(), graph_input)
     with torch.no_grad():
-        ours = run(stages, upstream.state_dict(), graph_input)
         theirs = upstream(rows, grid_thw=grid).pooler_output
     assert ours.shape == promised.shape
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
@@ -159,40 +149,15 @@ def test_patching_twice_is_patching_once(make_job: MakeJob, index: int) -> None:
     assert (once.name, once.kind, once.weights()) == (stage.name, stage.kind, stage.weights())
 
 
-def test_describing_the_published_tower_takes_no_memory(make_job: MakeJob) -> None:
-    """Parameters live on the meta device, constants on the CPU, and every tensor has a stage.
-
-    Oracle: the card's list of tensors.
-    """
-    job = make_job(448, 448)
-    config = job.card.published.config
-    chain = vision.stages(config["vision_config"], 448, 448)
-    assert all(p.is_meta for stage in chain for p in stage.module.parameters())
-    assert not any(b.is_meta for stage in chain for b in stage.module.buffers())
-    assert job.card.layout.tensors is not None
-    shapes = {k: s for k, s in job.card.layout.tensors(config).items() if k.startswith("visual.")}
-    weights = [weight for stage in chain for weight in stage.weights().values()]
-    assert sorted(itertools.chain(*(weight.keys() for weight in weights))) == sorted(shapes)
-    for stage in chain:
-        for name, parameter in stage.module.named_parameters():
-            weight = stage.weights()[name]
-            resolved = weight.resolve(lambda key: torch.empty(shapes[key], device="meta"))
-            assert resolved.shape == parameter.shape
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_low_precision_keeps_its_type_and_its_meaning(
     make_job: MakeJob, upstream: Any, dtype: torch.dtype
 ) -> None:
     """A chain in low precision stays in it and near float32. Oracle: our own float32 chain."""
     (component,) = plugin.export_vision(make_job(140, 196))
-    weights = upstream.state_dict()
-    half = {key: value.to(dtype) for key, value in weights.items()}
     given = torch.randn(component.inputs[0].shape, generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        exact = run(component.stages, weights, given)
-        for stage in component.stages:
-            stage.module.to(dtype)
-        rough = run(component.stages, half, given.to(dtype))
+    exact, rough = (
+        run(component.stages, upstream.state_dict(), x) for x in (given, given.to(dtype))
+    )
     assert rough.dtype == dtype
     assert torch.nn.functional.cosine_similarity(rough.float(), exact).min() > 0.99

@@ -99,8 +99,7 @@ class Ascend:
         """
         from axcore.toolchain import run_tool
 
-        from .build import run_of
-        from .commands import BUILD_FOLDER
+        from .commands import BUILD_FOLDER, run_of
         from .tool import find_tool
 
         card = Card.of(build.request.options).complete()

@@ -1,12 +1,16 @@
-"""The command lines of ``atc``, as words; paths are relative to the bundle."""
+"""The runs of ``atc``, one per vision graph; paths are relative to the bundle."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from axcore.toolchain import Run, graph_files
+
 from .card import NAME
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from axcore import GraphFile, Port
 
     from .card import Card
@@ -23,6 +27,21 @@ def om_file(graph: GraphFile) -> str:
 def output_folder(graph: GraphFile) -> str:
     """Folder that ``atc`` writes into."""
     return f"{BUILD_FOLDER}/{graph.stem}"
+
+
+def run_of(bundle: Path, graph: GraphFile, card: Card) -> Run:
+    """Return the run of ``atc`` that converts `graph`.
+
+    Raises:
+        ToolchainError: The graph is missing.
+    """
+    return Run(
+        name=graph.stem,
+        arguments=atc_flags(graph, card),
+        inputs=graph_files(bundle, graph),
+        # atc adds the system to the name of a model that holds code for the host.
+        promised=lambda _: {om_file(graph): "*.om"},
+    )
 
 
 def atc_flags(graph: GraphFile, card: Card) -> list[str]:

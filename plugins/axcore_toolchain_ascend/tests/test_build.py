@@ -47,16 +47,6 @@ def test_every_graph_becomes_an_om_file_beside_it(
     assert "ATC run success" in (bundle / "build/ascend/tower.log").read_text()
 
 
-def test_a_second_run_repeats_nothing(
-    build: Callable[[], list[Path]], standin: Standin, recorder: Recorder
-) -> None:
-    """Oracle: the stand-in's journal."""
-    first = build()
-    assert build() == first
-    assert len(standin.calls()) == 2
-    assert "tower: already built" in recorder.said
-
-
 @pytest.mark.parametrize("change", ["graph", "weights", "precision", "card", "version", "result"])
 def test_a_change_builds_again_what_it_touches(
     build: Callable[..., list[Path]], bundle: Path, standin: Standin, cann: Path, change: str
@@ -97,50 +87,12 @@ def test_the_options_reach_the_tool_and_the_script(
     assert "PRECISION_MODE:-mixed_bfloat16" in script
 
 
-def test_a_failed_step_is_named_and_the_finished_one_is_kept(
-    build: Callable[[], list[Path]], bundle: Path, standin: Standin
-) -> None:
-    """Oracle: what the stand-in prints and returns, and its journal afterwards."""
-    standin.set(fail_at="it's a resampler")
-    with pytest.raises(ToolchainError) as caught:
-        build()
-    assert "step `it's a resampler` failed: atc exited with 255" in caught.value.message
-    assert "ATC run failed, no such luck" in caught.value.message
-    assert str(bundle / "build/ascend/it's a resampler.log") in caught.value.message
-    assert "--soc_version=Ascend310P3" in caught.value.message
-    assert "finished steps are kept" in caught.value.hint
-    standin.set()
-    assert len(build()) == 2
-    assert standin.models() == [*GRAPHS, GRAPHS[1]]
-
-
 def test_the_hosts_name_is_taken_off_a_result(
-    build: Callable[[], list[Path]], bundle: Path, standin: Standin
+    build: Callable[[], list[Path]], standin: Standin
 ) -> None:
     """Oracle: the name that atc gives to models with code for the host."""
     standin.set(suffix="_linux_x86_64")
     assert [path.name for path in build()] == MADE
-
-
-def test_success_without_a_file_is_a_failure(
-    build: Callable[..., list[Path]], bundle: Path, standin: Standin
-) -> None:
-    """Exit code 0 proves nothing, nor does an older result. Oracle: the stand-in, told to skip."""
-    build()
-    (bundle / "build/ascend/tower/tower.om").write_text("left by a run that was stopped")
-    standin.set(skip=True)
-    with pytest.raises(ToolchainError, match=r"0 files instead of 1 match \*\.om") as caught:
-        build(soc_version="Ascend910B1")
-    assert "step `tower` exited with 0, but 1 of 1 files are missing" in caught.value.message
-
-
-def test_results_of_graphs_that_are_gone_go(
-    build: Callable[..., list[Path]], bundle: Path, request_: BuildRequest
-) -> None:
-    """A board must not find parts of two builds. Oracle: the folder."""
-    build()
-    build(replace(request_, graphs=request_.graphs[:1]))
-    assert [path.name for path in bundle.glob("*.om")] == MADE[:1]
 
 
 def test_a_missing_graph_is_told_before_the_tool_runs(
@@ -170,8 +122,9 @@ def test_the_card_is_asked_for_before_anything_is_done(
     bundle: Path, request_: BuildRequest, standin: Standin
 ) -> None:
     """Oracle: the words of the message, and the stand-in's empty journal."""
-    with pytest.raises(UsageError, match="soc-version"):
+    with pytest.raises(UsageError, match="no --soc-version") as caught:
         build_folder(Ascend(), bundle, replace(request_, options={}))
+    assert "npu-smi info" in caught.value.hint
     assert standin.calls() == []
     assert not (bundle / "build").exists()
 
@@ -189,14 +142,3 @@ def test_the_tool_needs_the_environment_of_cann(
     assert "ASCEND_TOOLKIT_HOME" in found.detail
     assert "set_env.sh" in found.remedy
     assert Ascend().availability(f"{path} --more").detail == f"{path} --more"
-
-
-def test_a_program_that_cannot_start_is_an_expected_failure(
-    bundle: Path, request_: BuildRequest, tmp_path: Path
-) -> None:
-    """Oracle: a file that the kernel refuses to execute."""
-    path = tmp_path / "broken"
-    path.write_bytes(b"\0not a program")
-    path.chmod(0o755)
-    with pytest.raises(ToolchainError, match="cannot be started"):
-        build_folder(Ascend(), bundle, request_, command=str(path))
