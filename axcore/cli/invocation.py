@@ -21,7 +21,6 @@ from .console import fail
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
-    from types import TracebackType
 
     from ..errors import AxcoreError
     from ..progress import Progress, Task
@@ -56,12 +55,7 @@ class Invocation:
     def __enter__(self) -> Invocation:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
         """Log the bug that ended the invocation, if one did, and close the log."""
         if isinstance(error, Exception):
             _LOG.error("%s", error, exc_info=error)
@@ -106,7 +100,7 @@ class Invocation:
     @cached_property
     def reporter(self) -> Progress:
         """Where messages and long work go: the terminal, and the log."""
-        return _Logged(_Quiet() if self.quiet else for_people())
+        return _Logged(for_people(), self.quiet)
 
     @contextmanager
     def progress(self, *, continues: bool = False) -> Iterator[Progress]:
@@ -147,19 +141,11 @@ class Invocation:
         fail(error)
 
 
-class _Quiet(Silent):
-    """A `Progress` of warnings alone."""
-
-    def warn(self, message: str) -> None:
-        """Print a warning."""
-        for_people().warn(message)
-
-
 class _Logged:
-    """A `Progress` whose messages go into the log, too."""
+    """A `Progress` whose messages go into the log, too; where it is quiet, people see warnings."""
 
-    def __init__(self, shown: Progress) -> None:
-        self._shown = shown
+    def __init__(self, shown: Progress, quiet: bool) -> None:
+        self._warnings, self._shown = shown, Silent() if quiet else shown
 
     def say(self, message: str) -> None:
         """Pass on and log a message."""
@@ -169,7 +155,7 @@ class _Logged:
     def warn(self, message: str) -> None:
         """Pass on and log a warning."""
         _LOG.warning("%s", message)
-        self._shown.warn(message)
+        self._warnings.warn(message)
 
     @contextmanager
     def task(self, label: str, total: float, unit: str = "") -> Iterator[Task]:
