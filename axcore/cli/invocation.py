@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import traceback
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -44,8 +44,7 @@ class Invocation:
     def __init__(self) -> None:
         self.quiet, self.verbose = False, False
         self.log_file: Path | None = None
-        self._root_level = logging.getLogger().level
-        self._handlers: list[logging.Handler] = []
+        self._logging = ExitStack()  # undoes what `configure` did to the loggers
 
     @staticmethod
     def of(context: typer.Context) -> Invocation:
@@ -59,7 +58,7 @@ class Invocation:
         """Log the bug that ended the invocation, if one did, and close the log."""
         if isinstance(error, Exception):
             _LOG.error("%s", error, exc_info=error)
-        self._close()
+        self._logging.close()
 
     def configure(self, name: str, value: Any) -> None:
         """Set an attribute to the value of an option, and direct the messages accordingly.
@@ -71,12 +70,13 @@ class Invocation:
         self.__dict__.pop("reporter", None)
         if self.quiet and self.verbose:
             raise UsageError("--quiet and --verbose contradict each other", hint="give one of them")
-        self._close()
+        self._logging.close()
         root = logging.getLogger()
         if self.verbose or self.log_file:
             # With a handler on the root logger, Python no longer prints warnings of libraries.
             level = logging.INFO if self.verbose else logging.WARNING
             self._attach(logging.StreamHandler(sys.stderr), level, root)
+            self._logging.callback(root.setLevel, root.level)
             root.setLevel(logging.INFO)
         if self.log_file:
             self._attach(_log_handler(self.log_file), logging.INFO, root, _LOG)
@@ -84,18 +84,10 @@ class Invocation:
     def _attach(self, handler: logging.Handler, level: int, *loggers: logging.Logger) -> None:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         handler.setLevel(level)
-        self._handlers.append(handler)
+        self._logging.callback(handler.close)
         for logger in loggers:
             logger.addHandler(handler)
-
-    def _close(self) -> None:
-        root = logging.getLogger()
-        root.setLevel(self._root_level)
-        while self._handlers:
-            handler = self._handlers.pop()
-            root.removeHandler(handler)
-            _LOG.removeHandler(handler)
-            handler.close()
+            self._logging.callback(logger.removeHandler, handler)
 
     @cached_property
     def reporter(self) -> Progress:
