@@ -39,11 +39,7 @@ def size(count: float) -> str:
 
 
 class Lines:
-    """Plain lines: one when a task begins, one when it ends, and one now and then in between.
-
-    Args:
-        every_s: Seconds between the lines of a task that goes on.
-    """
+    """Plain lines: one when a task begins, one when it ends, and one now and then in between."""
 
     def __init__(self, every_s: float = LINE_EVERY_S) -> None:
         self._every_s = every_s

@@ -42,7 +42,10 @@ class Silent:
     @contextmanager
     def task(self, label: str, total: float, unit: str = "") -> Iterator[Task]:
         """Yield a task that counts nothing."""
-        yield _Uncounted()
+        yield self
+
+    def advance(self, amount: float = 1) -> None:
+        """Count nothing."""
 
 
 def as_progress(progress: Progress | bool | None) -> Progress:
@@ -57,8 +60,3 @@ def as_progress(progress: Progress | bool | None) -> Progress:
 
         return for_people()
     return progress or Silent()
-
-
-class _Uncounted:
-    def advance(self, amount: float = 1) -> None:
-        """Count nothing."""

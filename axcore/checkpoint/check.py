@@ -58,8 +58,8 @@ def check_layout(
             if found[key].dtype not in (("int32",) if key.endswith(PACKED) else WEIGHT_DTYPES)
         ],
     }
-    if any(findings.values()):
-        _refuse(checkpoint, {kind: keys for kind, keys in findings.items() if keys})
+    if wrong := {kind: keys for kind, keys in findings.items() if keys}:
+        _refuse(checkpoint, wrong)
 
 
 def _is_head(key: str) -> bool:

@@ -8,7 +8,7 @@ import itertools
 import json
 import math
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -61,8 +61,6 @@ def fabricate(
         card: The model; must have `layout.tensors`.
         size: Published dimensions, or small ones that convert in seconds.
         folder: The folder to write; its parent is created.
-        seed: Any integer.
-        progress: Gets the bytes written.
         shard_bytes: Maximum bytes of data per file, unless a single tensor has more.
 
     Returns:
@@ -80,8 +78,15 @@ def fabricate(
     config = published.tiny_config if size == "tiny" else dict(published.config)
     entries = _entries(card, config, seed)
     settings = {"config.json": config, **published.files}
-    marker = _marker(card, size, seed, entries, shard_bytes, settings)
-    marker["tokens"] = [MOST_MERGES, dict(published.tokens(config))] if published.tokens else None
+    layout = [settings, shard_bytes, [[entry.name, entry.shape] for entry in entries]]
+    marker = {
+        "card": card.id,
+        "size": size,
+        "seed": seed,
+        "format": FORMAT,
+        "layout_sha256": hashlib.sha256(json.dumps(layout, sort_keys=True).encode()).hexdigest(),
+        "tokens": [MOST_MERGES, dict(published.tokens(config))] if published.tokens else None,
+    }
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f".{folder.name}.lock")):
         held = _held(folder)
@@ -119,24 +124,6 @@ def _entries(card: ModelCard, config: Mapping[str, Any], seed: int) -> list[Entr
         )
         for key, shape in card.layout.tensors(config).items()
     ]
-
-
-def _marker(
-    card: ModelCard,
-    size: str,
-    seed: int,
-    entries: Sequence[Entry],
-    shard_bytes: int,
-    settings: Mapping[str, Any],
-) -> dict[str, Any]:
-    layout = [settings, shard_bytes, [[entry.name, entry.shape] for entry in entries]]
-    return {
-        "card": card.id,
-        "size": size,
-        "seed": seed,
-        "format": FORMAT,
-        "layout_sha256": hashlib.sha256(json.dumps(layout, sort_keys=True).encode()).hexdigest(),
-    }
 
 
 # Where it is written -----------------------------------------------------------------------------
@@ -234,7 +221,7 @@ def _vocabulary(
     card: ModelCard, config: Mapping[str, Any], special: Mapping[str, int]
 ) -> tuple[dict[str, int], list[tuple[str, str]]]:
     """Return every token's id, and the merges: given tokens, bytes, pieces and words."""
-    size = _vocabulary_size(config)
+    size = next((part["vocab_size"] for part in config_parts(config) if "vocab_size" in part), 0)
     free = sorted(set(range(size)) - set(special.values()))
     if len(free) != size - len(special) or len(free) < len(_alphabet()):
         raise ContractError(
@@ -262,11 +249,6 @@ def _merges(count: int) -> list[tuple[str, str]]:
     texts = sorted((Path(__file__).parents[1] / "data" / "calibration_text").iterdir())
     learner.train_from_iterator((path.read_text(encoding="utf-8") for path in texts), trainer)
     return [(one, two) for one, two in json.loads(learner.to_str())["model"]["merges"]]
-
-
-def _vocabulary_size(config: Mapping[str, Any]) -> int:
-    sizes = (part["vocab_size"] for part in config_parts(config) if "vocab_size" in part)
-    return int(next(sizes, 0))
 
 
 def _alphabet() -> list[str]:

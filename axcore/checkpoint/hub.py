@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -41,9 +42,7 @@ def fetch(
         repo_id: ``owner/name``.
         needed: Whether the tensor of a key on disk is needed; None needs all of them. Shards
             without a needed tensor are not downloaded.
-        source: Where the repository is hosted.
         revision: Branch, tag or commit; None for the default branch.
-        progress: Gets the bytes downloaded.
 
     Returns:
         The folder to open as a checkpoint. It is part of the cache: do not change it.
@@ -53,7 +52,8 @@ def fetch(
         CheckpointError: The repository has no usable weights.
     """
     progress = progress or Silent()
-    hub = _open_hub(source, repo_id, revision)
+    kind = _ModelScope if source == "modelscope" else _HuggingFace
+    hub: _Hub = kind(repo_id, revision)
     with _explained(repo_id):
         sizes = {name: size for name, size in hub.sizes().items() if "/" not in name}
         if "config.json" not in sizes:
@@ -77,17 +77,11 @@ class _Hub(Protocol):
         """Download one file, reporting its bytes as they arrive, and return its path."""
 
 
-def _open_hub(source: Source, repo_id: str, revision: str | None) -> _Hub:
-    if source == "modelscope":
-        return _ModelScope(repo_id, revision)
-    return _HuggingFace(repo_id, revision)
-
-
+@dataclass
 class _HuggingFace:
-    def __init__(self, repo_id: str, revision: str | None) -> None:
-        self._repo_id = repo_id
-        self._revision = revision
-        self._commit: str | None = None
+    _repo_id: str
+    _revision: str | None
+    _commit: str | None = None
 
     def sizes(self) -> Mapping[str, int]:
         from huggingface_hub import HfApi

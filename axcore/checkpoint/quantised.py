@@ -5,45 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError
 from ..model_config import config_parts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from torch import Tensor
 
     from ..component import Shape
-    from .headers import TensorInfo
+    from .reader import Checkpoint
 
 PACKED = (".qweight", ".qzeros", ".g_idx")  # int32; all other tensors are float
 _WORD_BITS = 32
 _HINT = "use the original checkpoint, or a language model quantised by GPTQ"
-
-
-class Tensors(Protocol):
-    """What is asked of a checkpoint here; `Checkpoint` is one."""
-
-    @property
-    def folder(self) -> Path:
-        """Where it lies."""
-
-    @property
-    def config(self) -> Mapping[str, Any]:
-        """Its ``config.json``."""
-
-    @property
-    def tensors(self) -> Mapping[str, TensorInfo]:
-        """Every tensor, by canonical key."""
-
-    def info(self, key: str) -> TensorInfo:
-        """Return what the header says of a tensor; raises CheckpointError."""
-
-    def tensor(self, key: str) -> Tensor:
-        """Read a tensor as it is stored; raises CheckpointError."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +46,7 @@ class Scheme:
 
 
 def as_stored(
-    checkpoint: Tensors, expected: Mapping[str, Shape], text: Sequence[str]
+    checkpoint: Checkpoint, expected: Mapping[str, Shape], text: Sequence[str]
 ) -> Mapping[str, Shape]:
     """Return `expected` with the packed tensors of quantised projections.
 
@@ -100,7 +77,7 @@ def as_stored(
     return stored
 
 
-def float_keys(checkpoint: Tensors) -> list[str]:
+def float_keys(checkpoint: Checkpoint) -> list[str]:
     """Return the keys of the float model; a quantised projection is one tensor."""
     packed = (".qzeros", ".g_idx", ".scales")
     return [
@@ -110,7 +87,7 @@ def float_keys(checkpoint: Tensors) -> list[str]:
     ]
 
 
-def float_shape(checkpoint: Tensors, key: str) -> Shape:
+def float_shape(checkpoint: Checkpoint, key: str) -> Shape:
     """Return the shape of what `float_tensor` returns; raises as it does."""
     stem = key.removesuffix(".weight")
     if key in checkpoint.tensors or f"{stem}.qweight" not in checkpoint.tensors:
@@ -119,11 +96,10 @@ def float_shape(checkpoint: Tensors, key: str) -> Shape:
     return rows, columns
 
 
-def float_tensor(checkpoint: Tensors, key: str) -> Tensor:
+def float_tensor(checkpoint: Checkpoint, key: str) -> Tensor:
     """Read a tensor; a quantised projection is dequantised to float16 ``[out, in]``.
 
     Args:
-        checkpoint: The checkpoint to read.
         key: Canonical key of the float model, ``<stem>.weight`` for a projection.
 
     Raises:
@@ -154,7 +130,7 @@ def _unpacked(words: Tensor, bits: int, axis: int) -> Tensor:
     return unpacked
 
 
-def _scheme(checkpoint: Tensors) -> Scheme:
+def _scheme(checkpoint: Checkpoint) -> Scheme:
     said = [part.get("quantization_config") for part in reversed(config_parts(checkpoint.config))]
     found: Mapping[str, Any] = next((part for part in said if isinstance(part, Mapping)), {})
     method = found.get("quant_method") or found.get("method")

@@ -10,7 +10,7 @@ import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError
@@ -19,7 +19,6 @@ from ..system import require_linux
 from .config import read_config
 from .headers import DAMAGED, Shard, TensorInfo, read_shard
 from .keys import Prefixes, canonical_key
-from .quantised import float_shape, float_tensor
 from .shards import INDEX, read_index, sole_shard
 
 if TYPE_CHECKING:
@@ -28,8 +27,6 @@ if TYPE_CHECKING:
 
     import numpy as np
     from torch import Tensor
-
-    from ..component import Shape
 
 CHUNK_BYTES = 512 << 10  # stays in the second-level cache between reading and writing
 HASHING_THREADS = 2
@@ -41,7 +38,8 @@ class Checkpoint:
     """Config and tensors of a checkpoint folder, the tensors under canonical keys.
 
     Tensors are read by position, not mapped, so they take memory only while a caller holds them.
-    All methods are thread-safe.
+    Methods that read raise CheckpointError where there is no such tensor, or its file can no longer
+    be read. All methods are thread-safe.
 
     Attributes:
         folder: The checkpoint's folder.
@@ -84,7 +82,7 @@ class Checkpoint:
         """
         require_linux()
         config = read_config(folder)
-        wanted = only or _everything
+        wanted = only or (lambda _: True)
         shards = [
             _open_shard(folder / name, keys)
             for name, keys in _shard_keys(folder).items()
@@ -112,9 +110,6 @@ class Checkpoint:
         """Yield a tensor's bytes in order, at most `chunk_bytes` at a time.
 
         All chunks share one buffer: use each before requesting the next.
-
-        Raises:
-            CheckpointError: The tensor is unknown or its file can no longer be read.
         """
         info = self.info(key)
         buffer = memoryview(bytearray(min(chunk_bytes, info.nbytes)))
@@ -124,11 +119,7 @@ class Checkpoint:
             yield part
 
     def copy(self, key: str, descriptor: int, offset: int) -> None:
-        """Copy a tensor's bytes to `offset` of an open file, inside the kernel where possible.
-
-        Raises:
-            CheckpointError: The tensor is unknown or its file can no longer be read.
-        """
+        """Copy a tensor's bytes to `offset` of an open file, inside the kernel where possible."""
         info = self.info(key)
         done = 0
         # Not all file systems and operating systems can.
@@ -146,11 +137,7 @@ class Checkpoint:
                 offset += len(chunk)
 
     def array(self, key: str) -> np.ndarray[Any, Any]:
-        """Read a tensor as a numpy array; bfloat16 and float8 take the dtypes of ml_dtypes.
-
-        Raises:
-            CheckpointError: The tensor is unknown or its file can no longer be read.
-        """
+        """Read a tensor as a numpy array; bfloat16 and float8 take the dtypes of ml_dtypes."""
         import ml_dtypes
         import numpy as np
 
@@ -160,33 +147,13 @@ class Checkpoint:
         return raw.view(np.dtype(getattr(ml_dtypes, info.dtype, info.dtype))).reshape(info.shape)
 
     def tensor(self, key: str) -> Tensor:
-        """Read a tensor as a torch tensor in fresh memory, in the dtype of the file.
-
-        Raises:
-            CheckpointError: The tensor is unknown or its file can no longer be read.
-        """
+        """Read a tensor as a torch tensor in fresh memory, in the dtype of the file."""
         import torch
 
         info = self.info(key)
         raw = torch.empty(info.nbytes, dtype=torch.uint8)
         self._read(info, 0, raw.numpy().data)
         return raw.view(getattr(torch, info.dtype)).reshape(info.shape)
-
-    def float_shape(self, key: str) -> Shape:
-        """Return the shape of what `float_tensor` returns; raises as it does."""
-        return float_shape(self, key)
-
-    def float_tensor(self, key: str) -> Tensor:
-        """Read a tensor of the float model; a quantised projection is dequantised.
-
-        Args:
-            key: Canonical key, ``<stem>.weight`` for a projection.
-
-        Raises:
-            CheckpointError: The tensor is unknown, can no longer be read, or is quantised by
-                another method than GPTQ.
-        """
-        return float_tensor(self, key)
 
     def signature(self) -> str:
         """Return an identity of the opened shards, without reading tensors.
@@ -205,9 +172,6 @@ class Checkpoint:
 
         SHA-256, in hex, of canonical key, dtype and shape of every tensor and some bytes from its
         middle, which differ where weights were trained further.
-
-        Raises:
-            CheckpointError: A file can no longer be read.
         """
         identity, piece = hashlib.sha256(), memoryview(bytearray(_PIECE_BYTES))
         for key, info in sorted(self.tensors.items()):
@@ -221,9 +185,6 @@ class Checkpoint:
         """Return an identity of the content of some tensors, wherever they are stored.
 
         SHA-256, in hex, of canonical key, dtype, shape and bytes of each, sorted by key.
-
-        Raises:
-            CheckpointError: A tensor is unknown or its file can no longer be read.
         """
         ordered = sorted(set(keys))
         with ThreadPoolExecutor(HASHING_THREADS) as pool:
@@ -241,12 +202,7 @@ class Checkpoint:
     def __enter__(self) -> Checkpoint:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _content_sha256(self, key: str) -> str:
@@ -307,11 +263,6 @@ def _compare(verb: str, keys: Iterable[str], path: Path) -> None:
             f"  {len(odd)}: {', '.join(odd[:3])}{', ...' if len(odd) > 3 else ''}\n  file: {path}",
             hint=DAMAGED.replace("the file", "index and shards"),
         )
-
-
-def _everything(key: str) -> bool:
-    del key
-    return True
 
 
 def _canonical(shards: Iterable[Shard], prefixes: Prefixes) -> dict[str, TensorInfo]:

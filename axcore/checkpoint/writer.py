@@ -63,12 +63,7 @@ def write_shards(
 ) -> None:
     """Write tensors, in their order, into one file or into several with an index.
 
-    Args:
-        folder: An existing folder.
-        entries: The tensors.
-        progress: Gets the bytes written.
-        label: Label of the progress.
-        shard_bytes: Maximum bytes of data per file, unless a single tensor has more.
+    A file has at most `shard_bytes` of data, unless a single tensor has more.
     """
     groups = _groups(entries, shard_bytes)
     count, total = len(groups), total_bytes(entries)

@@ -23,13 +23,12 @@ from .run import (
     Temperature,
     TopK,
     TopP,
-    _sampling,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ..evaluate import Agreement, Comparison, Judgement, VisionFidelity
+    from ..evaluate import Agreement, Judgement, VisionFidelity
 
 evaluate_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
@@ -84,12 +83,13 @@ def captions(
     further options, as torch has --device and --dtype: see `axcore doctor`.
     """
     from ..evaluate import Captions, Question, write_captions
+    from ..runtime.sampling import Sampling
 
     invocation = Invocation.of(context)
     registry = invocation.registry()
     options = given_choices(context, *of_backend(registry, backend))
     question = Question(system=system) if prompt is None else Question(prompt, system)
-    sampling = _sampling(
+    sampling = Sampling(
         temperature, top_k, top_p, repetition_penalty, seed if temperature else None
     )
     with invocation.progress(continues=True) as reporter:
@@ -326,13 +326,10 @@ def _print_judged(files: Sequence[Path], judged: Judgement) -> None:
         for one in judged.differences
     ]
     table(rows)
-    typer.echo(f"\n{_verdict(files, judged.comparison)}")
-
-
-def _verdict(files: Sequence[Path], found: Comparison) -> str:
-    if found.verdict == "no difference shown":
-        return f"no difference shown ({found.evidence})"
-    return f"{files[0]} is {found.verdict} than {files[1]} ({found.evidence})"
+    said: str = judged.comparison.verdict
+    if said != "no difference shown":
+        said = f"{files[0]} is {said} than {files[1]}"
+    typer.echo(f"\n{said} ({judged.comparison.evidence})")
 
 
 def _print_agreement(found: Agreement) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import traceback
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -21,7 +21,6 @@ from .console import fail
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
-    from types import TracebackType
 
     from ..errors import AxcoreError
     from ..progress import Progress, Task
@@ -45,8 +44,7 @@ class Invocation:
     def __init__(self) -> None:
         self.quiet, self.verbose = False, False
         self.log_file: Path | None = None
-        self._root_level = logging.getLogger().level
-        self._handlers: list[logging.Handler] = []
+        self._logging = ExitStack()  # undoes what `configure` did to the loggers
 
     @staticmethod
     def of(context: typer.Context) -> Invocation:
@@ -56,16 +54,11 @@ class Invocation:
     def __enter__(self) -> Invocation:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
         """Log the bug that ended the invocation, if one did, and close the log."""
         if isinstance(error, Exception):
             _LOG.error("%s", error, exc_info=error)
-        self._close()
+        self._logging.close()
 
     def configure(self, name: str, value: Any) -> None:
         """Set an attribute to the value of an option, and direct the messages accordingly.
@@ -77,12 +70,13 @@ class Invocation:
         self.__dict__.pop("reporter", None)
         if self.quiet and self.verbose:
             raise UsageError("--quiet and --verbose contradict each other", hint="give one of them")
-        self._close()
+        self._logging.close()
         root = logging.getLogger()
         if self.verbose or self.log_file:
             # With a handler on the root logger, Python no longer prints warnings of libraries.
             level = logging.INFO if self.verbose else logging.WARNING
             self._attach(logging.StreamHandler(sys.stderr), level, root)
+            self._logging.callback(root.setLevel, root.level)
             root.setLevel(logging.INFO)
         if self.log_file:
             self._attach(_log_handler(self.log_file), logging.INFO, root, _LOG)
@@ -90,23 +84,15 @@ class Invocation:
     def _attach(self, handler: logging.Handler, level: int, *loggers: logging.Logger) -> None:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         handler.setLevel(level)
-        self._handlers.append(handler)
+        self._logging.callback(handler.close)
         for logger in loggers:
             logger.addHandler(handler)
-
-    def _close(self) -> None:
-        root = logging.getLogger()
-        root.setLevel(self._root_level)
-        while self._handlers:
-            handler = self._handlers.pop()
-            root.removeHandler(handler)
-            _LOG.removeHandler(handler)
-            handler.close()
+            self._logging.callback(logger.removeHandler, handler)
 
     @cached_property
     def reporter(self) -> Progress:
         """Where messages and long work go: the terminal, and the log."""
-        return _Logged(_Quiet() if self.quiet else for_people())
+        return _Logged(for_people(), self.quiet)
 
     @contextmanager
     def progress(self, *, continues: bool = False) -> Iterator[Progress]:
@@ -147,19 +133,11 @@ class Invocation:
         fail(error)
 
 
-class _Quiet(Silent):
-    """A `Progress` of warnings alone."""
-
-    def warn(self, message: str) -> None:
-        """Print a warning."""
-        for_people().warn(message)
-
-
 class _Logged:
-    """A `Progress` whose messages go into the log, too."""
+    """A `Progress` whose messages go into the log, too; where it is quiet, people see warnings."""
 
-    def __init__(self, shown: Progress) -> None:
-        self._shown = shown
+    def __init__(self, shown: Progress, quiet: bool) -> None:
+        self._warnings, self._shown = shown, Silent() if quiet else shown
 
     def say(self, message: str) -> None:
         """Pass on and log a message."""
@@ -169,7 +147,7 @@ class _Logged:
     def warn(self, message: str) -> None:
         """Pass on and log a warning."""
         _LOG.warning("%s", message)
-        self._shown.warn(message)
+        self._warnings.warn(message)
 
     @contextmanager
     def task(self, label: str, total: float, unit: str = "") -> Iterator[Task]:

@@ -20,7 +20,6 @@ def given_choices(context: typer.Context, owner: str, declared: Collection[str])
     They are written ``--name VALUE``, ``--name=VALUE`` or ``--name``, which means yes.
 
     Args:
-        context: Of the command.
         owner: What has them, for messages.
         declared: Names of those that there are.
 

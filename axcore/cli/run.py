@@ -76,11 +76,12 @@ def run(
     """
     from ..runtime.deployment import Deployment
     from ..runtime.runner import prepare_prompt
+    from ..runtime.sampling import Sampling
 
     invocation = Invocation.of(context)
     registry = invocation.registry()
     options = given_choices(context, *of_backend(registry, backend))
-    sampling = _sampling(temperature, top_k, top_p, repetition_penalty, seed)
+    sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
     images = [read_image(path) for path in image or ()]
     messages = [*_system(system), _message(prompt, images, _frames(video or ()), fps)]
     asked = prepare_prompt(Deployment.open(bundle, registry), registry, messages)
@@ -115,10 +116,12 @@ def chat(
     /image FILE gives an image to the next question, /image alone drops those that wait, /reset
     begins anew, /quit ends. Backends may have further options: see `axcore doctor`.
     """
+    from ..runtime.sampling import Sampling
+
     invocation = Invocation.of(context)
     registry = invocation.registry()
     options = given_choices(context, *of_backend(registry, backend))
-    sampling = _sampling(temperature, top_k, top_p, repetition_penalty, seed)
+    sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
     runner = _open(invocation, bundle, backend, options, registry)
     talk = _Chat(invocation, runner, _system(system), sampling, max_new_tokens, as_json)
     if isinstance(sys.stdin, io.TextIOWrapper):
@@ -268,14 +271,6 @@ def _frames(sources: Sequence[Path]) -> list[Image]:
 
 def _system(text: str | None) -> list[dict[str, Any]]:
     return [] if text is None else [{"role": "system", "content": text}]
-
-
-def _sampling(
-    temperature: float, top_k: int, top_p: float, repetition_penalty: float, seed: int | None
-) -> Sampling:
-    from ..runtime.sampling import Sampling
-
-    return Sampling(temperature, top_k, top_p, repetition_penalty, seed)
 
 
 def _data(answer: Answer) -> dict[str, Any]:

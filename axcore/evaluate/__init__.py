@@ -2,15 +2,15 @@
 
 from .agreement import Agreement, Divergence, agreement, tokens_of, words
 from .captions import Captions, write_captions
-from .clip import ClipScores, clip_scores, images_by_name
+from .clip import clip_scores, images_by_name
 from .clip_model import Clip
 from .fidelity import Fidelity, dumped_features, fidelity, load_features, worst_first
 from .images import Question
 from .judge import Judgement, judge
 from .measurement import Measurement
-from .plots import check_plot, plot_throughput
+from .plots import plot_throughput
 from .predictions import PredictionFile, Predictions, keys_of, match, read_predictions
-from .statistics import Comparison, ImageDifference, compare, most_different
+from .statistics import Comparison, compare, most_different
 from .throughput import measure_throughput
 from .vision import VisionFidelity, measure_vision
 
@@ -18,11 +18,9 @@ __all__ = [
     "Agreement",
     "Captions",
     "Clip",
-    "ClipScores",
     "Comparison",
     "Divergence",
     "Fidelity",
-    "ImageDifference",
     "Judgement",
     "Measurement",
     "PredictionFile",
@@ -30,7 +28,6 @@ __all__ = [
     "Question",
     "VisionFidelity",
     "agreement",
-    "check_plot",
     "clip_scores",
     "compare",
     "dumped_features",

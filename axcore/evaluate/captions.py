@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,18 +79,13 @@ def write_captions(
     tried again in the next run. The model is loaded only if an answer is missing.
 
     Args:
-        bundle: The model.
         images: Folder (searched recursively), archive or image.
         out: The prediction file, see `PredictionFile`.
         captions: Question, sampling and length; None takes `Captions`' defaults, which are greedy.
         sample: Number of images to draw at random; None, or more than there are, takes all.
-        seed: Seed of the draw.
         base_names: Name images by their base names, as the reference side of a comparison does.
-        backend: Runs the model.
-        options: Options of the backend.
         progress: Where to report; warns of images that fail, and of names that a comparison
             would refuse.
-        registry: The plugins; None finds the installed ones.
 
     Returns:
         The file. Its errors are of this run; its answers may include those of earlier runs.
@@ -132,22 +128,13 @@ def answer_images(
     """Write an answer, or why there is none, for each of `images`.
 
     Args:
-        runner: The model.
-        images: The images.
         keys: Name of an image to its name in the file.
-        captions: Question, sampling and length.
-        file: Gets the answers.
-        progress: Where to report.
 
     Raises:
         AxcoreError: Every image failed and the file is empty: the last error.
     """
     failure: AxcoreError | None = None
-
-    def ask(image: SourceImage) -> str:
-        return captions.ask(runner, image)
-
-    for image, made in tried("answer", images, ask, progress):
+    for image, made in tried("answer", images, partial(captions.ask, runner), progress):
         if isinstance(made, AxcoreError):
             file.fail(keys[image.name], one_line(made))
             failure = made

@@ -8,6 +8,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
+
 from ..calibration import SourceImage, find_images
 from ..calibration.parallel import in_order
 from ..errors import ImageError
@@ -15,8 +17,6 @@ from ..progress import Progress, as_progress
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
-
-    import numpy as np
 
     from .clip_model import Clip
 
@@ -54,7 +54,6 @@ def images_by_name(source: Path, names: Iterable[str]) -> dict[str, SourceImage]
 
     Args:
         source: A folder, searched recursively, or whatever `find_images` takes.
-        names: Base names.
 
     Returns:
         Base name to image. No image is read.
@@ -95,7 +94,6 @@ def clip_scores(
     scores these are to equal, does not apply it either.
 
     Args:
-        clip: The judge.
         answers: Image to one answer per side, as `match` returns them.
         images: Each of them, as `images_by_name` returns them.
         progress: Where to report; warns of images that cannot be read, which are left out.
@@ -104,8 +102,6 @@ def clip_scores(
         ImageError: No image can be read.
         CheckpointError: Features are not finite.
     """
-    import numpy as np
-
     progress = as_progress(progress)
     embedded, skipped = _image_features(clip, {name: images[name] for name in answers}, progress)
     if not embedded:
@@ -130,8 +126,6 @@ def _image_features(
     clip: Clip, images: Mapping[str, SourceImage], progress: Progress
 ) -> tuple[dict[str, Array], dict[str, str]]:
     """Return the feature of every readable image, and why the others are not."""
-    import numpy as np
-
     features: dict[str, Array] = {}
     skipped: dict[str, str] = {}
     with progress.task("judge images", len(images), "images") as task:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ..errors import CheckpointError, UsageError
 from .clip_files import BPE, ClipFiles, read_clip, read_merges, weights_file
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import numpy as np
     from PIL.Image import Image
     from torch import Tensor, nn
 
@@ -22,7 +23,10 @@ ANOTHER = "use weights, `config.json` and tokenizer of one and the same CLIP"
 
 
 class Clip:
-    """A CLIP that turns images and texts into normalised features of one space.
+    """A CLIP that turns images and texts into features of one space.
+
+    Features are float32 ``[n, width of the space]``, each of length 1. A CheckpointError says that
+    they are not finite.
 
     Attributes:
         side_px: Width and height of its images.
@@ -70,7 +74,6 @@ class Clip:
 
         Source: open_clip, ``image_transform``; torchvision, ``resize`` and ``center_crop``.
         """
-        import numpy as np
         from PIL.Image import Resampling
 
         side, (width, height) = self.side_px, image.size
@@ -88,12 +91,6 @@ class Clip:
 
         Args:
             pixels: float32 ``[n, 3, side_px, side_px]`` as from `pixels`.
-
-        Returns:
-            float32 ``[n, width of the space]``, each of length 1.
-
-        Raises:
-            CheckpointError: The features are not finite.
         """
         import torch
 
@@ -102,14 +99,7 @@ class Clip:
         return self._normalised(features)
 
     def text_features(self, texts: Sequence[str]) -> Array:
-        """Return one feature per text; texts are truncated to `context` tokens, the end token kept.
-
-        Returns:
-            float32 ``[n, width of the space]``, each of length 1.
-
-        Raises:
-            CheckpointError: The features are not finite.
-        """
+        """Return one feature per text; texts are truncated to `context` tokens, end token kept."""
         import torch
 
         tokens = self._tokenizer(

@@ -6,13 +6,14 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import ml_dtypes
+import numpy as np
+
 from ..errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
-
-    import numpy as np
 
     Array = np.ndarray[Any, Any]
 
@@ -43,15 +44,12 @@ def fidelity(image: str, component: str, features: Array, reference: Array) -> F
     """Compare two arrays of features in float64.
 
     Args:
-        image, component: Names for the result.
         features: Float of any width, bfloat16 included.
         reference: Likewise; of the same shape, dimensions of length 1 aside.
 
     Raises:
         UsageError: The shapes differ.
     """
-    import numpy as np
-
     if _long(features.shape) != _long(reference.shape):
         raise UsageError(
             f"`{component}` of `{image}` has features of shape {[*features.shape]}, "
@@ -82,8 +80,6 @@ def dumped_features(folder: Path, component: str, image: str) -> Path:
     """Return the file of an image's features: ``<folder>/<component>/<image>.npy``.
 
     Args:
-        folder: The folder of a run.
-        component: Name of the component.
         image: Base name with suffix, so ``photo.jpg`` is in ``photo.jpg.npy``.
     """
     return folder / component / f"{image}.npy"
@@ -99,9 +95,6 @@ def load_features(path: Path) -> Array:
     Raises:
         UsageError: The file is missing, damaged, empty, or holds no floats.
     """
-    import ml_dtypes
-    import numpy as np
-
     try:
         features: Array = np.load(path, allow_pickle=False)
     except Exception as error:  # numpy raises many kinds on damaged bytes
@@ -122,9 +115,6 @@ def load_features(path: Path) -> Array:
 
 
 def _is_float(array: Array) -> bool:
-    import ml_dtypes
-    import numpy as np
-
     return array.size > 0 and (
         np.issubdtype(array.dtype, np.floating) or array.dtype == np.dtype(ml_dtypes.bfloat16)
     )

@@ -60,7 +60,7 @@ def images_to_judge(source: Path) -> list[SourceImage]:
         for path in source.rglob("*"):
             if path.suffix.lower() in SUFFIXES and path.is_file():
                 found.setdefault(str(path), SourceImage(str(path), path.read_bytes))
-    return [found[name] for name in sorted(found, key=_parts)]
+    return [found[name] for name in sorted(found, key=lambda name: Path(name).parts)]
 
 
 def drawn(images: Sequence[SourceImage], count: int | None, seed: int) -> list[SourceImage]:
@@ -103,7 +103,3 @@ def _attempt(work: Callable[[], T], image: SourceImage) -> T | AxcoreError:
         made = AxcoreError(f"`{image.name}` could not be run\n  {error}")
         made.__cause__ = error
         return made
-
-
-def _parts(name: str) -> tuple[str, ...]:
-    return Path(name).parts

@@ -52,14 +52,11 @@ def judge(
     """Score prediction files by CLIP, and compare two.
 
     Args:
-        files: One or more.
-        images: Where the images are.
         clip: Weights of the judge, see `Clip.load`.
         tokenizer: Its vocabulary; None looks beside the weights.
         common: Ignore images that are not in all files, instead of refusing them.
         confidence: Level of the interval, checked before anything is read.
         most: How many of the images that differ most to name.
-        progress: Where to report.
 
     Raises:
         UsageError: The files are not about the same images, there is no vocabulary, or the level

@@ -67,10 +67,6 @@ def _devices() -> list[Any]:
 def explained_memory(fact: str, hint: str) -> Iterator[None]:
     """Turn a failed allocation into a `BudgetError`; other exceptions pass through.
 
-    Args:
-        fact: What does not fit.
-        hint: What to do about it.
-
     Raises:
         BudgetError: With the fact and the allocator's message.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from itertools import groupby
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +59,6 @@ def plot_throughput(measurements: Sequence[Measurement], path: Path, title: str)
     Args:
         measurements: What to draw, at least one, in any order.
         path: A file in one of `FORMATS`.
-        title: Title of the figure.
 
     Raises:
         ToolchainError: matplotlib is not installed.
@@ -105,10 +105,7 @@ def _lines(
 def _grouped(
     runs: Iterable[Measurement], key: Callable[[Measurement], int]
 ) -> dict[int, list[Measurement]]:
-    groups: dict[int, list[Measurement]] = {}
-    for one in runs:
-        groups.setdefault(key(one), []).append(one)
-    return groups
+    return {place: list(same) for place, same in groupby(runs, key)}
 
 
 def _draw(axes: Any, label: str, points: Mapping[int, Sequence[float]]) -> None:

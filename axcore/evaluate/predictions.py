@@ -42,6 +42,8 @@ class Predictions:
 class PredictionFile:
     """A prediction file that is written image by image and complete after each.
 
+    Where the disk is full, methods raise BudgetError and leave the file as it was.
+
     The file is a flat, sorted JSON object of image to answer, as other tools write and read it.
     Answers that it has already are kept. Settings and errors are in a second file beside it, for
     ``captions.json`` in ``captions.json.run.json``::
@@ -58,7 +60,6 @@ class PredictionFile:
         """Open a file, or create one.
 
         Args:
-            path: Where to; need not exist.
             settings: What the answers depend on, as JSON: prompt, model, sampling.
 
         Raises:
@@ -74,40 +75,33 @@ class PredictionFile:
         self._write_run()
 
     def ask_about(self, images: Iterable[str]) -> None:
-        """Drop the errors of all images but these: the others may no longer exist.
-
-        Raises:
-            BudgetError: The disk is full; the file is as it was.
-        """
+        """Drop the errors of all images but these: the others may no longer exist."""
         asked = set(images)
         self.errors = {name: why for name, why in self.errors.items() if name in asked}
         self._write_run()
 
     def record(self, image: str, answer: str) -> None:
-        """Add an answer to the file.
-
-        Raises:
-            BudgetError: The disk is full; the file is as it was.
-        """
+        """Add an answer to the file."""
         self.answers[image] = answer
         self._write(self.path, self.answers)
         if self.errors.pop(image, None) is not None:
             self._write_run()
 
     def fail(self, image: str, reason: str) -> None:
-        """Record why an image has no answer; it is tried again when the run is resumed.
-
-        Raises:
-            BudgetError: The disk is full; the file is as it was.
-        """
+        """Record why an image has no answer; it is tried again when the run is resumed."""
         self.errors[image] = reason
         self._write_run()
 
     def _resumed(self) -> dict[str, str]:
         """Return the errors of an earlier run, if it had the same settings."""
         if not self._run_path.exists():
-            self._refuse_unknown()
-            return {}
+            if not self.answers:
+                return {}
+            raise UsageError(
+                f"{self.path} holds {len(self.answers)} answers, but there is no"
+                f" {self._run_path.name} to say with which settings they were given",
+                hint="choose another file with -o, or put that one back beside it to resume",
+            )
         earlier = _json_object(self._run_path)
         settings, errors = earlier.get("settings"), earlier.get("errors")
         if not isinstance(settings, dict) or not isinstance(errors, dict):
@@ -122,14 +116,6 @@ class PredictionFile:
                 hint="choose another file with -o, or repeat the settings to resume",
             )
         return {str(image): str(reason) for image, reason in errors.items()}
-
-    def _refuse_unknown(self) -> None:
-        if self.answers:
-            raise UsageError(
-                f"{self.path} holds {len(self.answers)} answers, but there is no"
-                f" {self._run_path.name} to say with which settings they were given",
-                hint="choose another file with -o, or put that one back beside it to resume",
-            )
 
     def _write_run(self) -> None:
         self._write(self._run_path, {"settings": self._settings, "errors": self.errors})
@@ -165,14 +151,13 @@ def keys_of(images: Sequence[str], *, base_names: bool) -> dict[str, str]:
     resolved; an image that is a link keeps its own name.
 
     Args:
-        images: Paths.
         base_names: Use base names, as the reference side of a comparison does.
 
     Raises:
         UsageError: Two images would share an entry.
     """
     if not base_names:
-        return {image: _absolute(image) for image in images}
+        return {image: str(Path(image).parent.resolve() / Path(image).name) for image in images}
     _check_distinct(images, "the images")
     return {image: Path(image).name for image in images}
 
@@ -235,11 +220,6 @@ def _check_distinct(images: Iterable[str], place: str) -> None:
             f"  in {place}: {', '.join(sharing[:LISTED])}",
             hint="rename all but one: images are matched by base name",
         )
-
-
-def _absolute(image: str) -> str:
-    path = Path(image)
-    return str(path.parent.resolve() / path.name)
 
 
 def _changes(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

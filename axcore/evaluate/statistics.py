@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from ..errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    import numpy as np
     from numpy.random import Generator
 
     Array = np.ndarray[Any, Any]
@@ -98,8 +99,6 @@ def compare(first: Array, second: Array, *, confidence: float = 0.95, seed: int 
     Source: Hartigan, Using Subsample Values as Typical Values, 1969; Efron and Tibshirani, An
     Introduction to the Bootstrap, 1993, chapter 12.5.
     """
-    import numpy as np
-
     check_confidence(confidence)
     differences = np.asarray(first, np.float64) - np.asarray(second, np.float64)
     if not differences.size:
@@ -145,8 +144,6 @@ def most_different(
 
 def _interval(differences: Array, confidence: float, seed: int) -> tuple[float, float] | None:
     """Return the union of both intervals; None if one of them is unbounded."""
-    import numpy as np
-
     if 2.0 ** (1 - differences.size) > 1 - confidence:
         return None
     random, tail = np.random.default_rng(seed), (1 - confidence) / 2
@@ -158,8 +155,6 @@ def _interval(differences: Array, confidence: float, seed: int) -> tuple[float, 
 
 def _cut(values: Array, tail: float) -> tuple[float, float]:
     """Return the values a tail away from both ends: n values have n + 1 equally likely gaps."""
-    import numpy as np
-
     ordered = np.sort(values)
     rank = int(tail * (len(ordered) + 1))
     return float(ordered[rank - 1]), float(ordered[-rank])
@@ -167,8 +162,6 @@ def _cut(values: Array, tail: float) -> tuple[float, float]:
 
 def _subset_means(differences: Array, random: Generator) -> Array:
     """Return the means of subsets that are not empty: all of them, or `RESAMPLES` drawn."""
-    import numpy as np
-
     size = differences.size
     if 2**size <= RESAMPLES:
         parts = np.arange(1, 2**size)[:, None] >> np.arange(size) & 1
@@ -187,8 +180,6 @@ def _student_ratios(differences: Array, random: Generator) -> Array:
     A resample of equal values has deviation 0 and gives 0: where there are many of those, the
     interval of the subsets is the wider one.
     """
-    import numpy as np
-
     size, ratios = differences.size, []
     rounding = 1e-9 * differences.std()  # the deviation of equal values may be 1e-17 instead of 0
     for rows in _chunks(size):

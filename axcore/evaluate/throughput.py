@@ -78,22 +78,15 @@ def measure_throughput(
     memory, table and plot keep the measurements made before.
 
     Args:
-        bundle: The model to measure.
         out: The table, ending in ``.csv``. All figures are also written to a ``.json`` file of
             the same name, which may replace only that of an earlier run.
         image: An image; None measures text alone.
         prompt: Text after the image.
-        batch_sizes: Prompts at once.
         input_lens: Lengths of the prompt in tokens, images included. Its text is padded to each,
             or to just below where whole words do not fit. If empty, it is used as it is.
         output_len: Tokens of an answer, 2 or more.
-        backend: Runs the model.
-        options: Options of the backend.
         mindie_columns: Name the columns as MindIE does, its misspelling included; memory is then
             in the JSON file alone.
-        plot: File for `plot_throughput`; None for no plot.
-        progress: Where to report.
-        registry: The plugins; None finds the installed ones.
 
     Raises:
         ImageError: The image cannot be read.
@@ -326,10 +319,8 @@ def _check_batch(wanted: int, runner: Runner, backend: str) -> None:
 
 
 def _check_room(runner: Runner, question: Question, image: Image | None, output_len: int) -> None:
-    count, context = (
-        len(runner.prepare(question.messages(image)).input_ids),
-        runner.language.context,
-    )
+    count = len(runner.prepare(question.messages(image)).input_ids)
+    context = runner.language.context
     # The last token is not read again.
     if count + output_len - 1 > context:
         raise BudgetError(

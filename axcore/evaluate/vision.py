@@ -66,7 +66,6 @@ def measure_vision(
     slices), their features are stacked along a new first axis.
 
     Args:
-        bundle: The model.
         images: Folder (searched recursively), archive or image.
         backend: Computes the features to compare, unless `onnx` or `features` is given.
         onnx: Files, such as quantised graphs, that replace the exported graphs with the same inputs
@@ -78,7 +77,6 @@ def measure_vision(
             `features` take none.
         reference_options: Options of the reference; by default PyTorch computes in float32.
         progress: Where to report; warned of images that fail.
-        registry: The plugins; None finds the installed ones.
 
     Raises:
         ImageError: There is no image, or none can be read.
@@ -104,27 +102,23 @@ def measure_vision(
     shown = images_to_judge(images)
     if features:
         keys_of([image.name for image in shown], base_names=True)
-    _open_all((side, reference))
-    return _compare(_Samples(deployment), shown, side, reference, progress)
-
-
-def _open_all(sides: Sequence[VisionModel | _Dump]) -> None:
-    """Open what is compared; what keeps it from that would else be told of every image."""
+    # Before the first image: what keeps a side from opening would else be told of every image.
     hint = "free memory, or compare on a machine that has more"
     with explained_memory("the vision side does not fit into memory", hint):
-        for side in sides:
-            side.open()
+        side.open()
+        reference.open()
+    return _compare(deployment, shown, side, reference, progress)
 
 
 def _compare(
-    samples: _Samples,
+    deployment: Deployment,
     images: Sequence[SourceImage],
     side: VisionModel | _Dump,
     reference: VisionModel,
     progress: Progress,
 ) -> VisionFidelity:
     def work(image: SourceImage) -> list[Fidelity]:
-        shown = samples.of(image)
+        shown = _samples(deployment, image)
         ours = side.of(image) if isinstance(side, _Dump) else _features(side, shown)
         theirs = _features(reference, shown)
         return [fidelity(image.name, name, ours[name], theirs[name]) for name in ours]
@@ -142,16 +136,11 @@ def _compare(
     return VisionFidelity(tuple(worst_first(results)), skipped)
 
 
-@dataclass(frozen=True)
-class _Samples:
-    """Turns an image into the inputs of the vision side, as a prompt does."""
-
-    deployment: Deployment
-
-    def of(self, image: SourceImage) -> list[Sample]:
-        messages = Question().messages(image.load())
-        prompt = self.deployment.hook("prepare_prompt", job=self.deployment.job, messages=messages)
-        return [sample for samples in prompt.images.values() for sample in samples]
+def _samples(deployment: Deployment, image: SourceImage) -> list[Sample]:
+    """Turn an image into the inputs of the vision side, as a prompt does."""
+    messages = Question().messages(image.load())
+    prompt = deployment.hook("prepare_prompt", job=deployment.job, messages=messages)
+    return [sample for samples in prompt.images.values() for sample in samples]
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+
+from .older import WrittenOut
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from ..component import Stage
 
 
@@ -35,7 +34,7 @@ def explicit(stage: Stage) -> Stage:
 
 class _Unfused(nn.Module):
     def forward(self, *state: Tensor) -> Any:
-        with _Explicit():
+        with WrittenOut({F.scaled_dot_product_attention: attend}):
             return super().forward(*state)
 
 
@@ -80,19 +79,6 @@ def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     if mask.dtype != torch.bool:
         return mask
     return torch.zeros(mask.shape, dtype=dtype).masked_fill(~mask, -1e4)
-
-
-class _Explicit(TorchFunctionMode):
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        if func is F.scaled_dot_product_attention:
-            return attend(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
 
 
 class ExplicitMultiheadAttention(nn.Module):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ..checkpoint.quantised import float_shape
 from ..errors import CheckpointError, ContractError
 
 if TYPE_CHECKING:
@@ -56,7 +57,6 @@ def check_consumed(
 
     Args:
         components: The whole vision side.
-        checkpoint: Its keys are canonical.
         left: Key prefixes that need no stage: the language model's, and those of spare tensors.
 
     Raises:
@@ -136,7 +136,9 @@ def _check_weights(stage: Stage, checkpoint: Checkpoint) -> None:
 def _resolved_shape(stage: Stage, name: str, checkpoint: Checkpoint) -> Shape:
     weight = stage.weights()[name]
     try:
-        tensor = weight.resolve(lambda key: torch.empty(checkpoint.float_shape(key), device="meta"))
+        tensor = weight.resolve(
+            lambda key: torch.empty(float_shape(checkpoint, key), device="meta")
+        )
     except RuntimeError as error:
         raise CheckpointError(
             f"{', '.join(weight.keys())} cannot be converted to the shape of"

@@ -53,11 +53,8 @@ def export_component(
     Args:
         component: Checked by `check_component`.
         checkpoint: Where weights are read from, while saving.
-        tracer: Traces each kind once.
         folder: Where the files go; overwritten if they exist.
-        dtype: Precision of the graph.
         cuts: Where new parts begin.
-        progress: Where stages and bytes are reported.
 
     Returns:
         The files in the order data flows, each accepted by `onnx.checker`.

@@ -98,7 +98,6 @@ def lint_model(path_or_model: Path | ir.Model, table: OperatorTable) -> list[Fin
 
     Args:
         path_or_model: An ONNX file, with or without external data, or a model in memory.
-        table: What the device runs.
 
     Raises:
         GraphError: The file is not a readable ONNX model.
@@ -108,7 +107,8 @@ def lint_model(path_or_model: Path | ir.Model, table: OperatorTable) -> list[Fin
     file, model = (
         ("", path_or_model) if isinstance(path_or_model, ir.Model) else _load(path_or_model)
     )
-    report = _Report(file, table, _stages(model), [])
+    stages = frozenset(json.loads(model.metadata_props.get(STAGES_KEY, "[]")))
+    report = _Report(file, table, stages, [])
     scopes: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
     for scope in scopes:
         opset = scope.opset_imports.get("", 0)
@@ -166,7 +166,3 @@ def _load(path: Path) -> tuple[str, ir.Model]:
     if not model.graph.opset_imports:  # arbitrary bytes, none included, may parse as protobuf
         raise GraphError(f"`{path}` is not an ONNX model\n  it imports no operator set", hint=hint)
     return str(path), model
-
-
-def _stages(model: ir.Model) -> frozenset[str]:
-    return frozenset(json.loads(model.metadata_props.get(STAGES_KEY, "[]")))

@@ -1,4 +1,4 @@
-"""Write functions that an older operator set lacks in operators that it has."""
+"""Write functions of torch in operators that every operator set has."""
 
 from __future__ import annotations
 
@@ -10,22 +10,17 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 _LAYER_NORM_SINCE = 17
 
 
-class Older(TorchFunctionMode):
-    """While active, `torch.nn.functional.layer_norm` is written out if `opset` is below 17.
+class WrittenOut(TorchFunctionMode):
+    """While active, functions of torch are replaced by others, wherever they are called from."""
 
-    LayerNormalization came with opset 17, and onnx's version converter cannot convert it back.
-    """
-
-    def __init__(self, opset: int) -> None:
+    def __init__(self, functions: Mapping[Callable[..., Any], Callable[..., Any]]) -> None:
         super().__init__()
-        self._written_out: dict[Callable[..., Any], Callable[..., Any]] = {}
-        if opset < _LAYER_NORM_SINCE:
-            self._written_out[F.layer_norm] = layer_norm
+        self._functions = functions
 
     def __torch_function__(
         self,
@@ -34,7 +29,17 @@ class Older(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        return self._written_out.get(func, func)(*args, **(kwargs or {}))
+        return self._functions.get(func, func)(*args, **(kwargs or {}))
+
+
+class Older(WrittenOut):
+    """While active, `torch.nn.functional.layer_norm` is written out if `opset` is below 17.
+
+    LayerNormalization came with opset 17, and onnx's version converter cannot convert it back.
+    """
+
+    def __init__(self, opset: int) -> None:
+        super().__init__({F.layer_norm: layer_norm} if opset < _LAYER_NORM_SINCE else {})
 
 
 def layer_norm(

@@ -113,8 +113,6 @@ Check = Callable[[Seen], str]
 
 Raises `Unknown` where the file does not tell.
 """
-Table = Mapping[str, Mapping[str, Check]]
-"""Operator to its restrictions: text to check."""
 
 _VALUE = r'(?:"\w+"|-?[\w.]+)'
 _ONLY = re.compile(rf"(\w+): only ({_VALUE}(?:(?:, | or ){_VALUE})*)(?: \([^)]*\))?")
@@ -196,19 +194,11 @@ def _refused(sentence: str) -> Check | None:
     return check
 
 
-def _prose(sentence: str) -> Check | None:
-    """Return the check of a sentence that has no regular form."""
-    return _PROSE.get(sentence)
-
-
 def _information(sentence: str) -> Check | None:
     """Sentences that forbid nothing, or give no figure to hold a node against."""
     if any(form.fullmatch(sentence) for form in _INFORMATION):
         return lambda _: ""
     return None
-
-
-FORMS = (_only, _rank, _except, _refused, _prose, _information)
 
 
 def _where(condition: str, check: Check) -> Check:
@@ -286,3 +276,5 @@ _PROSE: Mapping[str, Check] = {
         _output_padding_within_pads
     ),
 }
+
+FORMS = (_only, _rank, _except, _refused, _PROSE.get, _information)

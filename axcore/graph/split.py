@@ -28,7 +28,6 @@ def cuts(sizes: Sequence[int], split: int | Literal["auto"] | None) -> list[int]
     """Return the indices of stages that begin a new part.
 
     Args:
-        sizes: Bytes of each stage.
         split: Number of parts of nearly equal bytes, "auto" for as few as stay below
             `LIMIT_BYTES` each, None for one.
 

@@ -67,11 +67,8 @@ def stitch(
     Args:
         component: Its ports name the first part's inputs and the last part's outputs; a value
             between stages is named after the stage that returns it.
-        tracer: Supplies the graph of each kind.
         load: Reads one weight; called while the model is saved.
-        dtype: Precision of the graphs.
         cuts: Ascending indices of stages that begin a new part.
-        task: Advanced by one for each stage.
 
     Returns:
         Models whose initializers are lazy tensors. Part i's outputs are part i+1's inputs.
@@ -81,11 +78,11 @@ def stitch(
     bounds = [0, *cuts, len(component.stages)]
     models = []
     for start, stop in pairwise(bounds):
-        part = _Part(names, specs)
+        part = _Part(names, specs, lambda weight: load(weight).to(dtype).contiguous())
         for stage in component.stages[start:stop]:
             last = stage is component.stages[-1]
             ports = [port.name for port in component.outputs] if last else None
-            specs = part.append(stage, tracer.graph(stage, specs), load, dtype, ports)
+            specs = part.append(stage, tracer.graph(stage, specs), ports)
             task.advance()
         names = [str(value.name) for value in part.state]
         models.append(part.finish(component.name, component.stages[start:stop]))
@@ -101,19 +98,17 @@ def boundary_names(stage: Stage, count: int) -> list[str]:
 class _Part:
     """A model under construction."""
 
-    def __init__(self, names: Sequence[str], specs: Sequence[Spec]) -> None:
+    def __init__(
+        self, names: Sequence[str], specs: Sequence[Spec], load: Callable[[Weight], torch.Tensor]
+    ) -> None:
+        self.load = load
         self.state = [_value(name, spec) for name, spec in zip(names, specs, strict=True)]
         self.opsets: dict[str, int] = {}
         self.constants: dict[tuple[object, ...], ir.Value] = {}
         self.graph = ir.Graph(list(self.state), [], nodes=[])
 
     def append(
-        self,
-        stage: Stage,
-        kind: KindGraph,
-        load: Callable[[Weight], torch.Tensor],
-        dtype: torch.dtype,
-        ports: Sequence[str] | None,
+        self, stage: Stage, kind: KindGraph, ports: Sequence[str] | None
     ) -> tuple[Spec, ...]:
         """Append a stage's nodes; its outputs become the state. Returns their shapes and dtypes."""
         copy = kind.model.graph.clone()  # other stages of the kind need the original
@@ -126,7 +121,7 @@ class _Part:
                 origin = origins[name]
                 if name in kind.orders:
                     origin = origin.transpose(*kind.orders[name])
-                replacement = self._weight(stage, name, value, origin, load, dtype)
+                replacement = self._weight(f"{stage.name}.{name}", value, origin)
             ir.convenience.replace_all_uses_with(value, replacement)
         for value in list(copy.initializers.values()):
             ir.convenience.replace_all_uses_with(value, self._constant(value))
@@ -165,27 +160,16 @@ class _Part:
                 value.name = f"{node.name}.{index}" if index else node.name
         self.graph.extend(nodes)
 
-    def _weight(
-        self,
-        stage: Stage,
-        parameter: str,
-        value: ir.Value,
-        origin: Weight,
-        load: Callable[[Weight], torch.Tensor],
-        dtype: torch.dtype,
-    ) -> ir.Value:
+    def _weight(self, name: str, value: ir.Value, origin: Weight) -> ir.Value:
         assert value.shape is not None
         assert value.dtype is not None
-        new = ir.Value(
-            name=f"{stage.name}.{parameter}", shape=value.shape, type=ir.TensorType(value.dtype)
-        )
+        new = ir.Value(name=name, shape=value.shape, type=ir.TensorType(value.dtype))
 
         # Called while saving, so that no more than a few tensors are in memory.
         def materialise() -> ir.TensorProtocol:
-            tensor = load(origin).to(dtype).contiguous()
-            return ir.tensor_adapters.TorchTensor(tensor, name=new.name)
+            return ir.tensor_adapters.TorchTensor(self.load(origin), name=name)
 
-        new.const_value = ir.LazyTensor(materialise, value.dtype, value.shape, name=new.name)
+        new.const_value = ir.LazyTensor(materialise, value.dtype, value.shape, name=name)
         self.graph.register_initializer(new)
         return new
 

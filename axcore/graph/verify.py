@@ -16,7 +16,7 @@ from .export import torch_dtype
 from .trace import typed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from ..checkpoint import Checkpoint
@@ -93,13 +93,9 @@ def verify_component(
     Then PyTorch runs stage by stage with the weights of one stage in memory at a time.
 
     Args:
-        component: The chain the files were made of.
-        parts: The files, in the order data flows.
-        checkpoint: Where the weights are.
-        tracer: Supplies the patched module of each kind.
+        parts: The files made of `component`, in the order data flows.
         feed: The graph's inputs by name, with batch.
         dtype: Precision of the files; one of `THRESHOLDS`.
-        progress: Where stages are reported.
 
     Raises:
         VerificationError: A stage or the output misses its threshold; the message names the first.
@@ -186,23 +182,17 @@ def _difference(stage: str, state: Sequence[torch.Tensor], made: Array) -> Diffe
     return Difference(stage, round(cosine, 9), float(f"{float((ours - theirs).abs().max()):.6g}"))
 
 
-def _failures(result: Verification, threshold: Threshold) -> Iterator[str]:
-    for difference in result.stages:
-        # Not `cosine < threshold`: that would let NaN pass.
-        if not difference.cosine >= threshold.cosine:
-            yield (
-                f"cosine {difference.cosine:.6f} behind stage `{difference.stage}`,"
-                f" at least {threshold.cosine} expected"
-            )
-    last = result.stages[-1]
-    if threshold.max_abs is not None and not last.max_abs <= threshold.max_abs:
-        yield f"max abs {last.max_abs:.3g} at the output, at most {threshold.max_abs:g} expected"
-
-
 def _judge(result: Verification, threshold: Threshold) -> None:
-    failures = list(_failures(result, threshold))
+    failures = [
+        f"cosine {one.cosine:.6f} behind stage `{one.stage}`, at least {threshold.cosine} expected"
+        for one in result.stages
+        # Not `cosine < threshold`: that would let NaN pass.
+        if not one.cosine >= threshold.cosine
+    ]
+    last, most = result.stages[-1], threshold.max_abs
+    if most is not None and not last.max_abs <= most:
+        failures.append(f"max abs {last.max_abs:.3g} at the output, at most {most:g} expected")
     if failures:
-        last = result.stages[-1]
         raise VerificationError(
             f"the ONNX graph of `{result.component}` differs from PyTorch\n"
             f"  first: {failures[0]}\n"

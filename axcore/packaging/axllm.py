@@ -52,9 +52,10 @@ def fill(folder: Path, source: Source, progress: Progress) -> None:
             hint=f"axllm runs on an NPU: `axcore build {source.folder} --toolchain pulsar2`",
         )
     link([*source.models.files, source.deployment.embedding_file], folder)
-    _write(folder / TOKENIZER, _tokenizer_text(source))
-    _write(folder / CONFIG, _json(_config(source)))
-    _write(folder / SAMPLING, _json(GREEDY))
+    (folder / TOKENIZER).write_text(_tokenizer_text(source), encoding="utf-8")
+    for name, content in ((CONFIG, _config(source)), (SAMPLING, GREEDY)):
+        text = json.dumps(content, indent=4, ensure_ascii=False) + "\n"
+        (folder / name).write_text(text, encoding="utf-8")
     progress.say(f"{len(source.models.layers)} layers; on the board: axllm run FOLDER")
 
 
@@ -122,11 +123,3 @@ def _end_token(folder: Path, tokenizer: Tokenizer) -> set[int]:
     text = named.get("content") if isinstance(named, dict) else named
     found = tokenizer.token_to_id(text) if isinstance(text, str) else None
     return set() if found is None else {found}
-
-
-def _json(content: Mapping[str, Any]) -> str:
-    return json.dumps(content, indent=4, ensure_ascii=False) + "\n"
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")

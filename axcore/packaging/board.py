@@ -23,7 +23,7 @@ RUNTIMES: tuple[Runtime, ...] = get_args(Runtime)
 def package(
     bundle: Path, out: Path, runtime: Runtime, registry: Registry, progress: Progress
 ) -> Path:
-    """Package a built bundle for a board.
+    """Package a built bundle for a board, and return `out`.
 
     Model files are hard links where possible, so that they do not take up space twice.
 
@@ -31,11 +31,6 @@ def package(
         bundle: A folder filled by `convert` and `build`.
         out: The new folder, or a link to it. A folder packaged earlier is replaced.
         runtime: "axllm" for Axera's ``axllm``, "python" for the loop of `axcore.runtime`.
-        registry: The plugins, among them that of the model's family.
-        progress: Where to report.
-
-    Returns:
-        `out`.
 
     Raises:
         UsageError: There is no such runtime.
@@ -89,5 +84,5 @@ def _write_manifest(folder: Path, runtime: Runtime, source: Source, progress: Pr
             size = path.stat().st_size
             files[path.relative_to(folder).as_posix()] = {"size": size, "sha256": sha256(path)}
             task.advance(size)
-    manifest = {**source.bundle.manifest, PACKAGED: runtime, "files": files}
+    manifest = {**source.deployment.bundle.manifest, PACKAGED: runtime, "files": files}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")

@@ -41,7 +41,6 @@ def mnn_text(tokenizer: Tokenizer, stop_ids: Sequence[int]) -> str:
 
     Args:
         tokenizer: A BPE; its added tokens become special tokens, which readers match first.
-        stop_ids: Tokens that end an answer.
 
     Raises:
         UnsupportedModel: The tokenizer is not a BPE.

@@ -16,7 +16,6 @@ from ..runtime.deployment import Deployment
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from ..bundle import Bundle
     from ..model_card import ModelCard
     from ..plugins import PluginInfo, Registry
 
@@ -66,14 +65,9 @@ class Source:
         return cls(deployment, registry.plugins[deployment.job.family])
 
     @property
-    def bundle(self) -> Bundle:
-        """Its manifest."""
-        return self.deployment.bundle
-
-    @property
     def folder(self) -> Path:
         """The bundle's folder."""
-        return self.bundle.folder
+        return self.deployment.folder
 
     @property
     def card(self) -> ModelCard:
@@ -135,8 +129,7 @@ def link(paths: Iterable[Path], folder: Path) -> None:
     """Hard-link files into `folder`; copy them where linking is not possible."""
     for path in paths:
         try:
-            os.link(
-                path.resolve(), folder / path.name
-            )  # resolved: a hard link to a relative symlink breaks
+            # Resolved, because a hard link to a relative symbolic link breaks.
+            os.link(path.resolve(), folder / path.name)
         except OSError:
             shutil.copyfile(path, folder / path.name)

@@ -19,7 +19,7 @@ from ..process import child, ending, short_of_memory
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ..progress import Progress, Task
+    from ..progress import Progress
 
 WORKER = Path(__file__).with_name("worker.py")
 LIBRARY = "gptqmodel"
@@ -95,7 +95,11 @@ class Worker:
             self.progress.task(label, total, unit) as task,
         ):
             for line in process.stdout or ():
-                _tell(line, self.progress, task)
+                message = json.loads(line)
+                if isinstance(message, str):
+                    self.progress.say(message)
+                else:
+                    task.advance(message)
             code = process.wait()
         if code:
             raise _failure(words, code, self.log)
@@ -110,14 +114,6 @@ def _environment(folder: Path) -> dict[str, str]:
     if (os.cpu_count() or 1) <= _FEW_CORES:
         environment["GPTQMODEL_CPU_WORKERS"] = str(_FEW_CORES)  # it deadlocks with fewer
     return environment
-
-
-def _tell(line: str, progress: Progress, task: Task) -> None:
-    message = json.loads(line)
-    if isinstance(message, str):
-        progress.say(message)
-    else:
-        task.advance(message)
 
 
 def _failure(words: list[str], code: int, log: Path) -> ToolchainError:

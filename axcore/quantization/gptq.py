@@ -105,11 +105,7 @@ def quantize(
     for a vendor's builder and for `convert`.
 
     Args:
-        request: The checkpoint.
-        settings: How to quantise.
         out: A folder that does not exist yet. None names it after the model, in the current folder.
-        registry: The plugins.
-        progress: Gets messages and finished work.
 
     Raises:
         AxcoreError: It failed; only a log is left.

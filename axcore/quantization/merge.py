@@ -41,26 +41,21 @@ def merge(
 
     Args:
         source: The float checkpoint.
-        quantised: The language model, as gptqmodel wrote it.
+        quantised, quantization_config: Model and settings that gptqmodel wrote.
         language: Its names in both.
-        quantization_config: As gptqmodel wrote it.
         folder: Exists; files are added.
-        progress: Gets the bytes written.
 
     Raises:
         ToolchainError: `quantised` lacks a packed matrix, or has one of another shape.
     """
-    entries = list(_entries(source, quantised, language, _scheme(quantization_config)))
+    scheme = Scheme(quantization_config["bits"], quantization_config["group_size"])
+    entries = list(_entries(source, quantised, language, scheme))
     write_shards(folder, entries, progress, "merge")
     for path in sorted(source.folder.iterdir()):
         if _is_setting(path):
             shutil.copyfile(path, folder / path.name)
     write_json(folder / _CONFIG, _marked(source.config, quantization_config))
     write_json(folder / "quantize_config.json", quantization_config)
-
-
-def _scheme(config: Mapping[str, Any]) -> Scheme:
-    return Scheme(config["bits"], config["group_size"])
 
 
 def _entries(

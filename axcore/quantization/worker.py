@@ -105,7 +105,6 @@ def quantise(order: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
     Args:
         order: ``model``, ``text_folder``, ``out`` (folders), ``bits``, ``group_size``, ``device``,
             ``calibration`` (texts).
-        tell: Called after each layer.
 
     Returns:
         JSON-like figures and the ``quantization_config``.
@@ -168,7 +167,6 @@ def measure(order: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
     Args:
         order: ``model``, ``text_folder``, ``out`` (folders), ``bits``, ``device``, ``held_out``
             (texts).
-        tell: Called after each of the two runs.
 
     Returns:
         JSON-like figures.
@@ -249,7 +247,6 @@ def dequantised(
         qzeros: int32 ``[groups, outputs * bits / 32]``.
         scales: float16 ``[groups, outputs]``.
         g_idx: int32 ``[inputs]``, the group of each input.
-        bits: Bits per level.
     """
     import torch
 

@@ -63,11 +63,6 @@ class Deployment:
     def open(cls, folder: Path, registry: Families, progress: Progress | None = None) -> Deployment:
         """Read the manifest and the config of a bundle; weights are not read.
 
-        Args:
-            folder: Where it is.
-            registry: The plugins.
-            progress: Where backends report; None for nowhere.
-
         Raises:
             BundleError: It is not a bundle, has only the vision side, or its small files have been
                 changed.
@@ -93,23 +88,17 @@ class Deployment:
                 f"the manifest of {folder} cannot be parsed: {error!r}",
                 hint="convert again with this version",
             ) from error
+        card, family, target = entry.card, entry.family, manifest["target"]
+        job = Job(card, family, checkpoint, task, profile, bundle.options, target)
         return cls(
             bundle,
-            Job(
-                entry.card,
-                entry.family,
-                checkpoint,
-                task,
-                profile,
-                bundle.options,
-                manifest["target"],
-            ),
+            job,
             request.graphs,
             request.llm,
             request.decoder_layers,
             embedding,
             _stop_ids(checkpoint),
-            partial(registry.call, entry.family),
+            partial(registry.call, family),
             progress or Silent(),
         )
 

@@ -18,18 +18,6 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, Any]
 
-__all__ = [
-    "Engine",
-    "Group",
-    "Node",
-    "Session",
-    "Spec",
-    "load_engine",
-    "open_session",
-    "shape_groups",
-]
-
-
 _MODULES = {"onnx": "axcore.runtime.axengine_sim", "axengine": "axengine"}
 _REMEDIES = {
     "onnx": "install onnxruntime; on a board, use --backend axengine",
@@ -114,11 +102,7 @@ def load_engine(name: str) -> Engine:
 
 
 def open_session(engine: Engine, path: Path) -> Session:
-    """Load a compiled model.
-
-    Args:
-        engine: What runs it.
-        path: The file, ``.axmodel`` for a board and ``.onnx`` for a PC.
+    """Load a compiled model: ``.axmodel`` on a board, ``.onnx`` on a PC.
 
     Raises:
         BundleError: The file is missing or not a model of this engine; the message names it.

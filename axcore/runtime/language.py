@@ -65,11 +65,7 @@ class LanguageModel(Protocol):
 
 
 class Embeddings:
-    """The token embedding, read row by row from its file.
-
-    Args:
-        deployment: The bundle that contains it.
-    """
+    """The token embedding, read row by row from its file."""
 
     def __init__(self, deployment: Deployment) -> None:
         shape = deployment.embedding.shape
@@ -90,12 +86,6 @@ class Embeddings:
             )
         rows: Array = self._table[ids].astype(np.float32) * self._scale
         return rows
-
-
-@dataclass
-class _Cache:
-    keys: Array
-    values: Array
 
 
 class LayerModels:
@@ -148,7 +138,7 @@ class LayerModels:
     def prefill(self, rows: Array, positions: Array) -> Array:
         """Read rows in chunks, padding the last one."""
         batch, count, _ = rows.shape
-        if batch != len(self._caches[0].keys):
+        if batch != len(self._caches[0][0]):
             self._caches, self.filled = self._empty_caches(batch), 0
         chunk = self._chunks[-1].count
         for start in range(0, count, chunk):
@@ -166,10 +156,11 @@ class LayerModels:
         mask[:, 0, self.filled - 1] = 0  # the next token sees the one just added
         return self._logits(state)
 
-    def _empty_caches(self, batch: int) -> list[_Cache]:
+    def _empty_caches(self, batch: int) -> list[tuple[Array, Array]]:
+        """Return the keys and values of every layer."""
         spec = self._steps[-1].inputs["K_cache"]
         shape = (batch, *spec.shape[1:])
-        return [_Cache(*(np.zeros(shape, spec.dtype) for _ in range(2))) for _ in self._layers]
+        return [(np.zeros(shape, spec.dtype), np.zeros(shape, spec.dtype)) for _ in self._layers]
 
     def _chunk(self, rows: Array, positions: Array) -> Array:
         """Run a chunk, padded to a group's length, through all layers; return the last row."""
@@ -191,13 +182,13 @@ class LayerModels:
         """Run every layer of a group and keep the first `count` rows of its keys and values."""
         history, end = group.history, self.filled + count
         place, batch = slice(self.filled, end), len(state)
-        for session, cache in zip(self._layers, self._caches, strict=True):
-            old = group.placeholder(batch) or (cache.keys[:, :history], cache.values[:, :history])
+        for session, (keys, values) in zip(self._layers, self._caches, strict=True):
+            old = group.placeholder(batch) or (keys[:, :history], values[:, :history])
             # For a single prompt, the usual case, the views are contiguous and nothing is copied.
             feed = dict(zip(_INPUTS, (*map(np.ascontiguousarray, old), indices, state, mask),
                             strict=True))  # fmt: skip
-            keys, values, state = session.run(None, feed, shape_group=group.index)
-            cache.keys[:, place], cache.values[:, place] = keys[:, :count], values[:, :count]
+            new_keys, new_values, state = session.run(None, feed, shape_group=group.index)
+            keys[:, place], values[:, place] = new_keys[:, :count], new_values[:, :count]
         self.filled = end
         return state
 

@@ -73,12 +73,6 @@ class Runner:
     The caches are kept between answers. Of a prompt that begins like the previous one, as the next
     turn of a conversation does, only the part that differs is processed.
 
-    Args:
-        deployment: The bundle to run.
-        registry: Provides the family's `prepare_prompt`.
-        vision: Turns images into rows.
-        language: Continues the prompt.
-
     Attributes:
         deployment, language: The arguments.
         embeddings: The token embedding.
@@ -109,13 +103,6 @@ class Runner:
     ) -> Runner:
         """Open a bundle, or a folder packaged for a board.
 
-        Args:
-            folder: The bundle or packaged folder.
-            registry: The plugins.
-            backend: Name of the backend.
-            options: Options of the backend, by name.
-            progress: Where to report what is opened.
-
         Raises:
             AxcoreError: A subclass says what is missing or does not match.
         """
@@ -143,7 +130,6 @@ class Runner:
         Closing the iterator stops after the current token; the caches stay valid.
 
         Args:
-            prompt: The prompt, from `prepare`.
             sampling: How tokens are chosen; None always takes the likeliest.
             max_new_tokens: The limit, 1 or more; None continues while the context has room.
             answer: Updated as the answer grows.
@@ -243,9 +229,7 @@ def prepare_prompt(
     """Return the prompt for `messages`, checked against the length limits; no model is loaded.
 
     Args:
-        deployment: The bundle that will run it.
-        registry: Provides the family's hook.
-        messages: In the form that the hook expects.
+        messages: In the form that the family's hook expects.
 
     Raises:
         BudgetError: The prompt is too long; the message has the numbers.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoint import Checkpoint
+from ..checkpoint.quantised import float_tensor
 from ..errors import CheckpointError, ToolchainError, UnsupportedModel, UsageError
 from ..language.standalone import (
     BODY,
@@ -23,12 +25,13 @@ from ..language.standalone import (
     standalone_config,
     standalone_names,
 )
-from .vision import feature_sources
+from .vision import VisionChain
 
 if TYPE_CHECKING:
     from ..component import Component, Port, Sample, Stage
     from ..job import Job
     from .deployment import Deployment
+    from .vision import Part, Run
 
 Array = np.ndarray[Any, Any]
 
@@ -94,58 +97,32 @@ def with_weights(deployment: Deployment) -> Job:
 # Vision ------------------------------------------------------------------------------------------
 
 
-class TorchVision:
-    """Implements `VisionModel` with the unpatched stages of a family's `export_vision`.
-
-    Weights are read on first use and kept.
+class TorchVision(VisionChain):
+    """Runs the unpatched stages of a family's `export_vision`.
 
     Args:
-        deployment: The bundle.
         job: The bundle's job, with weights (see `with_weights`).
-        place: Device and dtype to run with.
     """
 
     def __init__(self, deployment: Deployment, job: Job, place: Place) -> None:
+        super().__init__()
         self._deployment, self._job, self._place = deployment, job, place
-        self._chains: list[tuple[Component, list[nn.Module]]] = []
 
-    def open(self) -> None:
-        """Read the weights, once."""
-        if not self._chains:
-            components = self._deployment.hook("export_vision", job=self._job)
-            with self._job.checkpoint:
-                self._chains = self._load(components)
-
-    def run(self, sample: Sample) -> Array:
-        """Return the rows of the last component."""
-        last = list(self.features(sample).values())[-1]
-        return last.reshape(-1, last.shape[-1])
-
-    def features(self, sample: Sample) -> dict[str, Array]:
-        """Run every component in turn; each receives what the one before returned."""
-        self.open()
-        found: dict[str, Array] = {}
-        features: dict[str, Array] = dict(sample)
-        before: Component | None = None
-        for component, modules in self._chains:
-            sources = feature_sources(before, component) if before else {n: n for n in features}
-            feed = {port: features[name] for port, name in sources.items()}
-            outputs = self._run(component, modules, feed)
-            names = [port.name for port in component.outputs]
-            features, before = dict(zip(names, outputs, strict=True)), component
-            found[component.name] = outputs[0]
-        return found
-
-    def _load(self, components: list[Component]) -> list[tuple[Component, list[nn.Module]]]:
-        chains: list[tuple[Component, list[nn.Module]]] = []
+    def _opened(self) -> list[tuple[str, Part, Run]]:
+        components: list[Component] = self._deployment.hook("export_vision", job=self._job)
+        opened: list[tuple[str, Part, Run]] = []
         count = sum(len(component.stages) for component in components)
-        with self._deployment.progress.task("load vision", count, "stages") as task:
+        progress = self._deployment.progress
+        with self._job.checkpoint, progress.task("load vision", count, "stages") as task:
             for component in components:
-                chains.append((component, []))
+                modules: list[nn.Module] = []
+                opened.append(
+                    (component.name, component, partial(self._outputs, component, modules))
+                )
                 for stage in component.stages:
-                    chains[-1][1].append(self._loaded(stage))
+                    modules.append(self._loaded(stage))
                     task.advance()
-        return chains
+        return opened
 
     def _loaded(self, stage: Stage) -> nn.Module:
         """Return a stage's module with weights."""
@@ -157,13 +134,16 @@ class TorchVision:
         module.load_state_dict(weights, strict=False, assign=True)
         return module.to(*self._place).eval()
 
-    def _run(self, component: Component, modules: list[nn.Module], feed: Sample) -> list[Array]:
+    def _outputs(
+        self, component: Component, modules: list[nn.Module], feed: Sample
+    ) -> dict[str, Array]:
         state = tuple(self._input(component, port, feed) for port in component.inputs)
         with torch.inference_mode():
             for module in modules:
                 result = module(*state)
                 state = (result,) if isinstance(result, Tensor) else tuple(result)
-        return [_array(value) for value in state]
+        names = [port.name for port in component.outputs]
+        return dict(zip(names, map(_array, state), strict=True))
 
     def _input(self, component: Component, port: Port, feed: Sample) -> Tensor:
         array = component.calibration.graph_input(feed[port.name])
@@ -186,9 +166,7 @@ class TorchLanguage:
     that class for each prompt, not fixed in advance as in layer models.
 
     Args:
-        deployment: The bundle, for its lengths.
         job: The bundle's job, with weights (see `with_weights`).
-        place: Device and dtype to run with.
 
     Raises:
         CheckpointError: Tensors are missing, damaged or unknown to the class.
@@ -273,7 +251,7 @@ def _decoder(job: Job, deployment: Deployment, place: Place) -> tuple[Any, Any]:
     _check_names(job, names.keys() - {HEAD, BODY + EMBEDDING}, wanted.keys())
 
     def load(name: str, key: str) -> Tensor:
-        value, scale = job.checkpoint.float_tensor(key), folded_scale(name, job.text_config)
+        value, scale = float_tensor(job.checkpoint, key), folded_scale(name, job.text_config)
         task.advance()
         return place.put(value if scale == 1 else value.float() * scale)
 

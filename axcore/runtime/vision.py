@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
+from functools import partial
 from math import prod
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -13,7 +15,7 @@ from ..errors import BundleError, ContractError
 from .engine import open_session, shape_groups
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from ..component import Component, Sample
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
     from ..toolchains.contract import GraphFile
     from .deployment import Deployment
     from .engine import Engine, Session
+
+    Part = GraphFile | Component
+    Run = Callable[[Sample], dict[str, "Array"]]
 
 Array = np.ndarray[Any, Any]
 _CACHED = 64  # samples whose rows are kept, so that a conversation runs each image only once
@@ -40,11 +45,7 @@ class VisionModel(Protocol):
 
 
 class VisionSide:
-    """Runs the images of prompts and caches their rows.
-
-    Args:
-        model: Runs one sample.
-    """
+    """Runs the images of prompts and caches their rows."""
 
     def __init__(self, model: VisionModel) -> None:
         self._model = model
@@ -85,8 +86,41 @@ class VisionSide:
         return self._known[key]
 
 
-class VisionSessions:
-    """Runs the exported graphs; they are opened on first use.
+class VisionChain(ABC):
+    """A `VisionModel` of parts in a row, which are opened on first use and kept."""
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[str, Part, Run]] = []
+
+    @abstractmethod
+    def _opened(self) -> list[tuple[str, Part, Run]]:
+        """Return the component's name of each part, the part, and what runs it."""
+
+    def open(self) -> None:
+        """Open all parts, once."""
+        if not self._parts:
+            self._parts = self._opened()
+
+    def run(self, sample: Sample) -> Array:
+        """Return the rows of the last component."""
+        last = list(self.features(sample).values())[-1]
+        return last.astype(np.float32).reshape(-1, last.shape[-1])
+
+    def features(self, sample: Sample) -> dict[str, Array]:
+        """Run the parts in order; each receives the outputs of the one before."""
+        self.open()
+        found: dict[str, Array] = {}
+        features: dict[str, Array] = dict(sample)
+        before: Part | None = None
+        for component, part, run in self._parts:
+            sources = feature_sources(before, part) if before else {n: n for n in features}
+            features = run({port: features[name] for port, name in sources.items()})
+            before, found[component] = part, next(iter(features.values()))
+        return found
+
+
+class VisionSessions(VisionChain):
+    """Runs the exported graphs.
 
     Args:
         deployment: The bundle that contains them.
@@ -102,49 +136,31 @@ class VisionSessions:
         suffix: str,
         instead: Mapping[str, Path] = MappingProxyType({}),
     ) -> None:
+        super().__init__()
         self._deployment, self._engine, self._suffix = deployment, engine, suffix
         self._instead = instead
-        self._sessions: list[tuple[GraphFile, Session]] = []
 
-    def open(self) -> None:
-        """Open all graphs, once."""
-        if not self._sessions:
-            graphs, opened = self._deployment.graphs, []
-            with self._deployment.progress.task("load vision", len(graphs), "files") as task:
-                for graph in graphs:
-                    opened.append((graph, self._session(graph)))
-                    task.advance()
-            self._sessions = opened
+    def _opened(self) -> list[tuple[str, Part, Run]]:
+        graphs = self._deployment.graphs
+        opened: list[tuple[str, Part, Run]] = []
+        with self._deployment.progress.task("load vision", len(graphs), "files") as task:
+            for graph in graphs:
+                run = partial(self._outputs, graph, self._session(graph))
+                opened.append((graph.component, graph, run))
+                task.advance()
+        return opened
 
-    def run(self, sample: Sample) -> Array:
-        """Return the rows of the last component."""
-        last = list(self.features(sample).values())[-1]
-        return last.astype(np.float32).reshape(-1, last.shape[-1])
-
-    def features(self, sample: Sample) -> dict[str, Array]:
-        """Run the graphs in order; each receives the outputs of the one before."""
-        self.open()
-        found: dict[str, Array] = {}
-        features: dict[str, Array] = dict(sample)
-        before: GraphFile | None = None
-        for graph, session in self._sessions:
-            sources = feature_sources(before, graph) if before else {n: n for n in features}
-            feed = {port: features[name] for port, name in sources.items()}
-            outputs = session.run(None, _fitted(feed, graph, session))
-            names = [port.name for port in session.get_outputs()]
-            features, before = dict(zip(names, outputs, strict=True)), graph
-            found[graph.component] = outputs[0]
-        return found
+    def _outputs(self, graph: GraphFile, session: Session, feed: Sample) -> dict[str, Array]:
+        names = [port.name for port in session.get_outputs()]
+        outputs = session.run(None, _fitted(feed, graph, session))
+        return dict(zip(names, outputs, strict=True))
 
     def _session(self, graph: GraphFile) -> Session:
-        path = self._file(graph)
+        other = self._instead.get(graph.stem)
+        path = other or self._deployment.vision_file(graph, self._suffix)
         session = open_session(self._engine, path)
         _check(graph, session, path)
         return session
-
-    def _file(self, graph: GraphFile) -> Path:
-        other = self._instead.get(graph.stem)
-        return other or self._deployment.vision_file(graph, self._suffix)
 
 
 def _check(graph: GraphFile, session: Session, path: Path) -> None:
@@ -181,7 +197,7 @@ def _fitted(feed: Sample, graph: GraphFile, session: Session) -> dict[str, Array
     return fitted
 
 
-def feature_sources(graph: GraphFile | Component, behind: GraphFile | Component) -> dict[str, str]:
+def feature_sources(graph: Part, behind: Part) -> dict[str, str]:
     """Map each input of `behind` to an output of `graph`, by name, else by position.
 
     Raises:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 import torch
 
+from ...checkpoint.quantised import float_tensor
 from ...files import write_at
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def stored_forms(
         checkpoint: Read while the file is written.
         precision: "bf16", "fp32" or "s8"; vectors are never stored in 8 bits.
     """
-    read = partial(weight.resolve, checkpoint.float_tensor)
+    read = partial(weight.resolve, partial(float_tensor, checkpoint))
     if precision == "s8" and len(shape) == 2:
         channels = _Channels(read)
         return [
