@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import InternVLConfig, InternVLForConditionalGeneration
+from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 
 from axcore import Options, Registry, Silent
 from axcore.pipeline.job import open_job
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from axcore import Job
 
 CARDS = {card.id: card for card in cards()}
+PUBLISHED = CARDS["internvl3.5-1b"].published.files["preprocessor_config.json"]
 MODELS = ("internvl3.5-1b", "internvl3-1b")  # one before each kind of language model
 
 # The published correspondence of names, native to remote.
@@ -136,3 +138,14 @@ def photograph(height: int, width: int, seed: int = 0) -> Image.Image:
     """Return a smooth image with edges: noise enlarged, so that resizing has work to do."""
     noise = np.random.default_rng(seed).integers(0, 256, (9, 13, 3), dtype=np.uint8)
     return Image.fromarray(noise).resize((width, height), Image.Resampling.BILINEAR)
+
+
+def processor(side: int, tiles: int) -> GotOcr2ImageProcessorPil:
+    """The oracle: the processor of the native layout, which cuts and adds the whole image."""
+    return GotOcr2ImageProcessorPil(
+        size={"height": side, "width": side},
+        image_mean=PUBLISHED["image_mean"],
+        image_std=PUBLISHED["image_std"],
+        crop_to_patches=True,
+        max_patches=max(tiles - 1, 1),
+    )

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from PIL import Image
 from tokenizers import Tokenizer
 from transformers import InternVLProcessor
-from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.utils.chat_template_utils import render_jinja_template
 
 import axcore_plugins_internvl as plugin
@@ -22,7 +21,7 @@ from axcore import CheckpointError, Job, Options
 from axcore.checkpoint import fabricate
 from axcore.testing import user
 
-from .conftest import CARDS, native_config, photograph
+from .conftest import CARDS, native_config, photograph, processor
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -133,20 +132,14 @@ def test_the_native_layout_reads_as_its_processor_writes_it(
         [messages], chat_template=TEMPLATE, add_generation_prompt=True
     )
     text: str = rendered[0][0]
-    processor = InternVLProcessor.__new__(InternVLProcessor)
-    processor.start_image_token, processor.end_image_token = "<img>", "</img>"
-    processor.image_token, processor.image_seq_length = "<IMG_CONTEXT>", TOKENS
-    cutter = GotOcr2ImageProcessorPil(
-        size={"height": SIDE, "width": SIDE},
-        image_mean=[0.485, 0.456, 0.406],
-        image_std=[0.229, 0.224, 0.225],
-        crop_to_patches=True,
-        max_patches=max(tiles - 1, 1),
-    )
+    writer = InternVLProcessor.__new__(InternVLProcessor)
+    writer.start_image_token, writer.end_image_token = "<img>", "</img>"
+    writer.image_token, writer.image_seq_length = "<IMG_CONTEXT>", TOKENS
+    cutter = processor(SIDE, tiles)
     shown = [part for part in parts if not isinstance(part, str)]
     values = [cutter(images=one, return_tensors="np")["pixel_values"] for one in shown]
     for pixels in values:
-        marker = processor.replace_image_token({"num_patches": [len(pixels)]}, 0)
+        marker = writer.replace_image_token({"num_patches": [len(pixels)]}, 0)
         text = text.replace("<IMG_CONTEXT>\n", marker + "\n", 1)
 
     prompt = plugin.prepare_prompt(job_for(folder, "native", tiles), messages)

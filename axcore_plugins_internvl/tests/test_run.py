@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 
 import axcore
 from axcore import Options, Prompt, Registry
@@ -20,7 +19,7 @@ from axcore.checkpoint import fabricate
 from axcore.runtime.runner import Runner
 from axcore.testing import answered, logits, user
 
-from .conftest import CARDS, Family, photograph
+from .conftest import CARDS, Family, photograph, processor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -92,16 +91,10 @@ def asked(text: str, *images: Image) -> list[dict[str, Any]]:
 
 def pixels(images: Sequence[Image], tiles: int) -> dict[str, torch.Tensor]:
     """Return what the oracle is given of images: the tiles of its own processor."""
-    processor = GotOcr2ImageProcessorPil(
-        size={"height": SIDE, "width": SIDE},
-        image_mean=[0.485, 0.456, 0.406],
-        image_std=[0.229, 0.224, 0.225],
-        crop_to_patches=True,
-        max_patches=max(tiles - 1, 1),
-    )
     if not images:
         return {}
-    return {"pixel_values": processor(list(images), return_tensors="pt")["pixel_values"]}
+    made = processor(SIDE, tiles)(list(images), return_tensors="pt")
+    return {"pixel_values": made["pixel_values"]}
 
 
 def generated(

@@ -6,29 +6,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import (
-    GotOcr2ImageProcessorPil,
-    get_optimal_tiled_canvas,
-)
+from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
 
 from axcore import UnsupportedProfile
 from axcore_plugins_internvl import preprocess, tiling
 
-from .conftest import CARDS, photograph
+from .conftest import PUBLISHED, photograph, processor
 
-PUBLISHED = CARDS["internvl3.5-1b"].published.files["preprocessor_config.json"]
 sides = st.integers(1, 4000)
-
-
-def processor(side: int, cells: int) -> GotOcr2ImageProcessorPil:
-    """The oracle: the processor that the native layout is published with."""
-    return GotOcr2ImageProcessorPil(
-        size={"height": side, "width": side},
-        image_mean=PUBLISHED["image_mean"],
-        image_std=PUBLISHED["image_std"],
-        crop_to_patches=True,
-        max_patches=cells,
-    )
 
 
 @given(width=sides, height=sides, most=st.integers(1, 12), side=st.sampled_from([28, 448]))
@@ -58,7 +43,7 @@ def test_tiles_that_are_not_square_count_by_their_proportions() -> None:
 def test_tiles_are_what_the_processor_makes(width: int, height: int, tiles: int) -> None:
     """Pixels, order and the thumbnail at the end. Oracle: transformers' crop_to_patches."""
     image = photograph(height, width)
-    expected = processor(56, tiles - 1)(images=image, return_tensors="np")["pixel_values"]
+    expected = processor(56, tiles)(images=image, return_tensors="np")["pixel_values"]
     pieces = [np.asarray(piece) for piece in tiling.tile(image, tiles, 56, 56)]
     assert len(pieces) == len(expected) <= tiles
     np.testing.assert_allclose(preprocess.normalised(pieces), expected, atol=1e-5)
