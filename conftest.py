@@ -66,8 +66,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
-@pytest.fixture(scope="session", autouse=True)
-def one_table_of_operators() -> None:
+def pytest_runtest_setup() -> None:
     """Let PyTorch's exporter make its table of operators once for each operator set.
 
     It parses the source of 500 functions for every stage that is traced: half the time of a tiny
@@ -76,5 +75,6 @@ def one_table_of_operators() -> None:
     if "torch" in sys.modules:  # else the tests at hand would pay for its import
         from torch.onnx._internal.exporter._registration import ONNXRegistry
 
-        once_each = functools.cache(ONNXRegistry.from_torchlib)
-        ONNXRegistry.from_torchlib = staticmethod(once_each)
+        if not hasattr(ONNXRegistry.from_torchlib, "cache_info"):
+            once_each = functools.cache(ONNXRegistry.from_torchlib)
+            ONNXRegistry.from_torchlib = staticmethod(once_each)
