@@ -105,7 +105,7 @@ def show(context: typer.Context, model: Model, as_json: Json = False) -> None:
         about = f"  ({profile.about})" if profile.about else ""
         history = ", ".join(map(str, profile.last_kv_cache_len)) or "none"
         typer.echo(f"\ntask {name}{about}")
-        typer.echo(f"  image        {profile.height}x{profile.width} px")
+        typer.echo(f"  image          {profile.height}x{profile.width} px")
         typer.echo(f"  prefill_len    {profile.prefill_len}   histories: {history}")
         typer.echo(f"  kv_cache_len   {profile.kv_cache_len}")
     for name, choice in choices.items():
