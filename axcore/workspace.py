@@ -106,7 +106,9 @@ class Workspace:
         except (OSError, ValueError):
             return False
         steps = self._records()
-        return bool(last == published and steps and all(map(self._is_whole, steps)))
+        current = bool(last == published and steps and all(map(self._is_whole, steps)))
+        self._checksums.save()  # a bundle that was copied is read in full, but only once
+        return current
 
     def remember(self, identity: str) -> None:
         """Record what the published bundle was made from, for `is_current`."""

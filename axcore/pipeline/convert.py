@@ -111,9 +111,9 @@ class _Conversion:
             "build": plain(build),
             "notes": notes(self.prepared, len(self.images)),
             "files": {
-                name: {"size": stamp.size, "sha256": stamp.sha256}
+                name: asdict(content)
                 for step in self.workspace.steps
-                for name, stamp in sorted(step.files.items())
+                for name, content in sorted(step.files.items())
             },
         }
         for name in self.workspace.publish(json.dumps(manifest, indent=2) + "\n"):
