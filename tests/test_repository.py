@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import re
 import shutil
 import subprocess
@@ -65,6 +66,14 @@ def pinned(python: str) -> dict[str, str]:
                 assert pin.name not in pins, f"{pin.name} is pinned twice for Python {python}"
                 pins[pin.name] = str(pin.specifier).removeprefix("==")
     return pins
+
+
+def test_contracts_of_imports_cover_every_package() -> None:
+    """Core, families and further plugins. Oracle: the distributions in the repository."""
+    contracts = configparser.ConfigParser()
+    contracts.read(ROOT / ".importlinter")
+    covered = contracts["importlinter"]["root_packages"].split()
+    assert covered == ["axcore", *sorted(path.parent.name for path in DISTRIBUTIONS[1:])]
 
 
 def test_no_file_points_outside_the_repository() -> None:
