@@ -10,7 +10,6 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from axcore import Availability, ToolchainError, hookimpl
-from axcore.toolchain import Target
 
 from .card import NAME, OPTIONS, Card
 from .environment import environment
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from axcore.toolchain import Build, BuildRequest, Finding
+    from axcore.toolchain import Build, BuildRequest, Finding, Target
 
     from .backend import AscendBackend
 
@@ -45,6 +44,8 @@ class Ascend:
         Raises:
             UsageError: An option's value is no good.
         """
+        from axcore.toolchain import Target  # it brings the lint, which discovery does without
+
         return Target(Card.of(options).soc_version or "Ascend")
 
     def lint(self, graph: Path, target: Target) -> list[Finding]:
