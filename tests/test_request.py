@@ -6,6 +6,7 @@ import inspect
 import pydoc
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import axcore
-from axcore import Options, UsageError
+from axcore import Choice, Options, UsageError
+from axcore.pipeline.job import choose
 from axcore.request import CheckpointRequest, Request
 
 TEXTS = ("model", "checkpoint", "revision", "task", "calibration_archive", "toolchain")
@@ -139,3 +141,13 @@ def test_help_names_every_field(verb: Any, request_: type[CheckpointRequest]) ->
         assert item.metadata["help"] in str(request_.__doc__)
         if item.name != "model":
             assert signature.parameters[item.name].default == item.default
+
+
+def test_an_option_of_model_and_toolchain_is_not_guessed() -> None:
+    """Both declare it, so neither gets it. Oracle: the two declarations."""
+    toolchain = SimpleNamespace(name="tool", options={"fit": Choice(("a", "b"))})
+    registry: Any = SimpleNamespace(toolchains={"tool": toolchain})
+    card: Any = SimpleNamespace(id="toy", choices={"fit": Choice(("a", "b"))})
+    request = Request.of("toy", toolchain="tool", fit="b")
+    with pytest.raises(UsageError, match="--fit is an option of `toy` and of toolchain `tool`"):
+        choose(request, card, registry)

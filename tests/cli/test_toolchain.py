@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import onnx
 import pytest
 
-from ..bundles import ABACUS, MODEL, STEM, Axcore, Outcome
+from ..bundles import ABACUS, MODEL, STEM, Axcore, Outcome, contents
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -79,6 +79,16 @@ def test_another_target_keeps_the_graphs_and_the_build(
     done, manifest = convert("--frame wood --no-lint")
     assert "lint" not in done.err
     assert [component["findings"] for component in manifest["components"]] == [None]
+
+
+def test_a_target_that_cannot_be_is_refused_by_a_build(
+    axcore: Axcore, abacus: None, bundle: Path
+) -> None:
+    """Before the toolchain does anything. Oracle: what it declares, and the files before."""
+    before = contents(bundle)
+    done = axcore("build", bundle, "--toolchain", "abacus", "--frame", "glass")
+    assert (done.code, "no frame is made of glass" in done.err) == (2, True), done.err
+    assert contents(bundle) == before
 
 
 def test_it_is_written_against_the_public_doors_alone() -> None:
