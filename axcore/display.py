@@ -6,6 +6,7 @@ imported with the first bar.
 
 from __future__ import annotations
 
+import re
 import sys
 import threading
 import time
@@ -17,6 +18,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
+
+# Control characters, those that change the direction of writing, and bytes that are no UTF-8.
+_UNPRINTABLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 
 LINE_EVERY_S = 10.0
 """Seconds between the lines by which a log shows that a task is alive."""
@@ -36,6 +42,14 @@ def size(count: float) -> str:
             return f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} GB"
+
+
+def printable(text: str) -> str:
+    r"""Return `text` without what a terminal obeys instead of showing: ``\x1b`` for an escape.
+
+    Line breaks and tabs stay. Names and values of files reach a terminal through this alone.
+    """
+    return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 class Lines:
@@ -77,14 +91,20 @@ class Bars:
     def say(self, message: str) -> None:
         """Print a line above the bars."""
         if self._running:
-            self._rich.console.print(message, markup=False, highlight=False, soft_wrap=True)
+            self._rich.console.print(
+                printable(message), markup=False, highlight=False, soft_wrap=True
+            )
         else:
             _print(message)
 
     def warn(self, message: str) -> None:
         """Print a warning above the bars."""
         self._rich.console.print(
-            f"warning: {message}", style="yellow", markup=False, highlight=False, soft_wrap=True
+            printable(f"warning: {message}"),
+            style="yellow",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
         )
 
     @contextmanager
@@ -92,7 +112,7 @@ class Bars:
         """Show a bar until the block ends."""
         bars = self._rich
         self._count(+1)
-        identity = bars.add_task(label, total=total, amount=_amount(0, unit, of=total))
+        identity = bars.add_task(printable(label), total=total, amount=_amount(0, unit, of=total))
 
         def show(done: float) -> None:
             bars.update(identity, completed=done, amount=_amount(done, unit, of=total))
@@ -146,5 +166,5 @@ def _amount(count: float, unit: str, of: float | None = None) -> str:
 
 
 def _print(message: str) -> None:
-    sys.stderr.write(f"{message}\n")
+    sys.stderr.write(f"{printable(message)}\n")
     sys.stderr.flush()

@@ -6,6 +6,7 @@ Written by hand because a board reads manifests too, and pydantic is not availab
 from __future__ import annotations
 
 import json
+import sys
 import types
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, fields, is_dataclass
@@ -32,6 +33,14 @@ def parse(kind: type[T], data: Any) -> T:
     return _parse(kind, data, "")  # type: ignore[no-any-return]
 
 
+def shown(value: object, most: int = 80) -> str:
+    """Return a value of a file for a message: quoted, without control characters, and short."""
+    if isinstance(value, (dict, list, tuple)) and len(value) > most:
+        return f"{type(value).__name__} of {len(value)}"
+    text = ascii(value[: most + 1]) if isinstance(value, (str, bytes)) else ascii(value)
+    return text if len(text) <= most else f"{text[:most]}…"
+
+
 def _parse(kind: Any, data: Any, where: str) -> Any:
     origin, arguments = get_origin(kind), get_args(kind)
     if kind is Any:
@@ -44,7 +53,9 @@ def _parse(kind: Any, data: Any, where: str) -> Any:
         return _first_fitting(arguments, data, where)
     if origin is Literal:
         if data not in arguments:
-            raise ValueError(f"{where}: {data!r} is not one of {', '.join(map(repr, arguments))}")
+            raise ValueError(
+                f"{where}: {shown(data)} is not one of {', '.join(map(repr, arguments))}"
+            )
         return data
     if origin is tuple:
         items = _typed(list, list(data) if isinstance(data, tuple) else data, where)
@@ -52,8 +63,7 @@ def _parse(kind: Any, data: Any, where: str) -> Any:
     if origin is not None:
         pairs = _typed(Mapping, data, where).items()
         return {name: _parse(arguments[1], value, f"{where}.{name}") for name, value in pairs}
-    # JSON written elsewhere may spell 1.0 as 1.
-    return float(data) if kind is float and type(data) is int else _typed(kind, data, where)
+    return _number(data, where) if kind is float else _typed(kind, data, where)
 
 
 def _record(kind: Any, data: Mapping[str, Any], where: str) -> Any:
@@ -65,6 +75,14 @@ def _record(kind: Any, data: Mapping[str, Any], where: str) -> Any:
         elif field.default is MISSING and field.default_factory is MISSING:
             raise ValueError(f"{name}: missing")
     return kind(**values)
+
+
+def _number(data: Any, where: str) -> float:
+    # JSON written elsewhere may spell 1.0 as 1.
+    value = _typed((int, float), data, where)
+    if abs(value) > sys.float_info.max or value != value:
+        raise ValueError(f"{where}: {shown(data)} is not a finite number")
+    return float(value)
 
 
 def _first_fitting(kinds: tuple[Any, ...], data: Any, where: str) -> Any:
@@ -80,5 +98,9 @@ def _first_fitting(kinds: tuple[Any, ...], data: Any, where: str) -> Any:
 def _typed(kind: Any, data: Any, where: str) -> Any:
     # bool is a subclass of int, but true is not a number in a manifest.
     if not isinstance(data, kind) or (isinstance(data, bool) and kind is not bool):
-        raise ValueError(f"{where}: {data!r} is not of type {getattr(kind, '__name__', kind)}")
+        raise ValueError(f"{where}: {shown(data)} is not of type {_name(kind)}")
     return data
+
+
+def _name(kind: Any) -> str:
+    return "float" if isinstance(kind, tuple) else getattr(kind, "__name__", str(kind))
