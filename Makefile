@@ -3,10 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+FUZZING := $(VENV)/.fuzzing
 PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard axcore_plugins_*/pyproject.toml plugins/*/pyproject.toml))
 PROJECTS := pyproject.toml $(PLUGINS:%=%/pyproject.toml)
 
-.PHONY: demo test lint bench gptq-env clean
+.PHONY: demo test lint bench fuzz gptq-env clean
 
 demo: $(INSTALLED)
 	$(BIN)/python scripts/demo.py
@@ -24,6 +25,12 @@ lint: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks
 
+# Looks for new inputs that reach new code, and goes deeper than the tests; SECONDS is for all targets.
+SECONDS ?= 1800
+fuzz: $(FUZZING)
+	HYPOTHESIS_PROFILE=deep $(BIN)/python -m pytest tests/fuzz
+	$(BIN)/python -m tests.fuzz all --seconds $(SECONDS)
+
 # The quantisation library pins other versions than axcore runs with (docs/quantize.md).
 gptq-env:
 	$(PYTHON) -m venv .venv-gptq
@@ -32,12 +39,22 @@ gptq-env:
 	.venv-gptq/bin/python -m pip install --disable-pip-version-check \
 		--no-build-isolation gptqmodel==7.6.0 numpy==2.2.6
 
-$(INSTALLED): $(PROJECTS) constraints.txt
+# Packages are those of requirements/, file by file: one that was exchanged is refused.
+LOCKED := -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps
+
+$(INSTALLED): $(PROJECTS) requirements/dev.txt requirements/cuda.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 		{ echo 'Python 3.10 or later is needed: make PYTHON=python3.12 …' >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		--constraint constraints.txt --editable '.[dev]' $(PLUGINS:%=--editable ./%)
+	$(BIN)/python $(LOCKED) --requirement requirements/dev.txt
+	$(BIN)/python -c 'from importlib.metadata import version as v; exit("+cpu" not in v("torch"))' || \
+		$(BIN)/python $(LOCKED) --requirement requirements/cuda.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		--no-build-isolation --editable . $(PLUGINS:%=--editable ./%)
+	@touch $@
+
+$(FUZZING): $(INSTALLED) requirements/fuzz.txt
+	$(BIN)/python $(LOCKED) --requirement requirements/fuzz.txt
 	@touch $@
 
 # Fabricated checkpoints stay: they lie in the user's cache, and take a while to make.

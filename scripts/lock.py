@@ -1,0 +1,78 @@
+"""Write down the hashes of the tests' set of packages: ``python scripts/lock.py``, which needs uv.
+
+``constraints.txt`` says which versions; this script adds what each of their files must be, for
+every system and Python, and what they need in turn. `make` installs with ``--require-hashes``, so a
+package that was exchanged on its way, or on the index, is refused.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+CONSTRAINTS, LOCKED = ROOT / "constraints.txt", ROOT / "requirements"
+OLDEST = "3.10"
+
+# PyPI's torch for Linux is built for CUDA and needs these libraries, a CPU build none of them.
+CUDA = re.compile(r"cuda-|nvidia-|triton==")
+
+# axcore does not run there.
+NOT_HERE = re.compile(r"sys_platform == '(win32|emscripten)'")
+
+# Builds of the same versions that other sources offer, which an index does not list.
+ELSEWHERE = {
+    # torch-2.13.0+cpu-cp311-cp311-manylinux_2_28_x86_64.whl
+    "torch==2.13.0": ["6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b"],
+}
+
+HEADER = """\
+# {what}
+# Made of constraints.txt by scripts/lock.py; do not edit.
+"""
+
+
+def main() -> None:
+    """Write the files of `LOCKED`."""
+    plugins = (
+        *ROOT.glob("axcore_plugins_*/pyproject.toml"),
+        *ROOT.glob("plugins/*/pyproject.toml"),
+    )
+    packages = resolved([f"-e {ROOT}[dev]", *(f"-e {path.parent}" for path in sorted(plugins))])
+    cuda = [package for package in packages if CUDA.match(package)]
+    write(
+        "dev", "What the tests run with.", [package for package in packages if package not in cuda]
+    )
+    write("cuda", "What torch needs besides where it is built for CUDA.", cuda)
+    write("fuzz", "What `make fuzz` needs besides.", resolved(["atheris"]))
+
+
+def resolved(wanted: list[str]) -> list[str]:
+    """Return a requirement with its hashes for each package that `wanted` takes, sorted."""
+    command = [
+        *("uv", "pip", "compile", "-", "--universal", "--python-version", OLDEST),
+        *("--constraint", str(CONSTRAINTS), "--generate-hashes"),
+        *("--no-header", "--no-annotate", "--no-emit-package", "axcore", "--no-python-downloads"),
+    ]
+    done = subprocess.run(
+        command, input="\n".join(wanted), text=True, stdout=subprocess.PIPE, check=True
+    )
+    packages = re.findall(r"^[a-z0-9].*(?:\n    .*)*", done.stdout, re.MULTILINE)
+    return [with_others(package) for package in packages if not NOT_HERE.search(package)]
+
+
+def with_others(package: str) -> str:
+    """Add the hashes of builds from elsewhere."""
+    others = ELSEWHERE.get(package.split()[0], ())
+    return package + "".join(f" \\\n    --hash=sha256:{digest}" for digest in others)
+
+
+def write(name: str, what: str, packages: list[str]) -> None:
+    """Write one file."""
+    text = HEADER.format(what=what) + "\n".join([*packages, ""])
+    (LOCKED / f"{name}.txt").write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
