@@ -26,6 +26,7 @@ from axcore import AxcoreError, ContractError, Registry
 from axcore.bundle import MANIFEST, STATE, Bundle
 from axcore.calibration import find_archive, find_images
 from axcore.calibration.images import SourceImage
+from axcore.checkpoint.config import read_config
 from axcore.checkpoint.fabricate import fabricate
 from axcore.checkpoint.headers import read_shard
 from axcore.checkpoint.shards import INDEX, read_index
@@ -249,7 +250,7 @@ def _config(model: str) -> Read:
         request = Request.of(model, checkpoint=str(folder))
         each(
             lambda: open_job(request, registry(), Silent()).checkpoint.close(),
-            lambda: registry().recognise(json.loads(data), folder) if data[:1] == b"{" else None,
+            lambda: registry().recognise(read_config(folder), folder),
         )
 
     return config

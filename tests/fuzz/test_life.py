@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import IO, Any, ClassVar
 
-from hypothesis import settings
+from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -47,7 +47,8 @@ class Orders:
     def __init__(self) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.fuzz.life"],
-            cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            text=True,
         )  # fmt: skip
 
     def give(self, do: str, out: Path, value: Any, die_at: int = 0) -> int:
@@ -254,7 +255,10 @@ def run(machine: type[Any], examples: int, steps: int) -> None:
     """Run a state machine with a process of its own for orders."""
     machine.orders = Orders()
     try:
-        chosen = settings(max_examples=examples, stateful_step_count=steps, deadline=None)
+        chosen = settings(
+            max_examples=examples, stateful_step_count=steps, deadline=None,
+            phases=[Phase.generate],  # shrinking takes minutes, and a life is short already
+        )  # fmt: skip
         run_state_machine_as_test(machine, settings=chosen)
     finally:
         machine.orders.end()

@@ -30,7 +30,8 @@ task, given, out, cache, picture = sys.argv[1], *map(Path, sys.argv[2:])
 with watching(out, cache, foreign=(given,)) as watch:
     import axcore
     if task == "convert":
-        axcore.convert({MODEL!r}, out / "bundle", checkpoint=str(given), images=[Path({str(IMAGES)!r})])
+        images = [Path({str(IMAGES)!r})]
+        axcore.convert({MODEL!r}, out / "bundle", checkpoint=str(given), images=images)
     elif task == "package":
         axcore.package(given, out / "board", runtime="python")
     else:
