@@ -22,7 +22,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import axcore
-from axcore import AxcoreError, ContractError, Registry
+from axcore import AxcoreError, ContractError, Registry, encode_prompt, load_tokenizer
 from axcore.bundle import MANIFEST, STATE, Bundle
 from axcore.calibration import find_archive, find_images
 from axcore.calibration.images import SourceImage
@@ -33,7 +33,6 @@ from axcore.checkpoint.shards import INDEX, read_index
 from axcore.evaluate.fidelity import load_features
 from axcore.evaluate.predictions import PredictionFile, match, read_predictions
 from axcore.files import Checksums
-from axcore.language.tokenizer import encode_prompt, load_tokenizer
 from axcore.layer_files import read_provenance
 from axcore.pipeline.job import open_job
 from axcore.progress import Silent
