@@ -7,7 +7,7 @@ FUZZING := $(VENV)/.fuzzing
 PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard axcore_plugins_*/pyproject.toml plugins/*/pyproject.toml))
 PROJECTS := pyproject.toml $(PLUGINS:%=%/pyproject.toml)
 
-.PHONY: demo test lint bench fuzz gptq-env clean
+.PHONY: demo test lint bench fuzz fuzz-quick gptq-env clean
 
 demo: $(INSTALLED)
 	$(BIN)/python scripts/demo.py
@@ -25,11 +25,16 @@ lint: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks
 
-# Looks for new inputs that reach new code, and goes deeper than the tests; SECONDS is for all targets.
+# Goes deeper than the tests, and looks for inputs that reach new code for SECONDS altogether.
 SECONDS ?= 1800
 fuzz: $(FUZZING)
-	HYPOTHESIS_PROFILE=deep $(BIN)/python -m pytest tests/fuzz
-	$(BIN)/python -m tests.fuzz all --seconds $(SECONDS)
+	FUZZ_EXAMPLES=500 $(BIN)/python -m pytest tests/fuzz
+	$(BIN)/python -m tests.fuzz all --seconds $(SECONDS) --jobs 2
+
+# Two minutes beside the tests, with the same inputs each time. atheris has no build for some Pythons.
+fuzz-quick: $(FUZZING)
+	@$(BIN)/python -c 'import atheris' 2>/dev/null || { echo 'not fuzzed: no atheris here'; exit 0; }; \
+		$(BIN)/python -m tests.fuzz all --seconds 120 --jobs 2 --seed 1
 
 # The quantisation library pins other versions than axcore runs with (docs/quantize.md).
 gptq-env:

@@ -1,4 +1,4 @@
-"""Limits on what is read from files that others wrote; docs/security.md lists them.
+"""Limits on what is read from files that others wrote; docs/limits.md lists them.
 
 Each is several times what published models and real results need. What is larger is refused before
 it is read, so that a damaged or hostile file costs neither memory nor time.

@@ -1,19 +1,22 @@
 """Write the pages that repeat what the code declares: ``python docs/make_pages.py``.
 
 ``hooks.md`` comes from the docstrings of `axcore.hookspecs`, ``options.md`` from `axcore.Request`
-and the installed models and toolchains, ``json.md`` from the schema of what commands print.
+and the installed models and toolchains, ``json.md`` from the schema of what commands print,
+``limits.md`` from `axcore.limits`.
 """
 
 from __future__ import annotations
 
+import ast
 import inspect
 import json
 from dataclasses import fields
 from importlib import resources
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
-from axcore import Registry, Request, hookspecs
+from axcore import Registry, Request, hookspecs, limits
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -162,7 +165,53 @@ def _kind(entry: Mapping[str, Any]) -> str:
     return " or ".join(kinds) + (f" of {', '.join(f'`{key}`' for key in keys)}" if keys else "")
 
 
-PAGES = {"hooks.md": hooks, "options.md": options, "json.md": json_output}
+LIMITS = """\
+# Limits
+
+Written by `docs/make_pages.py` from `axcore/limits.py`: what is read at most of files that others
+wrote. What is larger is refused, by name and before it is read. [Security](security.md) says why.
+
+| limit | at most | of what, and what real files need |
+| --- | --- | --- |
+"""
+
+
+def limit_table() -> str:
+    """Return the page about limits."""
+    nodes = ast.parse(inspect.getsource(limits)).body
+    rows = [
+        f"| `{at.targets[0].id}` | {_amount(at.targets[0].id)} | {_said(text.value.value)} |\n"
+        for at, text in pairwise(nodes)
+        if isinstance(at, ast.Assign)
+        and isinstance(at.targets[0], ast.Name)
+        and isinstance(text, ast.Expr)
+        and isinstance(text.value, ast.Constant)
+    ]
+    return LIMITS + "".join(rows)
+
+
+def _said(text: object) -> str:
+    return " ".join(str(text).replace("``", "`").replace("|", "\\|").split())
+
+
+def _amount(name: str) -> str:
+    """Return a limit with its unit."""
+    value = getattr(limits, name)
+    if name.endswith("_S"):
+        return f"{value:,} s"
+    if not name.endswith("_BYTES"):
+        return f"{value:,}"
+    units = ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"), (1, "bytes"))
+    size, unit = next(pair for pair in units if value % pair[0] == 0)
+    return f"{value // size:,} {unit}"
+
+
+PAGES = {
+    "hooks.md": hooks,
+    "options.md": options,
+    "json.md": json_output,
+    "limits.md": limit_table,
+}
 
 if __name__ == "__main__":
     for name, page in PAGES.items():

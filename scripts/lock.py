@@ -27,6 +27,12 @@ ELSEWHERE = {
     "torch==2.13.0": ["6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b"],
 }
 
+# It has builds for these alone.
+ATHERIS = (
+    "atheris ; python_version >= '3.11' and python_version < '3.14'"
+    " and sys_platform == 'linux' and platform_machine == 'x86_64'"
+)
+
 HEADER = """\
 # {what}
 # Made of constraints.txt by scripts/lock.py; do not edit.
@@ -45,7 +51,7 @@ def main() -> None:
         "dev", "What the tests run with.", [package for package in packages if package not in cuda]
     )
     write("cuda", "What torch needs besides where it is built for CUDA.", cuda)
-    write("fuzz", "What `make fuzz` needs besides.", resolved(["atheris"]))
+    write("fuzz", "What `make fuzz` needs besides.", resolved([ATHERIS]))
 
 
 def resolved(wanted: list[str]) -> list[str]:

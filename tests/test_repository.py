@@ -180,6 +180,24 @@ def test_the_tested_set_satisfies_every_dependency(python: str) -> None:
             assert requirement.specifier.contains(version), f"{requirement} against {version}"
 
 
+@pytest.mark.parametrize("python", ["3.10", "3.11", "3.12", "3.13"])
+def test_what_is_installed_has_hashes_and_the_tested_versions(python: str) -> None:
+    """What `make` installs is the tested set, each package with hashes. Oracle: the constraints."""
+    locked = {}
+    for name in ("dev", "fuzz"):
+        text = (ROOT / "requirements" / f"{name}.txt").read_text(encoding="utf-8")
+        for entry in re.findall(r"^[a-z0-9].*(?:\n    .*)*", text, re.MULTILINE):
+            requirement = Requirement(entry.partition("\\")[0])
+            assert re.search(r" --hash=sha256:[0-9a-f]{64}$", entry), requirement.name
+            where = {"python_version": python, "python_full_version": f"{python}.0"}
+            if requirement.marker is None or requirement.marker.evaluate(where):
+                locked[requirement.name] = str(requirement.specifier).removeprefix("==")
+    pins = pinned(python)
+    assert {name: pins.get(name) for name in locked} == locked
+    wanted = {canonicalize_name(requirement.name) for requirement in requirements(extras=False)}
+    assert wanted <= locked.keys()
+
+
 @pytest.mark.parametrize("module", ["axcore.cli", *MODULES])
 def test_what_is_imported_to_start_is_light(module: str) -> None:
     """Discovery and the command line import nothing heavy. Oracle: `sys.modules`."""

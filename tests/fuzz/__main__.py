@@ -10,12 +10,14 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import re
 import subprocess
 import sys
 import tempfile
 import time
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("target", help="a target, several with commas, or `all`")
     parser.add_argument("--seconds", type=float, default=120, help="of all targets together")
+    parser.add_argument("--jobs", type=int, default=1, help="targets at a time")
+    parser.add_argument("--seed", type=int, default=0, help="the same inputs again; 0 for others")
     parser.add_argument("--keep", action="store_true", help="enlarge the project's corpus")
     parser.add_argument("--seeds", action="store_true", help="write the seeds and end")
     parser.add_argument("--child", type=float, help=argparse.SUPPRESS)
@@ -53,7 +57,7 @@ def main() -> int:
     if Path("/dev/shm").is_dir():  # thousands of small folders a second
         tempfile.tempdir = "/dev/shm"
     if given.child:
-        fuzz(given.target, given.child)
+        fuzz(given.target, given.child, given.seed)
     from .targets import TARGETS
 
     names = list(TARGETS) if given.target == "all" else given.target.split(",")
@@ -62,7 +66,9 @@ def main() -> int:
             for data in TARGETS[name].seeds():
                 store(CORPUS / name, data)
         return 0
-    outcomes = [guided(name, given.seconds / len(names)) for name in names]
+    share = given.seconds * given.jobs / len(names)
+    with ThreadPoolExecutor(given.jobs) as pool:
+        outcomes = list(pool.map(lambda name: guided(name, share, given.seed), names))
     if given.keep:
         for name in names:
             keep(name)
@@ -70,7 +76,7 @@ def main() -> int:
     return 1 if any(outcome.findings for outcome in outcomes) else 0
 
 
-def guided(name: str, seconds: float) -> Outcome:
+def guided(name: str, seconds: float, seed: int) -> Outcome:
     """Run a target's process until its time is over, again where it dies."""
     outcome, work = Outcome(name), WORK / name
     for folder in ("corpus", "findings"):
@@ -80,9 +86,15 @@ def guided(name: str, seconds: float) -> Outcome:
         left = seconds - (time.monotonic() - started)
         if left < min(5.0, seconds / 2):
             break
-        command = [sys.executable, "-m", "tests.fuzz", name, "--child", str(left)]
+        command = [
+            *(sys.executable, "-m", "tests.fuzz", name),
+            *("--child", str(left), "--seed", str(seed)),
+        ]
         with (work / "log.txt").open("w") as log:
-            code = subprocess.run(command, stdout=log, stderr=log, check=False).returncode
+            environment = {**os.environ, "PYTHONHASHSEED": "0"} if seed else None
+            code = subprocess.run(
+                command, stdout=log, stderr=log, env=environment, check=False
+            ).returncode
         said = (work / "log.txt").read_text(errors="replace")
         counted = re.findall(r"^(?:stat::number_of_executed_units: |#)(\d+)", said, re.MULTILINE)
         outcome.executions += int(counted[-1]) if counted else 0
@@ -96,7 +108,7 @@ def guided(name: str, seconds: float) -> Outcome:
     return outcome
 
 
-def fuzz(name: str, seconds: float) -> None:
+def fuzz(name: str, seconds: float, seed: int) -> None:
     """Fuzz one target in this process, and end it."""
     import atheris
 
@@ -123,7 +135,7 @@ def fuzz(name: str, seconds: float) -> None:
     arguments = [
         sys.argv[0], f"-max_total_time={max(1, int(seconds))}", f"-max_len={TARGETS[name].most}",
         f"-rss_limit_mb={MEMORY_MB}", f"-timeout={HANGING_S}", "-print_final_stats=1",
-        "-close_fd_mask=0", f"-artifact_prefix={work / 'findings'}/", *map(str, folders),
+        f"-seed={seed}", "-close_fd_mask=0", f"-artifact_prefix={work / 'findings'}/", *map(str, folders),
     ]  # fmt: skip
     for data in TARGETS[name].seeds():
         store(folders[0], data)

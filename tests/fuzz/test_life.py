@@ -34,7 +34,7 @@ from ..packaging import toys
 from . import life
 
 ROOT = Path(axcore.__file__).parents[1]
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "30"))  # `make fuzz` asks for more
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "10"))  # `make fuzz` asks for more
 
 MOMENTS = st.integers(0, 60)  # 0: not killed
 REQUESTS = st.dictionaries(st.sampled_from(["one", "two"]), st.sampled_from("abc"), min_size=1)
@@ -111,15 +111,19 @@ class Life(RuleBasedStateMachine):
 
     @rule(request=REQUESTS, moment=MOMENTS)
     def convert(self, request: dict[str, str], moment: int) -> None:
-        """Convert, with another request or the same. Oracle: what an undisturbed run writes."""
+        """Convert, with another request or the same. Oracle: what an undisturbed run writes.
+
+        A run that is killed has either left the manifest alone, or all its files were in place.
+        """
+        before = files_of(self.out) if self.out.exists() else {}
         code = self.orders.give("convert", self.out, request, moment)
+        found, wanted = files_of(self.out) if self.out.exists() else {}, life.contents(request)
+        if code == life.DONE or found.get(MANIFEST) != before.get(MANIFEST):
+            assert {name: found.get(name) for name in wanted} == wanted
         if code == life.DEAD:
             self.asked.append(request)
             return
         assert code == life.DONE
-        found = files_of(self.out)
-        wanted = life.contents(request)
-        assert {name: found[name] for name in wanted} == wanted
         spare = life.contents({"one": "", "two": ""}).keys() - wanted.keys()
         assert all(found.get(name) in (None, *self.edits.values()) for name in spare)
         assert set(json.loads(found[MANIFEST])["files"]) == wanted.keys()
@@ -185,8 +189,8 @@ class Life(RuleBasedStateMachine):
         assert not lost
 
     @invariant()
-    def the_manifest_does_not_lie(self) -> None:
-        """Every file is as some request made it, and all are the manifest's once it is new."""
+    def no_file_is_half_written(self) -> None:
+        """Every file is as some request made it: the last that ended well, or one killed since."""
         if not (self.out / MANIFEST).is_file():
             return
         found = files_of(self.out)
@@ -197,13 +201,6 @@ class Life(RuleBasedStateMachine):
                 made.setdefault(name, set()).add(content)
         for name, contents in made.items():
             assert found.get(name) in (None, *contents, *self.edits.values()), name
-        listed = json.loads(found[MANIFEST])["files"]
-        if self.request is None or set(listed) != life.contents(self.request).keys():
-            whole = [r for r in self.asked if life.contents(r).keys() == set(listed)]
-            assert any(
-                all(found.get(n) in (c, *self.edits.values()) for n, c in life.contents(r).items())
-                for r in (*whole, *([self.request] if self.request else []))
-            )
 
     def _graphs(self) -> list[str]:
         return [name for name in life.contents(self.request or {}) if name.endswith(".onnx")]
@@ -271,4 +268,4 @@ def test_the_life_of_a_bundle() -> None:
 
 def test_the_life_of_a_board_folder() -> None:
     """The same of packaging."""
-    run(Boards, max(EXAMPLES // 4, 5), 6)
+    run(Boards, max(EXAMPLES // 4, 3), 5)
