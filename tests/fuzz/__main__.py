@@ -135,7 +135,7 @@ def fuzz(name: str, seconds: float, seed: int) -> None:
     arguments = [
         sys.argv[0], f"-max_total_time={max(1, int(seconds))}", f"-max_len={TARGETS[name].most}",
         f"-rss_limit_mb={MEMORY_MB}", f"-timeout={HANGING_S}", "-print_final_stats=1",
-        f"-seed={seed}", "-close_fd_mask=0", f"-artifact_prefix={work / 'findings'}/", *map(str, folders),
+        f"-seed={seed}", f"-artifact_prefix={work / 'findings'}/", *map(str, folders),
     ]  # fmt: skip
     for data in TARGETS[name].seeds():
         store(folders[0], data)
