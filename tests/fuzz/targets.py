@@ -7,6 +7,7 @@ plugin, nothing outside the folder is changed, no process is started and no conn
 
 from __future__ import annotations
 
+import atexit
 import functools
 import json
 import os
@@ -135,6 +136,7 @@ def registry() -> Registry:
 def materials() -> Path:
     """Make a tiny checkpoint of every model and the toy bundle, once for a process."""
     folder = Path(tempfile.mkdtemp(prefix="axcore-materials-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     for entry in registry().entries:
         fabricate(entry.card, "tiny", folder / entry.card.id)
     toys.write_family(folder / "site", toys.AXLLM)
