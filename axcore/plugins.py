@@ -26,6 +26,7 @@ import pluggy
 from . import defaults, hookspecs
 from .errors import AxcoreError, ContractError, PluginNotFound, UnsupportedModel
 from .model_card import Entry, ModelCard
+from .plain import shown
 
 if TYPE_CHECKING:
     from .runtime.contract import Backend
@@ -167,7 +168,8 @@ class Registry:
             PluginNotFound: No family recognises it.
             UnsupportedModel: A family recognises it, but cannot convert it.
         """
-        architecture = next(iter(config.get("architectures") or ()), None)
+        named = config.get("architectures")
+        architecture = named[0] if isinstance(named, list) and named else None
         fitting = [
             entry
             for entry in self._known
@@ -177,8 +179,8 @@ class Registry:
         if not fitting:
             kind = config.get("model_type", "?")
             raise PluginNotFound(
-                f"no installed plugin exports the architecture `{architecture}`"
-                f" (model_type `{kind}`)\n  read from: {where}\n  installed: {self._installed()}",
+                f"no installed plugin exports the architecture {shown(architecture)}"
+                f" (model_type {shown(kind)})\n  read from: {where}\n  installed: {self._installed()}",
                 hint="install the family's plugin, or write one: a package with an entry point in"
                 f" the group `{GROUP}` (docs/plugins.md shows a whole one)",
             )

@@ -10,6 +10,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 from ..errors import GraphError
+from ..foreign import decode_json
+from ..plain import shown
 from .names import STAGES_KEY
 from .restrictions import Seen, Unknown, parse_restriction
 
@@ -107,8 +109,7 @@ def lint_model(path_or_model: Path | ir.Model, table: OperatorTable) -> list[Fin
     file, model = (
         ("", path_or_model) if isinstance(path_or_model, ir.Model) else _load(path_or_model)
     )
-    stages = frozenset(json.loads(model.metadata_props.get(STAGES_KEY, "[]")))
-    report = _Report(file, table, stages, [])
+    report = _Report(file, table, _stages(model), [])
     scopes: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
     for scope in scopes:
         opset = scope.opset_imports.get("", 0)
@@ -161,8 +162,30 @@ def _load(path: Path) -> tuple[str, ir.Model]:
     hint = "give an ONNX file that onnx.checker accepts; a damaged one must be exported again"
     try:
         model = ir.load(path)
+        _check_text(model)
     except Exception as error:  # protobuf, onnx and onnx_ir share no base class for damaged files
         raise GraphError(f"`{path}` cannot be read as ONNX\n  {error}", hint=hint) from error
     if not model.graph.opset_imports:  # arbitrary bytes, none included, may parse as protobuf
         raise GraphError(f"`{path}` is not an ONNX model\n  it imports no operator set", hint=hint)
     return str(path), model
+
+
+def _check_text(model: ir.Model) -> None:
+    """Refuse names that are no UTF-8: protobuf hands them on as bytes."""
+    import onnx_ir as ir
+
+    for scope in (model.graph, *model.functions.values()):
+        for node in ir.traversal.RecursiveGraphIterator(scope):
+            for text in (node.name or "", node.op_type, node.domain):
+                if not isinstance(text, str):
+                    raise ValueError(f"a name in it is not UTF-8: {shown(text)}")
+
+
+def _stages(model: ir.Model) -> frozenset[str]:
+    """Return the stages that axcore noted in a graph; none where somebody else wrote there."""
+    try:
+        listed = decode_json(model.metadata_props.get(STAGES_KEY, "[]"))
+    except ValueError:
+        return frozenset()
+    names = listed if isinstance(listed, list) else []
+    return frozenset(name for name in names if isinstance(name, str))
