@@ -179,8 +179,8 @@ class Registry:
         if not fitting:
             kind = config.get("model_type", "?")
             raise PluginNotFound(
-                f"no installed plugin exports the architecture {shown(architecture)}"
-                f" (model_type {shown(kind)})\n  read from: {where}\n  installed: {self._installed()}",
+                f"no installed plugin exports the architecture {shown(architecture)} (model_type"
+                f" {shown(kind)})\n  read from: {where}\n  installed: {self._installed()}",
                 hint="install the family's plugin, or write one: a package with an entry point in"
                 f" the group `{GROUP}` (docs/plugins.md shows a whole one)",
             )

@@ -222,7 +222,7 @@ def test_an_unknown_architecture(install: Install, config: dict[str, Any]) -> No
     """The error says what was read, from where, what is installed. Oracle: the config given."""
     registry = Registry(install(good=GOOD))
     architecture = (config.get("architectures") or [None])[0]
-    with pytest.raises(PluginNotFound, match=f"the architecture `{architecture}`") as caught:
+    with pytest.raises(PluginNotFound, match=f"the architecture {architecture!r} ") as caught:
         registry.recognise(config, "/some/config.json")
     assert "read from: /some/config.json\n  installed: good" in caught.value.message
     assert "plugin" in caught.value.hint
