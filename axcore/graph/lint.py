@@ -174,7 +174,8 @@ def _check_text(model: ir.Model) -> None:
     """Refuse names that are no UTF-8: protobuf hands them on as bytes."""
     import onnx_ir as ir
 
-    for scope in (model.graph, *model.functions.values()):
+    scopes: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+    for scope in scopes:
         for node in ir.traversal.RecursiveGraphIterator(scope):
             for text in (node.name or "", node.op_type, node.domain):
                 if not isinstance(text, str):
