@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 import axcore
+from axcore.bundle import STATE
 
 from ..built import IMAGE
 from ..bundles import IMAGES, MODEL, change_json, environment, list_again
@@ -27,7 +28,9 @@ from pathlib import Path
 from tests.fuzz.watch import watching
 
 task, given, out, cache, picture = sys.argv[1], *map(Path, sys.argv[2:])
-with watching(out, cache, foreign=(given,)) as watch:
+# A bundle keeps the checksums of its files with its state.
+allowed = [out, cache] if task == "convert" else [out, cache, given / {STATE!r}]
+with watching(*allowed, foreign=(given,)) as watch:
     import axcore
     if task == "convert":
         images = [Path({str(IMAGES)!r})]
@@ -88,7 +91,7 @@ def reached(task: str, given: Path, out: Path) -> list[str]:
         cwd=ROOT, env=environment(), capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    return done.stdout.split()
+    return done.stdout.strip().splitlines()
 
 
 def test_converting_a_strangers_checkpoint_does_nothing_else(
