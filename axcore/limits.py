@@ -25,3 +25,9 @@ RECORD_BYTES = 16 * MB
 
 NESTING = 64
 """Objects and lists inside one another in a JSON file."""
+
+LAYERS = 4096
+"""Decoder layers that a manifest may speak of; published: 128."""
+
+LENGTH = 1 << 24
+"""Tokens, pixels, or entries of an axis that a manifest may speak of; published: 1 << 20."""

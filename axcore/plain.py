@@ -74,7 +74,10 @@ def _record(kind: Any, data: Mapping[str, Any], where: str) -> Any:
             values[field.name] = _parse(hints[field.name], data[field.name], name)
         elif field.default is MISSING and field.default_factory is MISSING:
             raise ValueError(f"{name}: missing")
-    return kind(**values)
+    try:
+        return kind(**values)
+    except ValueError as error:  # a type that checks its own values
+        raise ValueError(f"{where}: {error}") from error
 
 
 def _number(data: Any, where: str) -> float:
