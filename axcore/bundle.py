@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -281,7 +281,6 @@ def _check(manifest: Manifest) -> None:
     Raises:
         ValueError: The message begins with the path in the manifest.
     """
-    build, profile = manifest.build, manifest.model.profile
     for name in manifest.files:
         check_name(name)
         if name.split("/")[0] == STATE:
@@ -289,34 +288,41 @@ def _check(manifest: Manifest) -> None:
     for where, word in _words(manifest):
         if not _WORD.fullmatch(word) or ".." in word:
             raise ValueError(f"{where}: {shown(word)} is not a plain name")
-    for graph in build.graphs:
-        check_name(graph.archive)
-        if "/" in graph.stem or "/" in graph.archive:
-            raise ValueError(f"build.graphs: {shown(graph.stem)} is not a name of one file")
-        for port in (*graph.inputs, *graph.outputs):
-            if port.dtype not in _DTYPES:
-                raise ValueError(f"build.graphs: {shown(port.dtype)} is not a dtype")
-    if not Path(build.checkpoint).is_absolute():
-        check_name(build.checkpoint)
-    for where, numbers, most in (
-        ("build.decoder_layers", [build.decoder_layers], LAYERS),
-        ("build.llm", [build.llm.prefill_len, build.llm.kv_cache_len], LENGTH),
-        ("build.llm.parallel", [build.llm.parallel], LENGTH),
-        ("build.llm.last_kv_cache_len", build.llm.last_kv_cache_len, LENGTH),
-        ("model.profile", [profile.height, profile.width, profile.images], LENGTH),
-        ("model.profile", [profile.prefill_len, profile.kv_cache_len], LENGTH),
-        ("model.profile.last_kv_cache_len", profile.last_kv_cache_len, LENGTH),
-        ("embedding.shape", manifest.embedding.shape if manifest.embedding else (), LENGTH),
-        *(
-            (f"build.graphs.{number}", port.shape, LENGTH)
-            for number, graph in enumerate(build.graphs)
-            for port in (*graph.inputs, *graph.outputs)
-        ),
-    ):
+    for where, numbers, most in _numbers(manifest):
         if wrong := [number for number in numbers if not 0 < number <= most]:
             raise ValueError(f"{where}: {shown(wrong[0])} is not between 1 and {most}")
+    _check_build(manifest.build)
     if manifest.embedding and len(manifest.embedding.shape) != 2:
         raise ValueError("embedding.shape: it has to have two numbers")
+
+
+def _check_build(build: BuildRequest) -> None:
+    if not Path(build.checkpoint).is_absolute():
+        check_name(build.checkpoint)
+    for number, graph in enumerate(build.graphs):
+        for name in (graph.stem, graph.archive):
+            check_name(name)
+            if "/" in name:
+                raise ValueError(f"build.graphs.{number}: {shown(name)} is not a name of one file")
+        for port in (*graph.inputs, *graph.outputs):
+            if port.dtype not in _DTYPES:
+                raise ValueError(f"build.graphs.{number}: {shown(port.dtype)} is not a dtype")
+
+
+def _numbers(manifest: Manifest) -> Iterator[tuple[str, Sequence[int], int]]:
+    """Yield numbers that must be positive: where they stand, and the largest that is taken."""
+    build, profile = manifest.build, manifest.model.profile
+    yield "build.decoder_layers", [build.decoder_layers], LAYERS
+    yield "build.llm.parallel", [build.llm.parallel], LENGTH
+    for where, lengths in (("build.llm", build.llm), ("model.profile", profile)):
+        yield where, [lengths.prefill_len, lengths.kv_cache_len], LENGTH
+        yield f"{where}.last_kv_cache_len", lengths.last_kv_cache_len, LENGTH
+    yield "model.profile", [profile.height, profile.width, profile.images], LENGTH
+    if manifest.embedding:
+        yield "embedding.shape", manifest.embedding.shape, LENGTH
+    for number, graph in enumerate(build.graphs):
+        for port in (*graph.inputs, *graph.outputs):
+            yield f"build.graphs.{number}", port.shape, LENGTH
 
 
 def _words(manifest: Manifest) -> list[tuple[str, str]]:
@@ -332,6 +338,6 @@ def _words(manifest: Manifest) -> list[tuple[str, str]]:
     if build.llm.model_type is not None:
         words.append(("build.llm.model_type", build.llm.model_type))
     for number, graph in enumerate(build.graphs):
-        ports = (*graph.inputs, *graph.outputs)
-        words += [(f"build.graphs.{number}", name) for name in (graph.stem, *(p.name for p in ports))]
+        names = [graph.stem, *(port.name for port in (*graph.inputs, *graph.outputs))]
+        words += [(f"build.graphs.{number}", name) for name in names]
     return words

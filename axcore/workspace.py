@@ -150,6 +150,8 @@ class Workspace:
         """
         try:
             check_step_name(name)
+            if name in {step.name for step in self.steps}:
+                raise ValueError(f"{shown(name)} is taken")
         except ValueError as error:
             raise ContractError(f"a step cannot have that name: {error}") from error
         key = digest(inputs, self._described)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from ..bundle import MANIFEST, PACKAGED
 from ..errors import BundleError, UsageError
-from ..files import appearing, explained_full_disk, sha256
+from ..files import Content, appearing, explained_full_disk, sha256
 from .source import Source
 
 if TYPE_CHECKING:
@@ -78,11 +79,11 @@ def _manifest(folder: Path) -> dict[str, Any]:
 def _write_manifest(folder: Path, runtime: Runtime, source: Source, progress: Progress) -> None:
     """Write the bundle's manifest with the files and checksums of this folder."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    files = {}
+    files: dict[str, Content] = {}
     with progress.task("checksums", sum(path.stat().st_size for path in paths), "B") as task:
         for path in paths:
             size = path.stat().st_size
-            files[path.relative_to(folder).as_posix()] = {"size": size, "sha256": sha256(path)}
+            files[path.relative_to(folder).as_posix()] = Content(size, sha256(path))
             task.advance(size)
-    manifest = {**source.deployment.bundle.manifest, PACKAGED: runtime, "files": files}
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    manifest = replace(source.deployment.bundle.manifest, packaged_for=runtime, files=files)
+    (folder / MANIFEST).write_text(manifest.dump(), encoding="utf-8")

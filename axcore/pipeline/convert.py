@@ -22,8 +22,9 @@ from ..calibration import (
     warn_of_few,
 )
 from ..plain import plain
+from ..step import Step
 from ..versions import code_digest, versions
-from ..workspace import Step, Workspace, digest
+from ..workspace import Workspace, digest
 from .flow import Flow
 from .job import open_job
 from .plan import check_room, make_plan, notes, sample_counts
@@ -116,8 +117,9 @@ class _Conversion:
                 for name, content in sorted(step.files.items())
             },
         }
-        for name in self.workspace.publish(json.dumps(manifest, indent=2) + "\n"):
-            self.progress.warn(f"{name} had been changed; your version is kept as {name}.orig")
+        text = json.dumps(manifest, indent=2) + "\n"
+        for name, kept in self.workspace.publish(text).items():
+            self.progress.warn(f"{name} had been changed; your version is kept as {kept}")
 
     def _run(
         self,

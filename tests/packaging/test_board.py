@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from axcore import BudgetError, BundleError, PluginNotFound, Registry, UsageError
+from axcore.bundle import Bundle
 from axcore.packaging import RUNTIMES, Runtime, package
 from axcore.progress import Silent
 
@@ -33,7 +34,7 @@ def test_the_manifest_lists_what_is_there(bundle: Path, runtime: Runtime) -> Non
     """It is the bundle's but for its files, each with size and content. Oracle: hashlib."""
     out = packaged(bundle, runtime)
     manifest = json.loads((out / "axcore.json").read_text())
-    original = json.loads((bundle / "axcore.json").read_text())
+    original = Bundle.open(bundle).manifest.data()
     assert manifest.pop("packaged_for") == runtime
     found = {
         path.relative_to(out).as_posix(): toys.stamp(path.read_bytes())
@@ -132,7 +133,7 @@ def test_a_full_disk_is_that_of_the_new_folder(
     monkeypatch.setattr(os, "link", elsewhere)
     with (
         largest_file(10),
-        pytest.raises(BudgetError, match=rf"cannot write {bundle.parent}/\.board") as caught,
+        pytest.raises(BudgetError, match=rf"cannot write {bundle.parent}/\.axcore") as caught,
     ):
         packaged(bundle, runtime)
     assert caught.value.hint == "make room and run the same command again"
