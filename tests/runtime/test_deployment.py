@@ -180,9 +180,7 @@ def test_generation_settings_that_cannot_be_read(
     """Otherwise an answer might never end."""
     (own / "generation_config.json").write_text(content)
     list_again(own, "generation_config.json")
-    with pytest.raises(
-        BundleError, match=r"generation_config\.json.*(cannot be used|holds no settings)"
-    ):
+    with pytest.raises(BundleError, match=r"generation_config\.json (cannot|holds no)"):
         Deployment.open(own, registry)
 
 
