@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -98,24 +98,11 @@ class Checksums:
 
     def move(self, source: Path, target: Path) -> None:
         """Rename a file and its entry."""
-        with self.keeping({source: target}):
-            source.replace(target)
-
-    @contextmanager
-    def keeping(self, renamed: Mapping[Path, Path]) -> Iterator[None]:
-        """Keep what is known of files that the block renames or links, without writing to them.
-
-        Either changes the time of status change, so that the files would be read again.
-
-        Args:
-            renamed: Path before the block to path after it.
-        """
-        before = {source: self._kept(source, _looks(source)) for source in renamed}
-        yield
-        for source, target in renamed.items():
-            self._known.pop(self._name(source), None)
-            if (known := before[source]) is not None:
-                self._known[self._name(target)] = [*_looks(target), known[-1]]
+        known = self._kept(source, _looks(source))
+        source.replace(target)
+        self._known.pop(self._name(source), None)
+        if known is not None:  # a rename changes the time of status change, and nothing else
+            self._known[self._name(target)] = [*_looks(target), known[-1]]
 
     def rename(self, source: Path, target: Path) -> None:
         """Rename the entries of the files in a folder that was renamed."""

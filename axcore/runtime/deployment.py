@@ -130,7 +130,8 @@ class Deployment:
         """
         found: dict[tuple[str, int], dict[int, Path]] = {}
         for path in self.folder.glob(f"*_together{suffix}"):
-            if match := _LAYER.fullmatch(path.name.removesuffix(suffix)):
+            match = _LAYER.fullmatch(path.name.removesuffix(suffix))
+            if match and path.is_file():  # opening a pipe would wait for ever
                 series = found.setdefault((match["kind"], int(match["chunk"])), {})
                 series[int(match["layer"])] = path
         hint = f"run `{build_command(self.folder, suffix)}`"

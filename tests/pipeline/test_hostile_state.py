@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from axcore.bundle import CHECKSUMS, MANIFEST
 from axcore.errors import BundleError, ContractError
 from axcore.files import Checksums, Content, appearing, sha256
-from axcore.foreign import check_name, inside
+from axcore.foreign import check_name, inside, own_folder
 from axcore.step import STATE, Step, builds, published
 from axcore.workspace import Workspace, digest
 
@@ -263,14 +263,11 @@ def test_content_replaced_at_the_same_size_and_time_is_noticed(tmp_path: Path) -
     assert checksums.of(path) == Content(3, sha256(path)) != before
 
 
-def test_renames_and_links_cost_no_reading(tmp_path: Path, hashed: list[str]) -> None:
-    """Both change the time of status change alone. Oracle: the reads."""
+def test_a_rename_costs_no_reading(tmp_path: Path, hashed: list[str]) -> None:
+    """It changes the time of status change alone. Oracle: the reads."""
     path, checksums = tmp_path / "a", Checksums(tmp_path / "sums.json")
     path.write_text("one")
     known = checksums.of(path)
-    with checksums.keeping({path: path}):
-        os.link(path, tmp_path / "link")
-    assert checksums.of(path) == known
     checksums.move(path, tmp_path / "b")
     assert checksums.of(tmp_path / "b") == known
     assert hashed == ["a"]
@@ -376,3 +373,16 @@ def test_no_name_leads_out(name: str) -> None:
         check_name(name)
         assert os.path.realpath(path).startswith(f"{root}/")
         assert not name.startswith("/")
+
+
+@pytest.mark.parametrize("name", ["build", "build/stem", "build/x/stem"])
+def test_a_folder_of_ours_is_no_link(tmp_path: Path, canary: Path, name: str) -> None:
+    """Neither it nor one above it, wherever the link leads. Oracle: a folder that is none."""
+    root = tmp_path / "root"
+    assert own_folder(root / "whole", name).is_dir()
+    for target in (canary.parent, root):
+        link = root / name.split("/")[0]
+        link.symlink_to(target)
+        with pytest.raises(ValueError, match="link"):
+            own_folder(root, name)
+        link.unlink()
