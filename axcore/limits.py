@@ -20,8 +20,8 @@ INDEX_BYTES = 32 * MB
 HEADER_BYTES = 16 * MB
 """The header of one safetensors file: one of 100,000 tensors has 12 MB."""
 
-RECORD_BYTES = 16 * MB
-"""Manifests, step records, checksums and other JSON that axcore wrote."""
+RECORD_BYTES = 8 * MB
+"""Manifests, step records, checksums and other JSON that axcore wrote: 50,000 files need that."""
 
 NESTING = 64
 """Objects and lists inside one another in a JSON file."""

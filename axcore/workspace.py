@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from .bundle import CHECKSUMS, MANIFEST
+from .display import printable
 from .errors import BundleError, ContractError
 from .files import (
     Checksums,
@@ -395,7 +396,7 @@ def _check_folder(out: Path, model: str) -> None:
     holds = _Listed.of(out).model.id
     if holds not in ("", model):
         raise BundleError(
-            f"{out} holds a bundle of {shown(holds)}, not of `{model}`",
+            f"{out} holds a bundle of `{printable(holds)}`, not of `{model}`",
             hint="choose another folder with -o; nothing was changed",
         )
 

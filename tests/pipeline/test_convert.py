@@ -245,7 +245,9 @@ def test_bfloat16_is_said_to_be_unverified(checkpoint: Path, tmp_path: Path) -> 
     Oracle: the guide.
     """
     bundle = convert(checkpoint, tmp_path / "out", dtype="bfloat16", images=[])
-    assert any("bfloat16" in note and "not verified" in note for note in bundle.manifest.data()["notes"])
+    assert any(
+        "bfloat16" in note and "not verified" in note for note in bundle.manifest.data()["notes"]
+    )
     assert bundle.manifest.data()["components"][0]["verification"] is None
     (port,) = onnx.load(bundle.graphs[0], load_external_data=False).graph.input
     assert port.type.tensor_type.elem_type == onnx.TensorProto.BFLOAT16

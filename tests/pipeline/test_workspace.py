@@ -227,7 +227,7 @@ def test_refused_folders(tmp_path: Path) -> None:
     for folder, model, message in (
         (file, "toy", "is a file, not a folder"),
         (foreign, "toy", "holds something else: thesis.tex"),
-        (other, "another", "holds a bundle of 'toy', not of `another`"),
+        (other, "another", "holds a bundle of `toy`, not of `another`"),
     ):
         with (
             pytest.raises(BundleError, match=message) as caught,
