@@ -100,6 +100,7 @@ class _Conversion:
         samples = self._calibrate() if self.images else self._adopt_archive()
         self._embed()
         if not self.prepared.request.vision_only:
+            self._check_llm()
             self._rewrite_llm()
         self._copy_assets()
         build = self.prepared.build_request(samples)
@@ -300,6 +301,18 @@ class _Conversion:
             write_embedding(checkpoint, embedding, folder, formats, self.progress)
 
         self._run("embedding", inputs, make)
+
+    def _check_llm(self) -> None:
+        """Refuse weights that are no numbers here, though only a build will read the rest.
+
+        Hours of a vendor's build would end in a model that answers nonsense. Reading costs what the
+        disk takes, once for each version of the files.
+        """
+        checkpoint = self.job.checkpoint
+        prefixes = self.job.card.layout.text_prefixes
+        keys = [key for key in checkpoint.tensors if key.startswith(prefixes)]
+        inputs = {"weights": checkpoint.signature(), "prefixes": prefixes}
+        self._run("language-model-weights", inputs, lambda _: checkpoint.check_finite(keys))
 
     def _rewrite_llm(self) -> None:
         """Write the language model's own checkpoint where the family asks for one."""

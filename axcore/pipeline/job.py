@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..checkpoint import Checkpoint, as_stored, canonical_key, check_layout, read_config
 from ..choices import resolve, unknown_option
+from ..checkpoint.quantised import check_groups
 from ..component import Shape
 from ..errors import CheckpointError, UsageError
 from ..files import cache_folder
@@ -121,6 +122,7 @@ def _open(folder: Path, card: ModelCard, *, vision_only: bool) -> Checkpoint:
             expected = {key: shape for key, shape in expected.items() if wanted(key)}
         stored = as_stored(checkpoint, expected, layout.text_prefixes)
         check_layout(checkpoint, stored, layout.spare)
+        check_groups(checkpoint)
     return checkpoint
 
 
