@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..bundle import ASSET_SUFFIXES, SCHEMA, Bundle
+from ..bundle import SCHEMA, Bundle
 from ..calibration import (
     check_images,
     find_archive,
@@ -21,6 +20,8 @@ from ..calibration import (
     store_samples,
     warn_of_few,
 )
+from ..checkpoint.assets import find_assets
+from ..files import sha256
 from ..plain import plain
 from ..versions import code_digest, versions
 from ..workspace import Step, Workspace, digest
@@ -37,8 +38,6 @@ if TYPE_CHECKING:
     from ..progress import Progress
     from ..request import Request
     from ..toolchains.contract import GraphFile
-
-_NO_ASSETS = ("axcore.json", "fabricated.json")
 
 
 def convert(request: Request, out: Path, registry: Registry, progress: Progress) -> Bundle:
@@ -334,14 +333,12 @@ class _Conversion:
 
     def _copy_assets(self) -> None:
         folder = self.job.checkpoint.folder
-        paths = sorted(path for path in folder.iterdir() if _is_asset(path))
-        inputs = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
         def make(target: Path) -> None:
-            for path in paths:
-                shutil.copyfile(path, target / path.name)
+            for name, path in find_assets(folder).items():
+                shutil.copyfile(path, target / name)
 
-        self._run("assets", inputs, make)
+        self._run("assets", _asset_contents(folder), make)
 
 
 def _identity(
@@ -352,12 +349,11 @@ def _identity(
     archive: Archive | None,
 ) -> dict[str, Any]:
     """Return all that a bundle depends on and that is known without looking into weights."""
-    paths = [path for path in job.checkpoint.folder.iterdir() if _is_asset(path)]
     return {
         "request": asdict(replace(request, images=())),
         "folder": str(job.checkpoint.folder.resolve()),
         "weights": job.checkpoint.signature(),
-        "assets": sorted((path.name, path.read_bytes().hex()) for path in paths),
+        "assets": _asset_contents(job.checkpoint.folder),
         "images": _content(images),
         "archive": archive and archive.sha256,
         **_code(job, registry),
@@ -378,10 +374,8 @@ def _content(images: Sequence[SourceImage]) -> list[str]:
     return [image.sha256 for image in images]
 
 
-def _is_asset(path: Path) -> bool:
-    """Configuration, tokenizer and processor files; an index speaks of shards that stay behind."""
-    named = path.suffix in ASSET_SUFFIXES and path.name not in _NO_ASSETS
-    return named and not path.name.endswith(".index.json") and path.is_file()
+def _asset_contents(folder: Path) -> dict[str, str]:
+    return {name: sha256(path) for name, path in find_assets(folder).items()}
 
 
 def _write_texts(texts: Mapping[str, str], folder: Path) -> None:

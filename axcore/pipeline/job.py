@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..checkpoint import Checkpoint, as_stored, canonical_key, check_layout, read_config
-from ..choices import resolve, unknown_option
 from ..checkpoint.quantised import check_groups
+from ..choices import resolve, unknown_option
 from ..component import Shape
 from ..errors import CheckpointError, UsageError
 from ..files import cache_folder
