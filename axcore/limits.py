@@ -35,5 +35,12 @@ RANK = 8
 NAME_LENGTH = 500
 """Characters of a tensor's name; published: below 120."""
 
+LAYERS = 1000
+"""Layers of a tower or language model; published: 126."""
+
+COUNT = 1 << 24
+"""Any other number of things in a config: widths, heads, words, positions; published: 10,485,760
+positions."""
+
 NESTING = 64
 """Objects and lists inside one another in a JSON file."""
