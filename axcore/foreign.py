@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, TypeVar
 
 from .errors import AxcoreError
-from .limits import NESTING
+from .limits import CONTAINERS, NESTING
 from .plain import parse, shown
 
 T = TypeVar("T")
@@ -105,10 +105,15 @@ def decode_json(content: bytes | str, *, unique: bool = False) -> Any:
         unique: Refuse objects in which a name appears twice; else the last one counts.
 
     Raises:
-        ValueError: It is no JSON in UTF-8, or nested deeper than `NESTING`.
+        ValueError: It is no JSON in UTF-8, nested deeper than `NESTING`, or holds more than
+            `CONTAINERS` objects and lists.
     """
+    text = content if isinstance(content, str) else content.decode("utf-8-sig")
+    # In memory, an empty list takes thirty times as much as in the file.
+    if text.count("[") + text.count("{") > CONTAINERS:
+        raise ValueError(f"it holds more than {CONTAINERS} objects and lists")
     try:
-        value = json.loads(content, object_pairs_hook=_unique if unique else None)
+        value = json.loads(text, object_pairs_hook=_unique if unique else None)
     except RecursionError:
         raise ValueError(f"it is nested deeper than {NESTING}") from None
     _check_nesting(value)

@@ -14,7 +14,7 @@ CONFIG_BYTES = 4 * MB
 TOKENIZER_BYTES = 64 * MB
 """``tokenizer.json``, ``vocab.json``, ``merges.txt``, ``tokenizer.model``; published: 35 MB."""
 
-INDEX_BYTES = 32 * MB
+INDEX_BYTES = 16 * MB
 """The safetensors index: one of 100,000 tensors has 10 MB."""
 
 HEADER_BYTES = 16 * MB
@@ -44,3 +44,6 @@ positions."""
 
 NESTING = 64
 """Objects and lists inside one another in a JSON file."""
+
+CONTAINERS = 1_000_000
+"""Objects and lists in a JSON file; the header of 100,000 tensors has 300,000."""

@@ -32,9 +32,7 @@ class VisionConfig:
     def __post_init__(self) -> None:
         # Rows and columns each turn a quarter of a head's values, and as many again.
         if self.hidden_size % (4 * self.num_heads):
-            raise ValueError(
-                f"hidden_size: {self.hidden_size} are not {self.num_heads} heads of 4n"
-            )
+            raise ValueError(f"hidden_size: no multiple of 4 in each of {self.num_heads} heads")
         if self.window_size % CELL_PX:
             raise ValueError(f"window_size: {self.window_size} is no multiple of {CELL_PX} px")
 

@@ -266,7 +266,8 @@ def _architectures(config: Mapping[str, Any], folder: Path) -> list[str]:
     found = config.get("architectures") or []
     if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
         raise CheckpointError(
-            f"`architectures` is {shown(found)}, not a list of names\n  file: {folder / 'config.json'}",
+            f"`architectures` is {shown(found)}, not a list of names\n"
+            f"  file: {folder / 'config.json'}",
             hint="fetch config.json again",
         )
     return found
