@@ -92,6 +92,8 @@ class _Conversion:
         """Do what is not done, then publish."""
         components = []
         self._say_unchecked()
+        if not self.prepared.request.vision_only:
+            self._check_llm()
         for component, cuts in zip(self.prepared.components, self.prepared.cuts, strict=True):
             exported = self.exported[component.name] = self._export(component, cuts)
             findings, verified = self._lint(component, exported), self._verify(component)
@@ -99,7 +101,6 @@ class _Conversion:
         samples = self._calibrate() if self.images else self._adopt_archive()
         self._embed()
         if not self.prepared.request.vision_only:
-            self._check_llm()
             self._rewrite_llm()
         self._copy_assets()
         build = self.prepared.build_request(samples)
