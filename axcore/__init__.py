@@ -35,6 +35,7 @@ from .language.tensors import affine_tensors, llama_tensors
 from .language.tokenizer import Rows, encode_prompt, load_tokenizer, message_parts
 from .language_model import Decoder, Embedding, LlmBuildArgs, LlmCheckpoint, Prompt
 from .model_card import Layout, ModelCard, Profile, Published
+from .model_config import Count, Layers, Positive, Token
 from .plugins import Registry
 from .progress import Progress, Silent
 from .request import Options, Request
@@ -74,6 +75,7 @@ __all__ = [
     "Choice",
     "Component",
     "ContractError",
+    "Count",
     "Decoder",
     "DownloadError",
     "Embedding",
@@ -81,6 +83,7 @@ __all__ = [
     "GraphFile",
     "ImageError",
     "Job",
+    "Layers",
     "Layout",
     "LlmBuildArgs",
     "LlmCheckpoint",
@@ -88,6 +91,7 @@ __all__ = [
     "Options",
     "PluginNotFound",
     "Port",
+    "Positive",
     "Profile",
     "Progress",
     "Prompt",
@@ -101,6 +105,7 @@ __all__ = [
     "Shape",
     "Silent",
     "Stage",
+    "Token",
     "Toolchain",
     "ToolchainError",
     "UnsupportedModel",

@@ -18,7 +18,7 @@ from .errors import BundleError
 from .files import Checksums, Content
 from .foreign import check_name, inside, read_json, reason
 from .language_model import Embedding
-from .limits import LAYERS, LENGTH, RECORD_BYTES
+from .limits import COUNT, LAYERS, RECORD_BYTES
 from .model_card import Profile
 from .plain import parse, plain, shown
 from .request import Options
@@ -29,8 +29,6 @@ MANIFEST = "axcore.json"
 PACKAGED = "packaged_for"
 """The manifest's entry that names the runtime a folder was packaged for."""
 
-ASSET_SUFFIXES = (".json", ".txt", ".jinja", ".model")
-"""Of configuration, tokenizer and processor files."""
 
 CHECKSUMS = f"{STATE}/checksums.json"
 """The record of checksums of a bundle's files (see `Checksums`)."""
@@ -313,16 +311,16 @@ def _numbers(manifest: Manifest) -> Iterator[tuple[str, Sequence[int], int]]:
     """Yield numbers that must be positive: where they stand, and the largest that is taken."""
     build, profile = manifest.build, manifest.model.profile
     yield "build.decoder_layers", [build.decoder_layers], LAYERS
-    yield "build.llm.parallel", [build.llm.parallel], LENGTH
+    yield "build.llm.parallel", [build.llm.parallel], COUNT
     for where, lengths in (("build.llm", build.llm), ("model.profile", profile)):
-        yield where, [lengths.prefill_len, lengths.kv_cache_len], LENGTH
-        yield f"{where}.last_kv_cache_len", lengths.last_kv_cache_len, LENGTH
-    yield "model.profile", [profile.height, profile.width, profile.images], LENGTH
+        yield where, [lengths.prefill_len, lengths.kv_cache_len], COUNT
+        yield f"{where}.last_kv_cache_len", lengths.last_kv_cache_len, COUNT
+    yield "model.profile", [profile.height, profile.width, profile.images], COUNT
     if manifest.embedding:
-        yield "embedding.shape", manifest.embedding.shape, LENGTH
+        yield "embedding.shape", manifest.embedding.shape, COUNT
     for number, graph in enumerate(build.graphs):
         for port in (*graph.inputs, *graph.outputs):
-            yield f"build.graphs.{number}", port.shape, LENGTH
+            yield f"build.graphs.{number}", port.shape, COUNT
 
 
 def _words(manifest: Manifest) -> list[tuple[str, str]]:

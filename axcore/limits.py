@@ -14,7 +14,7 @@ CONFIG_BYTES = 4 * MB
 TOKENIZER_BYTES = 64 * MB
 """``tokenizer.json``, ``vocab.json``, ``merges.txt``, ``tokenizer.model``; published: 35 MB."""
 
-INDEX_BYTES = 32 * MB
+INDEX_BYTES = 16 * MB
 """The safetensors index: one of 100,000 tensors has 10 MB."""
 
 HEADER_BYTES = 16 * MB
@@ -23,11 +23,27 @@ HEADER_BYTES = 16 * MB
 RECORD_BYTES = 8 * MB
 """Manifests, step records, checksums and other JSON that axcore wrote: 50,000 files need that."""
 
+TENSORS = 100_000
+"""Tensors of a checkpoint; published: 92,000, in a mixture of 256 experts."""
+
+SHARDS = 1000
+"""safetensors files of a checkpoint; published: 191."""
+
+RANK = 8
+"""Dimensions of a tensor; published: 5, a convolution over time, rows and columns."""
+
+NAME_LENGTH = 500
+"""Characters of a tensor's name; published: below 120."""
+
+LAYERS = 1000
+"""Layers of a tower or language model; published: 126."""
+
+COUNT = 1 << 24
+"""Any other number of things in a config: widths, heads, words, positions; published: 10,485,760
+positions."""
+
 NESTING = 64
 """Objects and lists inside one another in a JSON file."""
 
-LAYERS = 4096
-"""Decoder layers that a manifest may speak of; published: 128."""
-
-LENGTH = 1 << 24
-"""Tokens, pixels, or entries of an axis that a manifest may speak of; published: 1 << 20."""
+CONTAINERS = 1_000_000
+"""Objects and lists in a JSON file; the header of 100,000 tensors has 300,000."""

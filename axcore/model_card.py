@@ -106,6 +106,10 @@ class Layout:
             plain text model (``architectures``, ``model_type`` and whatever differs), for tools
             that take a language model alone. None as a value removes the field. Empty if that part
             of the config is complete.
+        config: A dataclass by which every ``config.json`` is read before anything else; unknown
+            names are ignored. Its annotations say what can be converted: `axcore.Layers` and
+            `axcore.Count` bound numbers, ``Literal["gelu"]`` refuses all else. What the core reads
+            of the language model's part is checked without it.
     """
 
     tensors: Callable[[Mapping[str, Any]], Mapping[str, Shape]] | None = None
@@ -113,6 +117,7 @@ class Layout:
     text_prefixes: tuple[str, ...] = ("model.", "lm_head.")
     spare: tuple[str, ...] = ()
     text_model: Mapping[str, Any] = field(default_factory=dict)
+    config: type | None = None
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from axcore import Layout, ModelCard, Profile, Published
 
 from . import layouts
+from .config import Config
 from .tiling import TILES
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def _card(name: str, repo: str, tiny: int, licence: str, parameters: int) -> Mod
         licence=licence,
         parameters=parameters,
         choices={"tiles": TILES},
-        layout=Layout(layouts.tensors, _PREFIXES, text_prefixes=(layouts.TEXT,)),
+        layout=Layout(layouts.tensors, _PREFIXES, (layouts.TEXT,), config=Config),
         published=replace(published, tiny=_tiny(language, tiny)),
         runtimes={
             "axllm": {

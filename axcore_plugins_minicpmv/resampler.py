@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from axcore import Calibration, Component, Port, Stage, Weight
 
 from . import preprocess, siglip
+from .configs import HEAD_DIM
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
     BuildOptions = Mapping[str, Mapping[str, Any]]
 
-HEAD_DIM = 128
 EPS = 1e-6  # upstream's constant, not in config.json
 THETA = 10_000.0  # likewise, the base of the position frequencies
 

@@ -27,7 +27,7 @@ from axcore import (
     llama_tensors,
 )
 
-from . import layouts, preprocess, slicing, versions
+from . import configs, layouts, preprocess, slicing, versions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -131,7 +131,12 @@ def card() -> ModelCard:
         parameters=3_434_965_792,
         choices={"fit": preprocess.FIT, "fold-scales": _FOLD},
         recognises=_recognises,
-        layout=Layout(tensors, text_prefixes=(LANGUAGE,), text_model=versions.TEXT_MODEL),
+        layout=Layout(
+            tensors,
+            text_prefixes=(LANGUAGE,),
+            text_model=versions.TEXT_MODEL,
+            config=configs.V2,
+        ),
         published=Published.read(
             versions.DATA / "minicpm-v-2", tiny=_TINY, tokens=lambda _: TOKENS
         ),
@@ -326,7 +331,14 @@ def _written(messages: Sequence[Mapping[str, Any]]) -> Iterator[str | Image]:
 
 
 def tensors(config: Mapping[str, Any]) -> dict[str, Shape]:
-    """Return the key and shape of every tensor that `config` implies."""
+    """Return the key and shape of every tensor that `config` implies.
+
+    Raises:
+        ValueError: The tower is not known.
+    """
+    if config["vision_encoder"] not in ENCODERS:
+        named = config["vision_encoder"][:80]
+        raise ValueError(f"vision_encoder: {named!a} is not one of {', '.join(ENCODERS)}")
     encoder = ENCODERS[config["vision_encoder"]]
     width, queries = config["hidden_size"], config["query_num"]
     return {

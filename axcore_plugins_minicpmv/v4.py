@@ -23,7 +23,7 @@ from axcore import (
     llama_tensors,
 )
 
-from . import layouts, preprocess, slicing, versions
+from . import configs, layouts, preprocess, slicing, versions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -86,7 +86,12 @@ def card() -> ModelCard:
         parameters=4_059_533_040,
         choices={"fit": preprocess.FIT, "layout": _LAYOUT},
         recognises=lambda config: versions.version(config) == VERSION,
-        layout=Layout(tensors, text_prefixes=("llm.",), text_model=versions.TEXT_MODEL),
+        layout=Layout(
+            tensors,
+            text_prefixes=("llm.",),
+            text_model=versions.TEXT_MODEL,
+            config=configs.V4,
+        ),
         published=replace(published, tiny=_tiny(published.config)),
     )
 

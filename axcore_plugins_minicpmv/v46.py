@@ -23,7 +23,7 @@ from axcore import (
     affine_tensors,
 )
 
-from . import layouts, preprocess, slicing, versions
+from . import configs, layouts, preprocess, slicing, versions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -122,6 +122,7 @@ def card() -> ModelCard:
             text_prefixes=("model.language_model.", "lm_head.", "mtp."),
             # Only 16x uses the merger inside the tower; multi-token prediction is not used.
             spare=("model.vision_tower.vit_merger.", "mtp."),
+            config=configs.V46,
         ),
         published=published,
         runtimes={

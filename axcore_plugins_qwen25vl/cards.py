@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from axcore import Layout, ModelCard, Profile, Published, affine_tensors, llama_tensors
 
+from .config import Config
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -91,7 +93,7 @@ def _card(size: str, licence: str, parameters: int) -> ModelCard:
         aliases=(f"qwen25vl-{size}",),
         licence=licence,
         parameters=parameters,
-        layout=Layout(tensors, _PREFIXES, text_model=_TEXT_MODEL),
+        layout=Layout(tensors, _PREFIXES, text_model=_TEXT_MODEL, config=Config),
         published=published,
         runtimes={
             "axllm": {

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from axcore import BuildRequest, Calibration, Embedding, GraphFile, LlmBuildArgs, Options, Port
-from axcore.plain import parse, plain
+from axcore.plain import Between, parse, plain
 
 
 @dataclass(frozen=True)
@@ -106,3 +106,40 @@ def test_what_does_not_fit_is_named(data: Any, message: str) -> None:
     """The place in dots, the value, and what was wanted."""
     with pytest.raises(ValueError, match=f"^{message}"):
         parse(Whole, data)
+
+
+@dataclass(frozen=True)
+class Bounded:
+    count: Annotated[int, Between(1, 8)]
+    sides: tuple[Annotated[float, Between(0.5, 0.5)], ...] = ()
+    patch: Literal[14] = 14
+    flag: Literal[True] = True
+
+    def __post_init__(self) -> None:
+        if self.count == 7:
+            raise ValueError("count: 7 is odd")
+
+
+@dataclass(frozen=True)
+class Around:
+    inner: Bounded
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"count": 0}, "inner.count: 0 is not between 1 and 8"),
+        ({"count": 9}, "inner.count: 9 is not between 1 and 8"),
+        ({"count": 4.0}, "inner.count: 4.0 is not of type int"),
+        ({"count": True}, "inner.count: True is not of type int"),
+        ({"count": 1, "sides": [0.5, 0.25]}, "inner.sides.1: 0.25 is not 0.5"),
+        ({"count": 1, "patch": 14.0}, "inner.patch: 14.0 is not one of 14"),
+        ({"count": 1, "flag": 1}, "inner.flag: 1 is not one of True"),
+        ({"count": 7}, "inner.count: 7 is odd"),
+    ],
+)
+def test_numbers_have_bounds_and_literals_a_type(data: Any, message: str) -> None:
+    """What a dataclass refuses itself is named by its place too. Oracle: the rules above."""
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        parse(Around, {"inner": data})
+    assert parse(Around, {"inner": {"count": 8, "sides": [0.5]}}).inner.count == 8

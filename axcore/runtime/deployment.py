@@ -9,14 +9,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..bundle import ASSET_SUFFIXES, MANIFEST, Bundle
-from ..checkpoint import Checkpoint, read_config
+from ..bundle import MANIFEST, Bundle
+from ..checkpoint import ASSETS, Checkpoint, read_config
 from ..choices import resolve
 from ..errors import BundleError, UsageError
 from ..foreign import read_json, reason
 from ..job import Job
 from ..layer_files import build_command, data_file
-from ..limits import CONFIG_BYTES, LENGTH
+from ..limits import CONFIG_BYTES, COUNT
 from ..model_config import config_parts
 from ..plain import shown
 from ..progress import Silent
@@ -198,12 +198,7 @@ class Deployment:
 
 
 def _assets(bundle: Bundle) -> list[str]:
-    stems = tuple(f"{graph.stem}." for graph in bundle.build_request.graphs)
-    return sorted(
-        name
-        for name in bundle.manifest.files
-        if name.endswith(ASSET_SUFFIXES) and "/" not in name and not name.startswith(stems)
-    )
+    return sorted(name for name in bundle.manifest.files if name in ASSETS)
 
 
 def _existing(path: Path, remedy: str) -> Path:
@@ -238,7 +233,7 @@ def _ids(file: Path, config: Any) -> set[int]:
     value = config.get("eos_token_id")
     values = value if isinstance(value, list) else [] if value is None else [value]
     for number in values:
-        if type(number) is not int or not 0 <= number <= LENGTH:
+        if type(number) is not int or not 0 <= number <= COUNT:
             raise BundleError(
                 f"{file}: eos_token_id: {shown(number)} is not the number of a token",
                 hint=_FROM_CHECKPOINT,
