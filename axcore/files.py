@@ -23,7 +23,11 @@ _CHUNK_BYTES = 4 << 20
 _READERS = 4  # hashing is slower than reading, and threads hash at the same time
 _PARTIAL, _REPLACED = ".partial", ".replaced"
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+_FORBIDDEN = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ELOOP),
+    *(errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP),  # a file system without locks
+    *(errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL),  # or without such names
+}
 _NO_FOLDER = {errno.ENOENT, errno.ENOTDIR, errno.EEXIST}
 _NO_FILE = {errno.EISDIR, errno.ENXIO}
 _ELSEWHERE = "choose a place that you may write to with -o"
@@ -135,6 +139,32 @@ def sha256(path: Path) -> str:
         while count := file.readinto(buffer):
             digest.update(buffer[:count])
     return digest.hexdigest()
+
+
+def lock(path: Path) -> int | None:
+    """Lock a file, made when absent; the lock ends when the descriptor is closed, or the process.
+
+    So whether its owner lives is known without a process id, which in containers is often equal.
+
+    Returns:
+        The open descriptor; None where another process holds the lock.
+
+    Raises:
+        OSError: It is a link, cannot be written, or its file system has no locks.
+    """
+    import fcntl
+
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+    descriptor = os.open(path, flags, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    except OSError as error:
+        os.close(descriptor)
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    return descriptor
 
 
 @contextmanager

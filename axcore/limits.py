@@ -25,3 +25,12 @@ RECORD_BYTES = 16 * MB
 
 NESTING = 64
 """Objects and lists inside one another in a JSON file."""
+
+LOG_BYTES = 256 * MB
+"""What a log keeps of one run of a vendor's tool; real ones are below 50 MB."""
+
+ANSWER_BYTES = 1 * MB
+"""What a vendor's tool says when it is asked for its version or its help: some 10 kB."""
+
+ANSWER_S = 600
+"""Seconds in which it answers: a container may have to be fetched first."""
