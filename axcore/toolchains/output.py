@@ -73,7 +73,7 @@ def lines(output: IO[bytes], log: IO[bytes]) -> Iterator[str]:
 
 
 def answer(output: IO[bytes], most: int, seconds: float) -> str:
-    """Return all that is printed.
+    """Return all that is printed, without escape sequences.
 
     Raises:
         TimeoutError: It goes on after `seconds`.
@@ -85,7 +85,7 @@ def answer(output: IO[bytes], most: int, seconds: float) -> str:
         if not select.select([output], [], [], left)[0]:
             raise TimeoutError
         if not (piece := os.read(output.fileno(), _PIECE_BYTES)):
-            return said.decode(errors="replace")
+            return _ESCAPES.sub("", said.decode(errors="replace"))
         said += piece
         if len(said) > most:
             raise ValueError

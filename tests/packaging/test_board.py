@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,28 @@ from .toys import packaged
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+ROOT = Path(__file__).parents[2]
+KILLED = """\
+import os, signal, sys
+from pathlib import Path
+from tests.packaging import toys
+
+event, count, bundle, site = sys.argv[1:]
+sys.path.insert(0, site)
+left = int(count)
+
+def last(name, arguments):
+    global left
+    left -= name == event
+    if not left:
+        left = -1  # killing is an event too
+        os.kill(os.getpid(), signal.SIGKILL)
+
+registry = toys.registry()
+sys.addaudithook(last)
+toys.package(Path(bundle), Path(bundle).parent / "board", "python", registry, toys.Silent())
+"""
 
 both = pytest.mark.parametrize("runtime", RUNTIMES)
 
@@ -54,8 +77,7 @@ def test_no_file_is_shared_with_the_bundle(bundle: Path, runtime: Runtime) -> No
     Oracle: the system's count of names.
     """
     out = packaged(bundle, runtime)
-    files = [path for folder in (out, bundle) for path in folder.rglob("*") if path.is_file()]
-    assert {path.stat().st_nlink for path in files} == {1}
+    assert {path.stat().st_nlink for path in files_of(out) + files_of(bundle)} == {1}
     for name in (*toys.built(".axmodel"), toys.EMBEDDING):
         assert (out / name).read_bytes() == (bundle / name).read_bytes()
 
@@ -306,6 +328,32 @@ def test_a_place_that_takes_no_files(bundle: Path) -> None:
     for name in ("full/board", "shut", "shut/board"):
         with pytest.raises(BundleError, match="Permission denied"):
             packaged(bundle, "axllm", bundle.parent / name)
+
+
+@pytest.mark.parametrize(
+    ("event", "count"), [("os.mkdir", 1), ("os.mkdir", 5), ("open", 200), ("os.rename", 2)]
+)
+def test_a_killed_run_leaves_nothing_behind_after_the_next(
+    bundle: Path, family: Path, event: str, count: int
+) -> None:
+    """While copying, or between the two renames that replace an older folder.
+
+    Oracle: the bytes of an undisturbed run, and the folder that it lies in.
+    """
+    out = packaged(bundle, "python")
+    expected = {path.relative_to(out): path.read_bytes() for path in files_of(out)}
+    died = subprocess.run(
+        [sys.executable, "-c", KILLED, event, str(count), bundle, family],
+        cwd=ROOT, check=False,
+    )  # fmt: skip
+    assert died.returncode == -signal.SIGKILL
+    packaged(bundle, "python")
+    assert {path.relative_to(out): path.read_bytes() for path in files_of(out)} == expected
+    assert left(bundle.parent) == {"bundle", "board", "site"}
+
+
+def files_of(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
 
 
 @both
