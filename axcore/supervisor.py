@@ -75,7 +75,7 @@ def main(link: int, grace_s: float, environment: dict[str, str], words: list[str
         return _NOT_STARTED
     _tell(link, 0)
     while not group.has_ended():
-        if link in select.select([link, woken], [], [])[0] or hurries:
+        if link in _readable(link, woken) or hurries:
             group.send(signal.SIGTERM)
             break
         os.read(woken, select.PIPE_BUF)
@@ -88,6 +88,14 @@ def main(link: int, grace_s: float, environment: dict[str, str], words: list[str
         time.sleep(_POLL_S)
     assert group.code is not None
     return group.code
+
+
+def _readable(*descriptors: int) -> list[int]:
+    """Wait until one can be read, or is closed at its other end; return those."""
+    waiting = select.poll()  # `select.select` takes no numbers above 1023
+    for descriptor in descriptors:
+        waiting.register(descriptor, select.POLLIN)
+    return [descriptor for descriptor, _ in waiting.poll()]
 
 
 def _tell(link: int, number: int | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -13,17 +14,19 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from axcore.process import child
+from axcore.process import child, output_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 SHELL = "/bin/sh"
 STARTS = """\
-import sys
+import signal, sys
 from pathlib import Path
 from axcore.process import child
-with child(["/bin/sh", "-c", sys.argv[1]], Path(sys.argv[2]), {}, grace_s=0.5) as process:
+signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs ignore it
+script, folder, grace = sys.argv[1:]
+with child(["/bin/sh", "-c", script], Path(folder), {}, grace_s=float(grace)) as process:
     print("started", flush=True)
     process.stdout.read()
 """
@@ -69,6 +72,30 @@ def test_nothing_outlives_us_however_we_end(
     assert_gone(tmp_path)
 
 
+def test_a_second_interrupt_grants_no_grace(tmp_path: Path) -> None:
+    """Oracle: the kernel, long before the time is over that an orderly end would have."""
+    with start(tmp_path, STUBBORN, grace_s=600) as process:
+        while process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.05)
+    assert_gone(tmp_path)
+
+
+def test_any_number_of_files_may_be_open(tmp_path: Path) -> None:
+    """Checkpoints have many shards. Oracle: a shell's word."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2000), hard))
+    opened = [os.open(tmp_path, os.O_RDONLY) for _ in range(1100)]
+    try:
+        with child([SHELL, "-c", "echo here"], tmp_path, {}) as process:
+            assert output_of(process).read() == b"here\n"
+            assert process.wait() == 0
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
 def test_nothing_outlives_the_program_itself(tmp_path: Path) -> None:
     """What it leaves behind would keep its output open for ever. Oracle: the kernel."""
     script = "sleep 600 & echo $$ $! > pids; exit 3"
@@ -89,10 +116,10 @@ def test_a_lock_is_held_until_the_last_process_has_ended(tmp_path: Path) -> None
     os.close(read)
 
 
-def start(folder: Path, script: str) -> subprocess.Popen[str]:
+def start(folder: Path, script: str, grace_s: float = 0.5) -> subprocess.Popen[str]:
     """Run a shell's script from a process of its own, which can be killed."""
     process = subprocess.Popen(
-        [sys.executable, "-c", STARTS, script, str(folder)],
+        [sys.executable, "-c", STARTS, script, str(folder), str(grace_s)],
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
     )  # fmt: skip
     assert process.stdout is not None

@@ -80,9 +80,10 @@ def answer(output: IO[bytes], most: int, seconds: float) -> str:
         ValueError: It has more than `most` bytes.
     """
     until, said = time.monotonic() + seconds, b""
+    waiting = select.poll()
+    waiting.register(output, select.POLLIN)
     while True:
-        left = max(until - time.monotonic(), 0)
-        if not select.select([output], [], [], left)[0]:
+        if not waiting.poll(1000 * max(until - time.monotonic(), 0)):
             raise TimeoutError
         if not (piece := os.read(output.fileno(), _PIECE_BYTES)):
             return _ESCAPES.sub("", said.decode(errors="replace"))

@@ -161,7 +161,7 @@ def _results(
 ) -> None:
     """Run the tool, and move what it promised into `target`."""
     output = _own_folder(build.folder, f"{folder}/{run.name}")
-    log = output.with_name(f"{run.name}.log")
+    log, place = output.with_name(f"{run.name}.log"), output.resolve()
     with _alone(output.parent, tool) as held:
         for path in list(output.iterdir()):
             if path.is_symlink() or path.is_file():
@@ -170,7 +170,7 @@ def _results(
         _call(build, tool, run, words, log, held)
     promised = run.promised(output)
     found = {
-        name: [path for path in output.glob(pattern) if _is_own_file(output, path)]
+        name: [path for path in output.glob(pattern) if _is_own_file(place, path)]
         for name, pattern in promised.items()
     }
     wrong = [name for name, paths in found.items() if len(paths) != 1]
@@ -230,10 +230,9 @@ def _alone(folder: Path, tool: Tool) -> Iterator[int]:
         os.close(held)
 
 
-def _is_own_file(folder: Path, path: Path) -> bool:
-    """Say whether `path` is a regular file below `folder`: neither a link nor behind one."""
-    regular = path.is_file() and not path.is_symlink()
-    return regular and path.resolve().is_relative_to(folder.resolve())
+def _is_own_file(place: Path, path: Path) -> bool:
+    """Say whether `path` is a regular file below the resolved `place`, no link, nor behind one."""
+    return path.is_file() and not path.is_symlink() and path.resolve().is_relative_to(place)
 
 
 def _call(build: Build, tool: Tool, run: Run, words: Sequence[str], log: Path, held: int) -> None:

@@ -193,7 +193,11 @@ def test_a_log_is_not_written_elsewhere(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "script", ["ln -s ../../mine made/s/a.out", "ln -s ../.. made/s/up", "mkfifo made/s/a.out"]
+    "script",
+    [
+        *("ln -s ../../mine made/s/a.out", "ln -s ../.. made/s/up", "mkfifo made/s/a.out"),
+        "rmdir made/s; ln -s .. made/s; cp mine a.out",
+    ],
 )
 def test_a_promise_is_no_link_and_no_pipe(tmp_path: Path, script: str) -> None:
     """What lies elsewhere is moved by nothing. Oracle: the file, and the words."""
