@@ -52,11 +52,15 @@ class Lines:
         yield from self._shown(self._rest)
 
     def _shown(self, line: bytes) -> Iterator[str]:
-        state = _REDRAWS.split(line.rstrip(b"\r"))[-1]
+        state = line.rstrip(b"\r").rpartition(b"\r")[2]
         text = state[:_LINE_BYTES].decode(errors="replace")
-        if text := _ESCAPES.sub("", text).rstrip():
+        if text := _without_escapes(text).rstrip():
             self._shown_at = time.monotonic()
             yield text + (" …" if len(state) > _LINE_BYTES else "")
+
+
+def _without_escapes(text: str) -> str:
+    return _ESCAPES.sub("", text) if "\x1b" in text else text
 
 
 def lines(output: IO[bytes], log: IO[bytes]) -> Iterator[str]:
@@ -86,7 +90,7 @@ def answer(output: IO[bytes], most: int, seconds: float) -> str:
         if not waiting.poll(1000 * max(until - time.monotonic(), 0)):
             raise TimeoutError
         if not (piece := os.read(output.fileno(), _PIECE_BYTES)):
-            return _ESCAPES.sub("", said.decode(errors="replace"))
+            return _without_escapes(said.decode(errors="replace"))
         said += piece
         if len(said) > most:
             raise ValueError
