@@ -36,6 +36,21 @@ def inside(root: Path, name: str) -> Path:
     return path
 
 
+def own_folder(root: Path, name: str) -> Path:
+    """Return the folder ``root / name``, made when absent, for files that are ours to replace.
+
+    Raises:
+        OSError: It cannot be made.
+        ValueError: As `inside`; or a part of it is a link, or something else than a folder.
+    """
+    path = inside(root, name)
+    for part in [path, *path.parents][: len(name.split("/"))]:
+        if part.is_symlink() or (part.exists() and not part.is_dir()):
+            raise ValueError(f"{part} is a link or a file, not a folder")
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
 def check_name(name: str) -> None:
     """Refuse a name that is no plain path below some folder; see `inside`.
 

@@ -34,3 +34,9 @@ ANSWER_BYTES = 1 * MB
 
 ANSWER_S = 600
 """Seconds in which it answers: a container may have to be fetched first."""
+
+LAYERS = 4096
+"""Decoder layers that a manifest may speak of; published: 128."""
+
+LENGTH = 1 << 24
+"""Tokens, pixels, or entries of an axis that a manifest may speak of; published: 1 << 20."""

@@ -10,6 +10,7 @@ import sys
 import types
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -67,14 +68,22 @@ def _parse(kind: Any, data: Any, where: str) -> Any:
 
 
 def _record(kind: Any, data: Mapping[str, Any], where: str) -> Any:
-    hints, values = get_type_hints(kind), {}
+    hints, values = _hints(kind), {}
     for field in fields(kind):
         name = f"{where}.{field.name}".lstrip(".")
         if field.name in data:
             values[field.name] = _parse(hints[field.name], data[field.name], name)
         elif field.default is MISSING and field.default_factory is MISSING:
             raise ValueError(f"{name}: missing")
-    return kind(**values)
+    try:
+        return kind(**values)
+    except ValueError as error:  # a type that checks its own values
+        raise ValueError(f"{where}: {error}") from error
+
+
+@cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return get_type_hints(kind)  # evaluates every annotation anew
 
 
 def _number(data: Any, where: str) -> float:

@@ -6,7 +6,7 @@ end, and killed if it does not. A process of its own does this, because nothing 
 survives SIGKILL; and the kernel's "parent death signal" reaches the program alone, not what that
 has started.
 
-It needs few modules of the standard library, so that it starts in some 20 ms.
+It needs few modules of the standard library, so that it starts at once.
 """
 
 import contextlib

@@ -232,7 +232,7 @@ def test_what_a_killed_process_left_is_cleared(tmp_path: Path, phase: str) -> No
     """
     path = tmp_path / "it"
     write(path, "old", "folder")
-    (tmp_path / ".it.other.1.partial").write_text("theirs")
+    (tmp_path / ".axcore.othersss.partial").write_text("theirs")
     before = contents(tmp_path)
     died = subprocess.run([sys.executable, "-c", DYING, str(path), phase], check=False)
     assert died.returncode == -signal.SIGKILL
@@ -361,4 +361,4 @@ def test_a_damaged_record_only_costs_time(record: bytes) -> None:
         assert checksums.of(path) == expected
         checksums.save()
         noted: dict[str, Any] = json.loads(sums.read_text())
-        assert noted["a"][3] == expected.sha256
+        assert noted["a"][4] == expected.sha256

@@ -133,12 +133,12 @@ def convert(
         target = out or _bundle_folder(request)
         bundle = api.convert(chosen, target, progress=reporter, registry=registry)
     if as_json:
-        return emit({"bundle": str(bundle.folder), **bundle.manifest})
-    total = sum(entry["size"] for entry in bundle.manifest["files"].values())
-    for note in bundle.manifest["notes"]:
+        return emit({"bundle": str(bundle.folder), **bundle.manifest.data()})
+    total = sum(content.size for content in bundle.manifest.files.values())
+    for note in bundle.manifest.notes:
         invocation.note(note)
     typer.echo(
-        f"{bundle.folder}: {len(bundle.manifest['files'])} files, {size(total)},"
+        f"{bundle.folder}: {len(bundle.manifest.files)} files, {size(total)},"
         f" in {time.perf_counter() - started:.1f} s, peak memory {size(_peak_bytes())}"
     )
     return invocation.reporter.say(f"next: {_next(bundle, registry)}")
@@ -313,10 +313,10 @@ def _model(entry: Entry) -> dict[str, Any]:
 
 def _next(bundle: Bundle, registry: Registry) -> str:
     """Return what follows a conversion: no command that would fail on this machine."""
-    folder, name = bundle.folder, bundle.manifest["toolchain"]
+    folder, name = bundle.folder, bundle.manifest.toolchain
     if registry.toolchains[name].availability().available:
         return f"axcore build {folder} --toolchain {name}"
-    scripts = [folder / file for file in bundle.manifest["files"] if file.endswith(".sh")]
+    scripts = [folder / file for file in bundle.manifest.files if file.endswith(".sh")]
     elsewhere = f"{name} is not installed here: run {scripts[0] if scripts else name} where it is"
     if not _builds_layers(bundle, registry):
         return elsewhere
@@ -328,7 +328,7 @@ def _builds_layers(bundle: Bundle, registry: Registry) -> bool:
     from ..language.layer_types import other_layers
     from ..runtime.deployment import Deployment
 
-    if bundle.manifest["vision_only"]:
+    if bundle.manifest.vision_only:
         return False
     return not other_layers(Deployment.open(bundle.folder, registry).job.text_config)
 

@@ -36,7 +36,7 @@ def package(
             bundle, target, runtime=runtime, progress=reporter, registry=invocation.registry()
         )
     if as_json:
-        return emit({"folder": str(packaged.folder), **packaged.manifest})
-    files = packaged.manifest["files"]
-    total = sum(entry["size"] for entry in files.values())
+        return emit({"folder": str(packaged.folder), **packaged.manifest.data()})
+    files = packaged.manifest.files
+    total = sum(content.size for content in files.values())
     return typer.echo(f"{packaged.folder}: {len(files)} files, {size(total)}")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from ..bundle import MANIFEST, PACKAGED
+from ..bundle import MANIFEST
 from ..errors import UsageError
 from ..files import Content, appearing, explained_full_disk, sha256
 from .sbom import SBOM, sbom
@@ -53,7 +52,7 @@ def package(
     place = Path(os.path.realpath(out))
     with explained_full_disk(place.parent):
         check_target(place, progress)
-    with explained_full_disk(place.parent), appearing(place) as folder:
+    with explained_full_disk(place.parent), appearing(place, durable=True) as folder:
         folder.mkdir()
         if runtime == "axllm":
             from .axllm import fill
@@ -72,7 +71,7 @@ def package(
 def _contents(folder: Path, progress: Progress) -> dict[str, Content]:
     """Return the content of every file below `folder`, by its name there."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    files = {}
+    files: dict[str, Content] = {}
     with progress.task("checksums", sum(path.stat().st_size for path in paths), "B") as task:
         for path in paths:
             content = Content(path.stat().st_size, sha256(path))
@@ -85,6 +84,6 @@ def _write_manifest(
     folder: Path, runtime: Runtime, source: Source, files: Mapping[str, Content]
 ) -> None:
     """Write the bundle's manifest with the files and checksums of this folder."""
-    listed = {name: asdict(content) for name, content in sorted(files.items())}
-    manifest = {**source.deployment.bundle.manifest, PACKAGED: runtime, "files": listed}
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    listed = dict(sorted(files.items()))
+    manifest = replace(source.deployment.bundle.manifest, packaged_for=runtime, files=listed)
+    (folder / MANIFEST).write_text(manifest.dump(), encoding="utf-8")

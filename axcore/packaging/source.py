@@ -104,6 +104,7 @@ class Source:
             graphs = [*layers, post]
             provenances = {path: read_provenance(path) for path in graphs}
             check_provenance(provenances, self.deployment.weights)
+        self.deployment.check([*layers, post])
         return models
 
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -22,8 +22,9 @@ from ..calibration import (
     warn_of_few,
 )
 from ..plain import plain
+from ..step import Step
 from ..versions import code_digest, versions
-from ..workspace import Step, Workspace, digest
+from ..workspace import Workspace, digest
 from .flow import Flow
 from .job import open_job
 from .plan import check_room, make_plan, notes, sample_counts
@@ -71,6 +72,36 @@ def convert(request: Request, out: Path, registry: Registry, progress: Progress)
         return Bundle.open(out)
 
 
+@dataclass(frozen=True)
+class _Finding:
+    node: str
+    op: str
+    constraint: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class _Findings:
+    """What a record of a lint says at least."""
+
+    findings: tuple[_Finding, ...]
+
+
+@dataclass(frozen=True)
+class _Verified:
+    """What a record of a verification says at least."""
+
+    cosine: float
+    max_abs: float
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """What a record of stored samples says at least."""
+
+    samples: int
+
+
 class _Conversion:
     """The steps of one conversion in a locked workspace."""
 
@@ -116,16 +147,18 @@ class _Conversion:
                 for name, content in sorted(step.files.items())
             },
         }
-        for name in self.workspace.publish(json.dumps(manifest, indent=2) + "\n"):
-            self.progress.warn(f"{name} had been changed; your version is kept as {name}.orig")
+        text = json.dumps(manifest, indent=2) + "\n"
+        for name, kept in self.workspace.publish(text).items():
+            self.progress.warn(f"{name} had been changed; your version is kept as {kept}")
 
     def _run(
         self,
         name: str,
         inputs: Mapping[str, Any],
         make: Callable[[Path], Mapping[str, Any] | None],
+        metrics: type[Any] | None = None,
     ) -> Step:
-        step = self.workspace.run(name, {**inputs, **self.code}, make)
+        step = self.workspace.run(name, {**inputs, **self.code}, make, metrics)
         self.progress.say(f"{name}: {'kept' if step.reused else f'done in {step.seconds:.1f} s'}")
         return step
 
@@ -187,7 +220,9 @@ class _Conversion:
             ]
             return {"findings": [{**asdict(f), "file": Path(f.file).name} for f in findings]}
 
-        found: list[Any] = self._run(f"lint-{component.name}", inputs, make).metrics["findings"]
+        found: list[Any] = self._run(f"lint-{component.name}", inputs, make, _Findings).metrics[
+            "findings"
+        ]
         for finding in found:
             self.progress.warn("{node} ({op}): {constraint}; {remedy}".format(**finding))
         return found
@@ -205,7 +240,7 @@ class _Conversion:
             "exported": [step.key for step in self.exported.values()],
             "images": _content(self.flow.chosen(self.images)),
         }
-        step = self._run(f"verify-{component.name}", inputs, make)
+        step = self._run(f"verify-{component.name}", inputs, make, _Verified)
         self.progress.say(
             f"{component.name}: cosine {step.metrics['cosine']:.9f},"
             f" max abs {step.metrics['max_abs']:.3g} against PyTorch"
@@ -223,7 +258,7 @@ class _Conversion:
                 **self._sample_inputs(index, before),
             }
             make = partial(self._write_samples, index, before)
-            steps.append(self._run(f"calibrate-{graph.stem}", inputs, make))
+            steps.append(self._run(f"calibrate-{graph.stem}", inputs, make, _Stored))
         return {
             graph.stem: int(step.metrics["samples"])
             for (_, graph), step in zip(self.flow.chain, steps, strict=True)

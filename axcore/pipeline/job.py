@@ -82,11 +82,11 @@ def request_of(bundle: Bundle) -> Request:
     """Return the request that opens the checkpoint of a bundle again, its images aside."""
     manifest, options = bundle.manifest, bundle.options
     return Request.of(
-        manifest["model"]["id"],
+        manifest.model.id,
         options=replace(options, choices={**options.choices, **bundle.build_request.options}),
-        checkpoint=manifest["checkpoint"]["folder"],
-        vision_only=manifest["vision_only"],
-        toolchain=manifest["toolchain"],
+        checkpoint=manifest.checkpoint.folder,
+        vision_only=manifest.vision_only,
+        toolchain=manifest.toolchain,
     )
 
 
@@ -112,7 +112,7 @@ def open_job(request: Request, registry: Registry, progress: Progress) -> Job:
 
 def _open(folder: Path, card: ModelCard, *, vision_only: bool) -> Checkpoint:
     """Open a checkpoint whose config and tensors are those of the model."""
-    layout, wanted = card.layout, _vision_key(card) if vision_only else None
+    layout, wanted = card.layout, vision_key(card) if vision_only else None
     checkpoint = Checkpoint.open(folder, layout.prefixes, only=wanted)
     _check_model(card, checkpoint)
     if layout.tensors is not None:
@@ -217,12 +217,13 @@ def fabricated_folder(card: ModelCard, size: str) -> Path:
     return cache_folder("fabricated") / f"{card.id}-{size}"
 
 
-def _vision_key(card: ModelCard) -> Callable[[str], bool]:
+def vision_key(card: ModelCard) -> Callable[[str], bool]:
+    """Return what says whether a canonical key is of the vision side."""
     return lambda key: not key.startswith(card.layout.text_prefixes)
 
 
 def _disk_key(card: ModelCard) -> Callable[[str], bool]:
-    return lambda key: _vision_key(card)(canonical_key(key, card.layout.prefixes))
+    return lambda key: vision_key(card)(canonical_key(key, card.layout.prefixes))
 
 
 def _check_model(card: ModelCard, checkpoint: Checkpoint) -> None:

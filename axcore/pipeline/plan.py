@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from ..bundle import STATE
 from ..component import Port
 from ..errors import BudgetError
 from ..language_model import LlmBuildArgs
 from ..plain import plain
+from ..step import STATE
 from ..toolchains.contract import BuildRequest
 from .prepared import LLM_FOLDER
 

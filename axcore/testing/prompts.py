@@ -41,7 +41,7 @@ def check_prompt(bundle: Path, registry: Registry) -> None:
     Raises:
         AssertionError: `prepare_prompt` failed, or imported a package that a board lacks.
     """
-    family = registry.plugins[Bundle.open(bundle).manifest["model"]["family"]]
+    family = registry.plugins[Bundle.open(bundle).manifest.model.family]
     done = subprocess.run(
         [sys.executable, "-c", _PREPARE, str(bundle), family.name, family.module],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},

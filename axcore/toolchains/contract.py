@@ -144,6 +144,13 @@ class Toolchain(Protocol):
     def targets(self) -> Mapping[str, Target]:
         """The devices that it builds for, by name; empty if they cannot be listed."""
 
+    @property
+    def variables(self) -> Mapping[str, Sequence[str]]:
+        """Environment variables that its tool obeys, each with the values that it may be given.
+
+        `LlmBuildArgs.environment` can name no other, so that a bundle sets nothing else.
+        """
+
     def target(self, options: Mapping[str, str]) -> Target:
         """Return the device that `options` name; called before any work is done.
 
@@ -166,7 +173,8 @@ class Toolchain(Protocol):
     def reads(self, request: BuildRequest, name: str) -> bool:
         """Return whether a build reads the file `name` of the bundle, which must then be unchanged.
 
-        False for configuration files and scripts, which users may edit.
+        False for configuration files and scripts, which users may edit; a build that reads an
+        edited one says so.
         """
 
     def prepare(self, request: BuildRequest) -> Mapping[str, str]:

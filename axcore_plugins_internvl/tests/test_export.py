@@ -158,7 +158,7 @@ def test_several_tiles_become_one_batch(
         str(family.folders["remote"]), tmp_path, images=[images], options=options,
         registry=registry,
     )  # fmt: skip
-    (component,) = bundle.manifest["components"]
+    (component,) = bundle.manifest.data()["components"]
     assert component["findings"] == []
     assert component["verification"]["cosine"] > 0.999999
     assert component["outputs"][0]["shape"] == [3, 24, 64]
@@ -219,10 +219,10 @@ def test_an_archive_is_used_as_it_is(
     assert source["calibration_size"] == -1
     digest = hashlib.sha256(archive.read_bytes()).hexdigest()
     recorded = {"name": archive.name, "source": str(archive), "sha256": digest}
-    assert bundle.manifest["calibration_archive"] == recorded
-    assert bundle.manifest["files"]["imagenet-calib.tar"]["sha256"] == digest
+    assert bundle.manifest.data()["calibration_archive"] == recorded
+    assert bundle.manifest.files["imagenet-calib.tar"].sha256 == digest
     assert "[[ -f imagenet-calib.tar ]]" in (tmp_path / "build.sh").read_text()
-    assert not any("calibration" in note for note in bundle.manifest["notes"])
+    assert not any("calibration" in note for note in bundle.manifest.notes)
     assert bundle.build_request.graphs[0].samples == 4
     planned = plan(
         str(family.folders["remote"]), calibration_archive=str(archive), registry=registry

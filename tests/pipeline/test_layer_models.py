@@ -18,6 +18,7 @@ import axcore
 from axcore import BudgetError, BundleError, Registry, UsageError
 from axcore.checkpoint import Checkpoint
 from axcore.runtime.axengine_sim import InferenceSession
+from axcore.step import STATE
 from axcore.testing import Recorder
 
 from ..built import CACHE, CHUNK, HEAD, HISTORIES, LAYER, LENGTHS
@@ -284,6 +285,7 @@ def test_a_file_from_elsewhere_is_refused_and_the_remedy_helps(
 
     bundle = Path(shutil.copytree(built, tmp_path / "bundle"))
     message = put(bundle, built, strangers)
+    shutil.rmtree(bundle / STATE)  # which would tell, but does not come with every copy
     with pytest.raises(BundleError, match=message) as caught:
         Runner.open(bundle, Registry())
     assert f"axcore build {bundle} --toolchain onnx" in caught.value.hint

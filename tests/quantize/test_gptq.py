@@ -277,7 +277,7 @@ def test_an_interrupted_run_leaves_nothing_behind(run: Run, tmp_path: Path) -> N
 
 def test_what_a_killed_run_left_is_cleared_away(run: Run, tmp_path: Path, python: Path) -> None:
     """Oracle: the scratch folder that it would have left."""
-    left = tmp_path / ".out.99999999.partial"  # no process has that number
+    left = tmp_path / ".axcore.99999999.partial"  # nobody holds its lock
     left.mkdir()
     (left / "model.safetensors").write_text("half")
     run(python)

@@ -236,7 +236,7 @@ def test_a_line_without_end_costs_no_memory(
     tracemalloc.start()
     try:
         build(tmp_path, run_of("s", script, "a.out"), progress=recorder)
-        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+        assert tracemalloc.get_traced_memory()[1] < 32 << 20
     finally:
         tracemalloc.stop()
     assert recorder.said[2:] == ["x" * 4096 + " …", "last"]

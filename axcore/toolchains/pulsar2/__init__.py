@@ -6,6 +6,7 @@ Importing it is cheap; configuration types and the runner are loaded when they a
 from __future__ import annotations
 
 import shlex
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from ...availability import Availability
@@ -27,6 +28,9 @@ class Pulsar2:
 
     name = "pulsar2"
     options = OPTIONS
+    variables: Mapping[str, tuple[str, ...]] = MappingProxyType(
+        {"FLOAT_MATMUL_USE_CONV_EU": ("0", "1")}  # matrix products on the convolution unit
+    )
 
     @property
     def targets(self) -> dict[str, Target]:
