@@ -31,6 +31,7 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ELOOP),
     *(errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP),  # a file system without locks
+    *(errno.ENAMETOOLONG, errno.EILSEQ),  # or without such names
 }
 _NO_FOLDER = {errno.ENOENT, errno.ENOTDIR, errno.EEXIST}
 _NO_FILE = {errno.EISDIR, errno.ENXIO}

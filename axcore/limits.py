@@ -47,3 +47,11 @@ NESTING = 64
 
 CONTAINERS = 1_000_000
 """Objects and lists in a JSON file; the header of 100,000 tensors has 300,000."""
+LOG_BYTES = 256 * MB
+"""What a log keeps of one run of a vendor's tool; real ones are below 50 MB."""
+
+ANSWER_BYTES = 1 * MB
+"""What a vendor's tool says when it is asked for its version or its help: some 10 kB."""
+
+ANSWER_S = 600
+"""Seconds in which it answers: a container may have to be fetched first."""

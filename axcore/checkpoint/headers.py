@@ -16,7 +16,7 @@ from ..plain import shown
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
-    from typing import BinaryIO
+    from typing import IO
 
     from ..component import Shape
 
@@ -130,7 +130,7 @@ def check_names(names: Iterable[str]) -> None:
             raise ValueError(f"{shown(name)} is not the name of a tensor")
 
 
-def _header(path: Path, file: BinaryIO, size: int) -> bytes:
+def _header(path: Path, file: IO[bytes], size: int) -> bytes:
     prefix = file.read(8)
     if prefix == b"version ":
         _refuse(path, "is a Git LFS pointer, not the weights", "run `git lfs pull` there")

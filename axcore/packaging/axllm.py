@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import BundleError, CheckpointError, ContractError, UnsupportedModel
 from ..language.tokenizer import load_tokenizer
+from .copying import copy_files
 from .mnn_tokenizer import mnn_text
-from .source import COMPILED, link
+from .source import COMPILED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from ..progress import Progress
+    from .sbom import Library
     from .source import Source
 
 NAME = "axllm"  # the key of `ModelCard.runtimes`
@@ -37,8 +39,8 @@ GREEDY: Mapping[str, Any] = {
 """Sampling is off, as in published packages; ``axllm`` requires every value."""
 
 
-def fill(folder: Path, source: Source, progress: Progress) -> None:
-    """Write models, embedding, tokenizer and settings into `folder`.
+def fill(folder: Path, source: Source, progress: Progress) -> list[Library]:
+    """Write models, embedding, tokenizer and settings into `folder`; no library is among them.
 
     Raises:
         UnsupportedModel: ``axllm`` cannot run this model.
@@ -51,12 +53,14 @@ def fill(folder: Path, source: Source, progress: Progress) -> None:
             f"{source.folder} holds no {COMPILED} files",
             hint=f"axllm runs on an NPU: `axcore build {source.folder} --toolchain pulsar2`",
         )
-    link([*source.models.files, source.deployment.embedding_file], folder)
+    files = [*source.models.files, source.deployment.embedding_file]
+    copy_files({path.name: path for path in files}, folder, progress)
     (folder / TOKENIZER).write_text(_tokenizer_text(source), encoding="utf-8")
     for name, content in ((CONFIG, _config(source)), (SAMPLING, GREEDY)):
         text = json.dumps(content, indent=4, ensure_ascii=False) + "\n"
         (folder / name).write_text(text, encoding="utf-8")
     progress.say(f"{len(source.models.layers)} layers; on the board: axllm run FOLDER")
+    return []
 
 
 def _check_model(source: Source) -> None:

@@ -25,6 +25,7 @@ WORKER = Path(__file__).with_name("worker.py")
 LIBRARY = "gptqmodel"
 _TAIL_LINES = 15
 _FEW_CORES = 2
+_PROBE_S = 60
 _PROBE = "import importlib.util as u, sys; sys.exit(not u.find_spec(sys.argv[1]))"
 _REMEDY = (
     "it needs an environment of its own, because it pins other versions: `make gptq-env` creates"
@@ -54,7 +55,20 @@ def find_python(python: Path | None) -> Path:
     path = Path(found).absolute()
     # In the worker's folder, because a module in the current one could hide a library.
     probe = [str(path), "-c", _PROBE, LIBRARY]
-    asked = subprocess.run(probe, cwd=WORKER.parent, capture_output=True, check=False)
+    try:
+        asked = subprocess.run(
+            probe,
+            cwd=WORKER.parent,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            timeout=_PROBE_S,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ToolchainError(
+            f"{path} cannot be asked for {LIBRARY}: {error}", hint="name a Python with --python"
+        ) from error
     if asked.returncode:
         raise ToolchainError(f"{LIBRARY} is not installed in {path}", hint=_REMEDY)
     return path

@@ -45,7 +45,7 @@ def test_settings_name_what_is_there(bundle: Path) -> None:
     layers = [config["template_filename_axmodel"] % i for i in range(config["axmodel_num"])]
     assert layers == [toys.layer(i) for i in range(LAYERS)]
     others = [config[key] for key in ("url_tokenizer_model", "post_config_path")]
-    made = {"config.json", "axcore.json"}
+    made = {"config.json", "axcore.json", "sbom.cdx.json"}
     assert {path.name for path in out.iterdir()} == {*named.values(), *layers, *others, *made}
     for name in [*named.values(), *layers]:
         assert (out / name).read_bytes() == (bundle / name).read_bytes()
