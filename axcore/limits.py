@@ -41,8 +41,8 @@ ADDED_TOKENS = 65_536
 TOKENIZER_STEPS = 64
 """Steps by which a tokenizer changes or cuts text, or makes text of tokens; published: 10."""
 
-TOKENIZER_GROWTH = 256
-"""How many bytes those steps together may make of one; published: 33, in ``precompiled_charsmap``."""
+TOKENIZER_GROWTH = 512
+"""How many bytes those steps together may make of one; published: 264, with sentencepiece's table."""
 
 PATTERN_CHARS = 4096
 """One regular expression of a tokenizer; published: 600."""

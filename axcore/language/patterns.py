@@ -47,8 +47,11 @@ class _Work:
     letter: str | None = None
 
 
-def check_pattern(pattern: str) -> None:
+def check_pattern(pattern: str) -> int:
     """Refuse a regular expression with which an ordinary text could take for ever.
+
+    Returns:
+        The characters that it matches at least.
 
     Raises:
         ValueError: It is too long or too much work, or has something that no published tokenizer
@@ -67,6 +70,7 @@ def check_pattern(pattern: str) -> None:
         raise ValueError(
             f"the pattern {shown(pattern)} can match in too many ways: a text could take for ever"
         )
+    return work.least
 
 
 class _Reader:
@@ -113,7 +117,7 @@ class _Reader:
         for item in items:
             every = _product(every, item.all)
         least, size = (sum(getattr(item, name) for item in items) for name in ("least", "size"))
-        return _Work(first, every, followed, least, size)
+        return _Work(first, every, followed, least, max(1, size))
 
     def _one(self) -> _Work:
         char = self._pattern[self._at]

@@ -165,12 +165,21 @@ def _named(path: Path) -> dict[int, AddedToken]:
     return {number: AddedToken(text, special=True) for text, number in ids.items()}
 
 
+def read_settings(path: Path) -> dict[str, Any]:
+    """Return the content of ``tokenizer_config.json``.
+
+    Raises:
+        CheckpointError: It cannot be read.
+    """
+    with _explained(path):
+        return _typed(decode_json(read_bytes(path, CONFIG_BYTES)), dict, "the file")  # type: ignore[no-any-return]
+
+
 def _settings(path: Path) -> dict[str, Any]:
     """Return what settings say: added tokens by id, and how words are cut."""
     from tokenizers import AddedToken
 
-    content = _typed(decode_json(read_bytes(path, CONFIG_BYTES)), dict, "the file")
-    where = "added_tokens_decoder"
+    content, where = read_settings(path), "added_tokens_decoder"
     listed = _typed(content.get(where) or {}, dict, where)
     tokens = [
         {**_typed(token, dict, f"{where}.{name}"), "id": int(name) if _is_number(name) else name}
@@ -226,8 +235,8 @@ def _check_whole(content: Any) -> None:
         steps = [growth for section in sections for growth in _steps(content, section)]
         if prod(steps) > TOKENIZER_GROWTH:
             raise ValueError(
-                f"the steps of {' and '.join(sections)} make up to {prod(steps):.3g} bytes of one; at most"
-                f" {TOKENIZER_GROWTH} are made"
+                f"the steps of {' and '.join(sections)} make up to {prod(steps):.3g} bytes of one;"
+                f" at most {TOKENIZER_GROWTH} are made"
             )
     _check_added(_typed(content.get("added_tokens") or [], list, "added_tokens"), "added_tokens")
 
@@ -312,9 +321,9 @@ def _none(_: Step) -> int:
 
 def _replaced(step: Step) -> int:
     text = _typed(step.get("content"), str, "content").encode()
-    pattern = _pattern(step)
-    # An expression may match nothing, and so between all characters.
-    return 1 + len(text) if pattern is None else max(1, -(-len(text) // len(pattern.encode())))
+    least = _pattern(step)
+    # What may match nothing matches between all characters.
+    return max(1, -(-len(text) // least)) if least else 1 + len(text)
 
 
 def _split(step: Step) -> int:
@@ -322,15 +331,14 @@ def _split(step: Step) -> int:
     return 1
 
 
-def _pattern(step: Step) -> str | None:
-    """Check the pattern of a step; return it if it is a plain text."""
+def _pattern(step: Step) -> int:
+    """Check the pattern of a step; return how many bytes it matches at least."""
     pattern = _typed(step.get("pattern"), dict, "pattern")
     if pattern.keys() == {"Regex"}:
-        check_pattern(_typed(pattern["Regex"], str, "pattern.Regex"))
-        return None
-    if pattern.keys() != {"String"} or not _typed(pattern["String"], str, "pattern.String"):
+        return check_pattern(_typed(pattern["Regex"], str, "pattern.Regex"))
+    if pattern.keys() != {"String"}:
         raise ValueError("pattern: neither a text nor a regular expression")
-    return str(pattern["String"])
+    return len(_typed(pattern["String"], str, "pattern.String").encode())
 
 
 def _prepended(step: Step) -> int:
