@@ -60,8 +60,8 @@ REFUSED: dict[str, tuple[Any, str]] = {
         {"normalizer": sequence("normalizers", *[DOUBLED] * 30)},
         r"steps of normalizer and pre_tokenizer make up to 1.07e\+09 bytes",
     ),
-    "between all": ({"normalizer": replace_step({"Regex": "x*"}, "y" * 300)}, "bytes of one"),
-    "nothing replaced": ({"normalizer": replace_step({"String": ""}, "y" * 300)}, "bytes of one"),
+    "between all": ({"normalizer": replace_step({"Regex": "x*"}, "y" * 900)}, "bytes of one"),
+    "nothing replaced": ({"normalizer": replace_step({"String": ""}, "y" * 900)}, "bytes of one"),
     "prepended": (
         {"normalizer": sequence("normalizers", *[{"type": "Prepend", "prepend": "a"}] * 100)},
         "more than 64 steps",
