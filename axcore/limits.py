@@ -42,7 +42,7 @@ TOKENIZER_STEPS = 64
 """Steps by which a tokenizer changes or cuts text, or makes text of tokens; published: 10."""
 
 TOKENIZER_GROWTH = 512
-"""How many bytes those steps together may make of one; published: 264, with sentencepiece's table."""
+"""How many bytes those steps together may make of one; published: 264, with a table."""
 
 PATTERN_CHARS = 4096
 """One regular expression of a tokenizer; published: 600."""

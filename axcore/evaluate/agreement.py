@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import CheckpointError, UsageError
-from ..language.tokenizer_files import library, read_tokenizer
+from ..language.tokenizer_files import read_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

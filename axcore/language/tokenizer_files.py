@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import struct
 from contextlib import contextmanager
+from itertools import pairwise
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -262,7 +263,7 @@ def _check_ids(vocabulary: Any, where: str) -> None:
     ids = _typed(vocabulary, dict, where).values()
     if wrong := [number for number in ids if type(number) is not int]:
         raise ValueError(f"{where}: {shown(wrong[0])} is not an id")
-    if ids and not (0 <= min(ids) and max(ids) < TOKEN_IDS):
+    if ids and not (min(ids) >= 0 and max(ids) < TOKEN_IDS):
         wrong = [min(ids) if min(ids) < 0 else max(ids)]
         raise ValueError(f"{where}: the id {shown(wrong[0])} is not below {TOKEN_IDS}")
     if len(set(ids)) != len(ids):
@@ -273,7 +274,7 @@ def _check_ids(vocabulary: Any, where: str) -> None:
 
 def _twice(ids: Collection[int]) -> int:
     ordered = sorted(ids)
-    return next(a for a, b in zip(ordered, ordered[1:], strict=False) if a == b)
+    return next(a for a, b in pairwise(ordered) if a == b)
 
 
 def _check_added(tokens: Sequence[Any], where: str) -> None:

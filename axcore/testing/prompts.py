@@ -33,7 +33,8 @@ unknown = json.loads(tokenizer.to_str())["model"].get("unk_token")
 def markers(text, role="user"):
     parts = [{"type": "image", "image": embedded_images()[0]}, {"type": "text", "text": text}]
     messages = [{"role": role, "content": parts}]
-    ids = deployment.hook("prepare_prompt", job=deployment.job, messages=messages).input_ids.tolist()
+    prompt = deployment.hook("prepare_prompt", job=deployment.job, messages=messages)
+    ids = prompt.input_ids.tolist()
     return {number: ids.count(number) for number in added if added[number].content != unknown}
 
 
@@ -45,11 +46,12 @@ try:
     found["role"] = markers("what?", "user" + said)
 except AxcoreError:
     pass
-print(json.dumps({
-    **{name: [added[n].content for n in special if counts[n] != expected[n]]
-       for name, counts in found.items()},
-    "imported": sorted({"torch", "transformers", "pydantic", "typer", "psutil"} & sys.modules.keys()),
-}))
+result = {
+    name: [added[n].content for n in special if counts[n] != expected[n]]
+    for name, counts in found.items()
+}
+heavy = {"torch", "transformers", "pydantic", "typer", "psutil"}
+print(json.dumps({**result, "imported": sorted(heavy & sys.modules.keys())}))
 """
 
 

@@ -47,7 +47,7 @@ PUBLISHED = {
     + r"|\p{N}{1,3}"
     + REST.replace("/", ""),
     "DeepSeek-V3, numbers": r"\p{N}{1,3}",
-    "DeepSeek-V3, Han": "[一-龥぀-ゟ゠-ヿ]+",
+    "DeepSeek-V3, Han": "[一-龥぀-ゟ゠-ヿ]+",  # noqa: RUF001
     "DeepSeek-V3": "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+"
     "|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+| ?[\\p{P}\\p{S}]+[\r\n]*"
     "|\\s*[\r\n]+|\\s+(?!\\S)|\\s+",

@@ -1,4 +1,4 @@
-"""A tokenizer's files may be anything: what the library could hang, fall or go wrong on is refused."""
+"""A tokenizer's files may be anything: what the library could hang or fall on is refused."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "no length": ({"pre_tokenizer": {"type": "FixedLength", "length": 0}}, "length: less than 1"),
     "deep": ({"normalizer": json.loads('{"a":' * 80 + "1" + "}" * 80)}, "nested deeper than"),
     # Wrong types, and what nobody knows.
-    "step without type": ({"normalizer": {"prepend": "x"}}, r"normalizer\.type: None is not a step"),
+    "step without type": ({"normalizer": {"prepend": "x"}}, r"normalizer\.type: None is not"),
     "unknown step": ({"decoder": {"type": "Shell"}}, "'Shell' is not a step"),
     "step of a list": ({"normalizer": [1]}, "normalizer: .* is not of type dict"),
     "unknown model": (model(type="Neural"), r"model\.type: 'Neural'"),
@@ -159,7 +159,10 @@ LLAMA = {
     ),
     "post_processor": {
         "type": "TemplateProcessing",
-        "single": [{"SpecialToken": {"id": "<x>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "single": [
+            {"SpecialToken": {"id": "<x>", "type_id": 0}},
+            {"Sequence": {"id": "A", "type_id": 0}},
+        ],
         "pair": [{"Sequence": {"id": name, "type_id": 0}} for name in "AB"],
         "special_tokens": {"<x>": {"id": "<x>", "ids": [3], "tokens": ["<x>"]}},
     },
