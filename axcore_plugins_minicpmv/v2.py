@@ -313,7 +313,7 @@ def _written(messages: Sequence[Mapping[str, Any]]) -> Iterator[str | Control | 
 
     yield Control("<s>")
     for message in messages:
-        if (role := message.get("role")) not in ROLES:
+        if (role := str(message.get("role"))) not in ROLES:
             raise UsageError(
                 f"MiniCPM-V-2 does not support messages of role `{role}`",
                 hint=f"put it into a message of role {' or '.join(ROLES)}",

@@ -92,7 +92,8 @@ def run(
     options = given_choices(context, *of_backend(registry, backend))
     sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
     images = [read_image(path) for path in image or ()]
-    said, told = (Control(text) if raw_prompt and text else text for text in (prompt, system))
+    said = Control(prompt) if raw_prompt else prompt
+    told = Control(system) if raw_prompt and system else system
     messages = [*_system(told), _message(said, images, _frames(video or ()), fps)]
     asked = prepare_prompt(Deployment.open(bundle, registry), registry, messages)
     runner = _open(invocation, bundle, backend, options, registry)

@@ -112,10 +112,8 @@ def messages(given: argparse.Namespace) -> list[dict[str, Any]]:
     from axcore.calibration.images import find_images, read_image
     from axcore.language.prompt import Control
 
-    said, told = (
-        Control(text) if given.raw_prompt and text else text
-        for text in (given.prompt, given.system)
-    )
+    said = Control(given.prompt) if given.raw_prompt else given.prompt
+    told = Control(given.system) if given.raw_prompt and given.system else given.system
     content: list[dict[str, Any]] = [
         {"type": "image", "image": read_image(path)} for path in given.image
     ]
