@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from ..errors import CheckpointError
+from ..foreign import reason
 from .tokenizer_files import (
     ADDED,
     AGAIN,
@@ -43,7 +44,14 @@ def load_tokenizer(folder: Path, markers: Mapping[str, int | None] | Iterable[st
         CheckpointError: There is no tokenizer, it cannot be read, it could take for ever, it
             splits a marker, or it gives a marker another id.
     """
-    tokenizer = _load(*_files(folder))
+    try:
+        files = _files(folder)
+    except OSError as error:
+        raise CheckpointError(
+            f"the tokenizer cannot be read\n  {reason(error)}\n  in: {folder}",
+            hint="name a folder that you may read",
+        ) from error
+    tokenizer = _load(*files)
     added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
     expected = markers if isinstance(markers, Mapping) else dict.fromkeys(markers)
     for marker, wanted in expected.items():

@@ -352,6 +352,12 @@ def test_what_is_wrong_with_one_of_several_files_is_named(
     assert str(tmp_path) in str(caught.value)
 
 
+def test_a_folder_that_cannot_be_looked_into_is_named(tmp_path: Path) -> None:
+    """Oracle: a name that the system refuses."""
+    with pytest.raises(CheckpointError, match=r"cannot be read\n  File name too long"):
+        load_tokenizer(tmp_path / ("x" * 300), ())
+
+
 def test_a_marker_must_be_an_added_token(tmp_path: Path) -> None:
     """A word of the vocabulary can be typed by everybody. Oracle: the word."""
     (tmp_path / "tokenizer.json").write_text(json.dumps(BASE))
