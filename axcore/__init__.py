@@ -31,8 +31,9 @@ from .errors import (
 )
 from .hookspecs import hookimpl
 from .job import Job
+from .language.prompt import Control, Rows, encode_prompt, message_parts
 from .language.tensors import affine_tensors, llama_tensors
-from .language.tokenizer import Rows, encode_prompt, load_tokenizer, message_parts
+from .language.tokenizer import load_tokenizer
 from .language_model import Decoder, Embedding, LlmBuildArgs, LlmCheckpoint, Prompt
 from .model_card import Layout, ModelCard, Profile, Published
 from .model_config import Count, Layers, Positive, Token
@@ -75,6 +76,7 @@ __all__ = [
     "Choice",
     "Component",
     "ContractError",
+    "Control",
     "Count",
     "Decoder",
     "DownloadError",

@@ -52,6 +52,15 @@ def printable(text: str) -> str:
     return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
+def stream(text: str) -> None:
+    """Write a piece of an answer to standard output: what a model says, a terminal only shows.
+
+    Anything but a terminal gets the text as it is.
+    """
+    sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
+    sys.stdout.flush()
+
+
 class Lines:
     """Plain lines: one when a task begins, one when it ends, and one now and then in between."""
 

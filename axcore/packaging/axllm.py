@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import BundleError, CheckpointError, ContractError, UnsupportedModel
 from ..language.tokenizer import load_tokenizer
+from ..language.tokenizer_files import SETTINGS, read_settings
 from .copying import copy_files
 from .mnn_tokenizer import mnn_text
 from .source import COMPILED
@@ -117,13 +118,20 @@ def _tokenizer_text(source: Source) -> str:
             f"no file in {source.folder} says which token ends an answer",
             hint="put the published generation_config.json into the checkpoint and convert again",
         )
+    rows = source.deployment.embedding.shape[0]
+    if (most := max([*tokenizer.get_vocab().values(), *stops])) >= rows:
+        raise CheckpointError(
+            f"the tokenizer has the id {most}; the embedding has {rows} rows\n"
+            f"  in: {source.folder}",
+            hint="use tokenizer and weights of one checkpoint, and convert again",
+        )
     return mnn_text(tokenizer, stops)
 
 
 def _end_token(folder: Path, tokenizer: Tokenizer) -> set[int]:
     """Return the id of the end token in ``tokenizer_config.json``, if it names one."""
-    path = folder / "tokenizer_config.json"
-    named = json.loads(path.read_bytes()).get("eos_token") if path.is_file() else None
+    path = folder / SETTINGS
+    named = read_settings(path).get("eos_token") if path.exists() else None
     text = named.get("content") if isinstance(named, dict) else named
     found = tokenizer.token_to_id(text) if isinstance(text, str) else None
     return set() if found is None else {found}
