@@ -1,11 +1,13 @@
-"""Progress for people: bars on a terminal or in a notebook, lines in a log.
+"""What reaches a terminal: text that is safe to show, and progress for people.
 
-`Bars` and `Lines` are forms of `axcore.progress.Progress`. Both write to standard error. rich is
-imported with the first bar.
+`Bars` and `Lines` are forms of `axcore.progress.Progress`: bars on a terminal or in a notebook,
+lines in a log. Both write to standard error. rich is imported with the first bar.
 """
 
 from __future__ import annotations
 
+import io
+import os
 import re
 import sys
 import threading
@@ -14,13 +16,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
 
 # Control characters, those that change the direction of writing, and bytes that are no UTF-8.
-_UNPRINTABLE = re.compile(
+UNPRINTABLE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 
@@ -49,7 +51,87 @@ def printable(text: str) -> str:
 
     Line breaks and tabs stay. Names and values of files reach a terminal through this alone.
     """
-    return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
+    return UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+class Printable(io.TextIOBase):
+    """A text stream that lets through only what is `printable`, whoever writes to it.
+
+    The command line puts it before standard output and standard error. So messages of libraries,
+    warnings and tracebacks carry no escape sequence out of a name to a terminal. What axcore itself
+    draws, colours and bars, goes to `beneath`.
+
+    Attributes:
+        beneath: The stream that it writes to.
+    """
+
+    def __init__(self, beneath: TextIO) -> None:
+        self.beneath = beneath
+        if isinstance(beneath, io.TextIOWrapper):
+            beneath.reconfigure(errors="backslashreplace")  # an encoding of few characters
+
+    def write(self, text: str) -> int:
+        """Write `text` with what is not printable escaped."""
+        self.beneath.write(printable(text))
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush the stream beneath."""
+        self.beneath.flush()
+
+    def close(self) -> None:
+        """Close the stream beneath."""
+        self.beneath.close()
+
+    def isatty(self) -> bool:
+        """Say whether it is a terminal."""
+        return self.beneath.isatty()
+
+    def fileno(self) -> int:
+        """Return the file descriptor beneath."""
+        return self.beneath.fileno()
+
+    def writable(self) -> bool:
+        """Say that it can be written to."""
+        return True
+
+    @property
+    def closed(self) -> bool:  # type: ignore[override]
+        """Whether the stream beneath is closed."""
+        return self.beneath.closed
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """The encoding of the stream beneath."""
+        return self.beneath.encoding
+
+    @property
+    def errors(self) -> str | None:  # type: ignore[override]
+        """How the stream beneath treats characters that it cannot encode."""
+        return self.beneath.errors
+
+
+def guard_output() -> None:
+    """Put `Printable` before standard output and standard error, for the rest of the process.
+
+    One that is closed is opened as the null device: the next file to be opened would take its
+    place, and get what libraries write to it.
+    """
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            # The lowest free number is taken: that of the stream that is closed.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w" if descriptor else "r"))  # noqa: SIM115
+        if descriptor and not isinstance(getattr(sys, name), Printable):
+            setattr(sys, name, Printable(getattr(sys, name)))
+
+
+def drawn_on(stream: TextIO) -> TextIO:
+    """Return where axcore's own colours and bars go that belong on `stream`."""
+    return stream.beneath if isinstance(stream, Printable) else stream
 
 
 class Lines:
@@ -138,12 +220,19 @@ class Bars:
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=30),
-            TextColumn("{task.fields[amount]}"),
+            TextColumn("{task.fields[amount]}", markup=False),
             TimeElapsedColumn(),
         )
-        return Progress(*columns, console=Console(stderr=True), transient=True)
+        # Redirected, the messages of others would pass by what `Printable` holds back.
+        return Progress(
+            *columns,
+            console=Console(file=drawn_on(sys.stderr)),
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
 
 
 class _Counter:

@@ -11,7 +11,7 @@ import typer
 from .. import __version__, api
 from ..display import size
 from ..request import Request
-from ..system import require_linux
+from ..system import require_linux, require_working_folder
 from .console import emit, table
 from .invocation import Invocation, LogFile, Quiet, Root, Verbose
 from .options import given_choices, models, of_conversion, of_toolchain, toolchains
@@ -27,7 +27,8 @@ app = typer.Typer(
     no_args_is_help=True,
     cls=Root,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    # Coloured, so that typer leaves out nothing of a name: what a terminal obeys is made visible.
+    context_settings={"help_option_names": ["-h", "--help"], "color": True},
     rich_markup_mode=None,
 )
 plugins_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
@@ -71,6 +72,7 @@ def root(
         typer.echo(f"axcore {__version__}")
         raise typer.Exit
     require_linux()
+    require_working_folder()
 
 
 @app.command("list-models")
