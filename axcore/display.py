@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ class Printable(io.TextIOBase):
         return True
 
     @property
-    def closed(self) -> bool:  # type: ignore[override]
+    def closed(self) -> bool:
         """Whether the stream beneath is closed."""
         return self.beneath.closed
 
@@ -123,10 +124,9 @@ def guard_output() -> None:
         except OSError:
             # The lowest free number is taken: that of the stream that is closed.
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w" if descriptor else "r"))  # noqa: SIM115
-        if descriptor and not isinstance(getattr(sys, name), Printable):
-            setattr(sys, name, Printable(getattr(sys, name)))
+        stream = getattr(sys, name) or Path(os.devnull).open("w" if descriptor else "r")  # noqa: SIM115
+        guard = descriptor > 0 and not isinstance(stream, Printable)
+        setattr(sys, name, Printable(stream) if guard else stream)
 
 
 def drawn_on(stream: TextIO) -> TextIO:

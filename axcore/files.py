@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import BudgetError, BundleError
+from .paths import expanded
 
 _CHUNK_BYTES = 4 << 20
 _READERS = 4  # hashing is slower than reading, and threads hash at the same time
@@ -124,7 +125,7 @@ def cache_folder(name: str) -> Path:
     from platformdirs import user_cache_path
 
     root = os.environ.get("AXCORE_CACHE")
-    return (Path(root) if root else user_cache_path("axcore")) / name
+    return (expanded(root) if root else user_cache_path("axcore")) / name
 
 
 def sha256(path: Path) -> str:

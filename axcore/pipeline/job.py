@@ -15,6 +15,7 @@ from ..files import cache_folder
 from ..job import Job
 from ..language.embedding import FORMATS
 from ..model_card import ModelCard, Profile
+from ..paths import expanded
 from ..request import OPSETS, CheckpointRequest, Options, Request
 
 if TYPE_CHECKING:
@@ -172,7 +173,7 @@ def _check_options(request: Request) -> None:
 
 def _locate(request: CheckpointRequest, registry: Registry) -> tuple[Entry, Path | None]:
     """Return the model and the checkpoint folder, where the request names one."""
-    folder = Path(request.model).expanduser()
+    folder = expanded(request.model)
     if folder.is_dir():
         if request.checkpoint or request.weights:
             raise UsageError(
@@ -183,7 +184,7 @@ def _locate(request: CheckpointRequest, registry: Registry) -> tuple[Entry, Path
         _architectures(config, folder)
         return registry.recognise(config, folder / "config.json"), folder
     entry = registry.find(request.model)
-    named = Path(request.checkpoint).expanduser() if request.checkpoint else None
+    named = expanded(request.checkpoint) if request.checkpoint else None
     if named is not None and named.is_dir():
         return entry, named
     if named is not None and not _looks_like_repository(request.checkpoint or ""):
