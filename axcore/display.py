@@ -12,12 +12,14 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
+
+from .errors import BudgetError
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -55,7 +57,7 @@ def printable(text: str) -> str:
     return UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
-class Printable(io.TextIOBase):
+class Printable:
     """A text stream that lets through only what is `printable`, whoever writes to it.
 
     The command line puts it before standard output and standard error. So messages of libraries,
@@ -64,52 +66,57 @@ class Printable(io.TextIOBase):
 
     Attributes:
         beneath: The stream that it writes to.
+        data: Whether results are written, which must not get lost; messages may, as on a full disk.
     """
 
-    def __init__(self, beneath: TextIO) -> None:
-        self.beneath = beneath
+    def __init__(self, beneath: TextIO, *, data: bool) -> None:
+        self.beneath, self.data = beneath, data
         if isinstance(beneath, io.TextIOWrapper):
             beneath.reconfigure(errors="backslashreplace")  # an encoding of few characters
 
     def write(self, text: str) -> int:
-        """Write `text` with what is not printable escaped."""
-        self.beneath.write(printable(text))
+        """Write `text` with what is not printable escaped.
+
+        Raises:
+            BudgetError: Data could not be written.
+            BrokenPipeError: Nobody reads the data any more.
+        """
+        if safe := printable(text):  # typer tries what a stream takes with an empty one
+            with self._kept():
+                self.beneath.write(safe)
         return len(text)
 
     def flush(self) -> None:
-        """Flush the stream beneath."""
-        self.beneath.flush()
+        """Write what waits; raises as `write`."""
+        with self._kept():
+            self.beneath.flush()
 
-    def close(self) -> None:
-        """Close the stream beneath."""
-        self.beneath.close()
+    @contextmanager
+    def _kept(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            if self.data:
+                raise
+        except OSError as error:
+            if self.data:
+                with suppress(OSError):
+                    self.beneath.close()  # lest the interpreter tries once more as it ends
+                raise BudgetError(
+                    f"standard output cannot be written: {error.strerror}",
+                    hint="free space where it goes, or send it elsewhere",
+                ) from error
 
-    def isatty(self) -> bool:
-        """Say whether it is a terminal."""
-        return self.beneath.isatty()
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Write several texts."""
+        for line in lines:
+            self.write(line)
 
-    def fileno(self) -> int:
-        """Return the file descriptor beneath."""
-        return self.beneath.fileno()
-
-    def writable(self) -> bool:
-        """Say that it can be written to."""
-        return True
-
-    @property
-    def closed(self) -> bool:
-        """Whether the stream beneath is closed."""
-        return self.beneath.closed
-
-    @property
-    def encoding(self) -> str:  # type: ignore[override]
-        """The encoding of the stream beneath."""
-        return self.beneath.encoding
-
-    @property
-    def errors(self) -> str | None:  # type: ignore[override]
-        """How the stream beneath treats characters that it cannot encode."""
-        return self.beneath.errors
+    def __getattr__(self, name: str) -> Any:
+        """Return what is the same as of the stream beneath."""
+        if name == "buffer":  # bytes would pass by
+            raise AttributeError(name)
+        return getattr(self.beneath, name)
 
 
 def guard_output() -> None:
@@ -126,7 +133,7 @@ def guard_output() -> None:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
         stream = getattr(sys, name) or Path(os.devnull).open("w" if descriptor else "r")  # noqa: SIM115
         guard = descriptor > 0 and not isinstance(stream, Printable)
-        setattr(sys, name, Printable(stream) if guard else stream)
+        setattr(sys, name, Printable(stream, data=name == "stdout") if guard else stream)
 
 
 def drawn_on(stream: TextIO) -> TextIO:

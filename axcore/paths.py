@@ -24,7 +24,9 @@ def given_path(path: object) -> Path:
     if not name or "\0" in name:
         raise UsageError(
             f"{name!r} is no path",
-            hint="is a variable empty? `.` names the working folder" if not name else "",
+            hint="name a file or folder"
+            if name
+            else "is a variable empty? `.` is the working folder",
         )
     found = expanded(name)
     if name.startswith("~") and not (found.is_absolute() or os.path.lexists(found)):

@@ -10,6 +10,7 @@ import sys
 import types
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, fields, is_dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -66,8 +67,11 @@ def _parse(kind: Any, data: Any, where: str) -> Any:
     return _number(data, where) if kind is float else _typed(kind, data, where)
 
 
+_hints_of = lru_cache(get_type_hints)  # of one class a hundred thousand records may come
+
+
 def _record(kind: Any, data: Mapping[str, Any], where: str) -> Any:
-    hints, values = get_type_hints(kind), {}
+    hints, values = _hints_of(kind), {}
     for field in fields(kind):
         name = f"{where}.{field.name}".lstrip(".")
         if field.name in data:

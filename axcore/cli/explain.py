@@ -6,9 +6,8 @@ import errno
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
 
 import typer
 
@@ -49,7 +48,7 @@ def explained() -> Iterator[None]:
 
     Raises:
         UsageError: The command line is wrong.
-        BudgetError: There is no memory left, or standard output takes no more.
+        BudgetError: There is no memory left.
         AxcoreError: The system refuses a file or folder.
     """
     try:
@@ -84,11 +83,6 @@ def explanation_of(error: OSError) -> AxcoreError | None:
     It is one where no file is named, or one of axcore itself.
     """
     why = error.strerror or str(error)
-    if _is_stuck(sys.stdout):
-        return BudgetError(
-            f"standard output cannot be written: {why}",
-            hint="free space where it goes, or send it elsewhere",
-        )
     names = [os.fsdecode(name) for name in (error.filename, error.filename2)
              if isinstance(name, (str, bytes, os.PathLike))]  # fmt: skip
     ours = any(Path(name).is_relative_to(_PACKAGE) for name in names)
@@ -97,15 +91,3 @@ def explanation_of(error: OSError) -> AxcoreError | None:
     where = " and ".join(name if len(name) <= _LONGEST else f"{name[:_LONGEST]}…" for name in names)
     hint = _HINTS.get(error.errno, "`--verbose` shows where it happened")
     return AxcoreError(f"{where}: {why}" if names else why, hint=hint)
-
-
-def _is_stuck(stream: TextIO) -> bool:
-    """Say whether a stream takes not even an empty line, and close it then."""
-    try:
-        stream.write("\n")
-        stream.flush()
-    except OSError:
-        with suppress(OSError):
-            stream.close()  # lest the interpreter tries once more as it ends
-        return True
-    return False
