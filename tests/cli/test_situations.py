@@ -230,6 +230,29 @@ def test_a_bug_keeps_its_traceback() -> None:
         assert explanation_of(error) is None
 
 
+def test_a_toolchain_that_fails_when_asked(
+    axcore: Axcore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rest of `doctor` is as ever. Oracle: the exceptions that were written."""
+    source = (
+        "from axcore import hookimpl\n"
+        "class Odd:\n"
+        "    name, options = 'odd', {}\n"
+        "    def availability(self): raise SystemExit('no')\n"
+        "    def checks(self): return 7\n"
+        "@hookimpl\n"
+        "def toolchains(): return [Odd()]\n"
+    )
+    install(tmp_path / "site", "odd", source)
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    outcome = axcore("doctor", "--json")
+    checks = {check["name"]: check for check in json.loads(outcome.out)}
+    assert outcome.code == 1
+    assert checks["toolchain odd"]["detail"] == "SystemExit: no"
+    assert "AttributeError" in checks["odd: checks"]["detail"]
+    assert {"toolchain onnx", "memory", "cache"} <= checks.keys()
+
+
 # Terminals ---------------------------------------------------------------------------------------
 
 
@@ -257,7 +280,12 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[bytearray]:
     os.close(leader)
 
 
-OURS = [b"\x1b[31m\x1b[1merror: \x1b[0m", b"\x1b[36m\r\nhint: \x1b[0m"]
+OURS = [
+    b"\x1b[31m\x1b[1merror: \x1b[0m",
+    b"\x1b[36m\r\nhint: \x1b[0m",
+    b"\x1b[33mwarning: ",
+    b"\x1b[0m\r\n",
+]
 
 
 def test_no_name_reaches_a_terminal_as_it_is(
@@ -269,7 +297,8 @@ def test_no_name_reaches_a_terminal_as_it_is(
     """
     folder = tmp_path / "photos"
     folder.mkdir()
-    (folder / f"{HOSTILE.replace('/', '_')}.jpg").write_bytes(b"no image")
+    image = folder / f"{HOSTILE.replace('/', '_')}.jpg"
+    image.write_bytes(b"no image")
     install(tmp_path / "site", "hostile", f"raise RuntimeError({HOSTILE!r})")
     monkeypatch.syspath_prepend(tmp_path / "site")
     monkeypatch.chdir(tmp_path)
@@ -279,7 +308,7 @@ def test_no_name_reaches_a_terminal_as_it_is(
         for parameter in parameters(command)[:1]
     ]
     lines += [["list-models"], ["plugins", "list"], ["doctor"], ["list-models", "--json"],
-              ["plan", MODEL, "--weights", "random-tiny", "--images", str(folder)],
+              [*"run nowhere -p ? --video".split(), str(folder)],
               ["show", HOSTILE, "--verbose"], ["list-models", f"--{HOSTILE}"], [HOSTILE],
               ["evaluate", HOSTILE]]  # fmt: skip
     with terminal(monkeypatch) as got:
