@@ -1,4 +1,4 @@
-"""The command `axcore`. It stands beside the package so that nothing is imported before it begins."""
+"""The command `axcore`, beside the package so that nothing is imported before it begins."""
 
 from __future__ import annotations
 

@@ -77,7 +77,10 @@ def find_archive(source: str, progress: Progress) -> Archive:
         DownloadError: The download failed.
     """
     remote = source.startswith(("http://", "https://"))
-    name = PurePosixPath(unquote(urlsplit(source).path)).name if remote else Path(source).name
+    try:
+        name = PurePosixPath(unquote(urlsplit(source).path)).name if remote else Path(source).name
+    except ValueError as error:
+        raise ImageError(f"`{source}` is no URL: {error}", hint=_HINT) from error
     if not name.endswith(SUFFIXES):
         raise ImageError(
             f"`{source}` does not end in {', '.join(SUFFIXES)}, which toolchains read",

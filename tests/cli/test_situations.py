@@ -308,7 +308,7 @@ def test_no_name_reaches_a_terminal_as_it_is(
         for parameter in parameters(command)[:1]
     ]
     lines += [["list-models"], ["plugins", "list"], ["doctor"], ["list-models", "--json"],
-              [*"run nowhere -p ? --video".split(), str(folder)],
+              ["run", "nowhere", "-p", "?", "--video", str(folder)],
               ["show", HOSTILE, "--verbose"], ["list-models", f"--{HOSTILE}"], [HOSTILE],
               ["evaluate", HOSTILE]]  # fmt: skip
     with terminal(monkeypatch) as got:
