@@ -146,10 +146,10 @@ def test_home_is_meant_by_a_tilde(
     axcore: Axcore, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also behind ``=``, where no shell expands it, and in Python. Oracle: HOME."""
-    monkeypatch.setenv("HOME", str(place / "home"))
-    assert f"{place}/home/x" in axcore("lint", "~/x").err
-    assert f"{place}/home/c" in axcore("plan", MODEL, "--checkpoint=~/c/").err
-    with pytest.raises(library.AxcoreError, match=f"{place}/home/x"):
+    monkeypatch.setenv("HOME", str(place / "mine"))
+    assert f"{place}/mine/x" in axcore("lint", "~/x").err
+    assert f"{place}/mine/c" in axcore("plan", MODEL, "--checkpoint=~/c/").err
+    with pytest.raises(library.AxcoreError, match=f"{place}/mine/x"):
         library.lint("~/x")
 
 
