@@ -209,15 +209,17 @@ def _check_texts(given: Mapping[str, Any]) -> None:
     for name, value in given.items():
         if isinstance(value, str) and (not value or "\0" in value):
             raise UsageError(
-                f"{name} is {value!r}",
-                hint="leave it out, or give it a value: a variable may be empty",
+                f"an argument is wrong: {name}: {value!r} is no value",
+                hint=f"{name}: leave it out, or give it a value; is a variable empty?",
             )
 
 
 def _paths(value: Any) -> Any:
     """Return what `_several` does, with paths as `given_path` reads them."""
     several = [] if value is None else _several(value)
-    return [*map(given_path, several)] if isinstance(several, list) else several
+    if not isinstance(several, list):
+        return several
+    return [given_path(path) if isinstance(path, (str, Path)) else path for path in several]
 
 
 def _several(value: Any) -> Any:
