@@ -20,6 +20,7 @@ from typing import Any
 from .errors import BudgetError, BundleError
 from .foreign import open_regular, read_json
 from .limits import RECORD_BYTES
+from .paths import expanded
 from .plain import shown
 
 _CHUNK_BYTES = 4 << 20
@@ -160,7 +161,7 @@ def cache_folder(name: str) -> Path:
     from platformdirs import user_cache_path
 
     root = os.environ.get("AXCORE_CACHE")
-    return (Path(root) if root else user_cache_path("axcore")) / name
+    return (expanded(root) if root else user_cache_path("axcore")) / name
 
 
 def sha256(path: Path) -> str:

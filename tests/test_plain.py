@@ -4,14 +4,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from axcore import BuildRequest, Calibration, Embedding, GraphFile, LlmBuildArgs, Options, Port
+from axcore import (
+    BuildRequest,
+    Calibration,
+    Embedding,
+    GraphFile,
+    LlmBuildArgs,
+    Options,
+    Port,
+    Profile,
+    Request,
+    UsageError,
+)
 from axcore.plain import Between, parse, plain
 
 
@@ -81,6 +94,67 @@ def test_a_whole_number_is_a_float_too() -> None:
     """JSON writers drop the fraction; the type is the field's."""
     found = parse(Whole, {"part": {"name": "n"}, "weight": 2})
     assert (found.weight, type(found.weight)) == (2.0, float)
+
+
+def shaped(kind: Any) -> st.SearchStrategy[Any]:
+    """Return data that are nearly those of a type: every value may be of any other."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if is_dataclass(kind):
+        hints = get_type_hints(kind)
+        each = {item.name: shaped(hints[item.name]) for item in fields(kind)}
+        fitting: Any = st.fixed_dictionaries({}, optional=each)
+    elif origin is tuple:
+        fitting = st.lists(shaped(arguments[0]), max_size=2)
+    elif origin is Literal:
+        fitting = st.sampled_from(arguments)
+    elif origin in (Union, UnionType):
+        fitting = st.one_of(*map(shaped, arguments))
+    elif origin is not None:
+        fitting = st.dictionaries(TEXT, shaped(arguments[1]), max_size=2)
+    else:
+        plain_kinds = {str: TEXT, Path: TEXT, int: st.integers(), float: st.floats()}
+        fitting = plain_kinds.get(kind, DATA)
+    return fitting if kind is Any else st.one_of(fitting, fitting, fitting, DATA)
+
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3)
+DATA = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=2) | st.dictionaries(TEXT, inner, max_size=2),
+    max_leaves=4,
+) | st.sampled_from([10**400, -(10**400), "\0", "\ud800", {"": {}}, [[[]]]])  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "kind", [Whole, BuildRequest, Options, Request, Profile, Embedding, GraphFile, LlmBuildArgs]
+)
+def test_whatever_a_file_says_is_a_value_or_a_value_error(kind: type[Any]) -> None:
+    """Of everything that is read back. Oracle: the value, which reads as itself once more."""
+
+    @settings(max_examples=60, deadline=None)
+    @given(shaped(kind))
+    def check(data: Any) -> None:
+        try:
+            value = parse(kind, data)
+        except ValueError as error:
+            assert len(str(error)) < 1000  # noqa: PT017 - most data are no error
+        else:
+            assert (
+                parse(kind, {item.name: getattr(value, item.name) for item in fields(kind)})
+                == value
+            )
+
+    check()
+
+
+@given(shaped(Request))
+@settings(max_examples=60, deadline=None)
+def test_whatever_a_request_is_given_is_a_request_or_a_usage_error(data: Any) -> None:
+    """A function is called with anything. Oracle: the law, and that the error has a remedy."""
+    arguments = {str(name): value for name, value in data.items()} if isinstance(data, dict) else {}
+    try:
+        assert Request.of(arguments.pop("model", data), **arguments)
+    except UsageError as error:
+        assert error.hint  # noqa: PT017 - most data are no error
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from urllib.parse import unquote, urlsplit
 
 from ..errors import DownloadError, ImageError
 from ..files import appearing, cache_folder, sha256
+from ..paths import expanded
 
 if TYPE_CHECKING:
     from ..component import CalibrationFormat
@@ -76,13 +77,16 @@ def find_archive(source: str, progress: Progress) -> Archive:
         DownloadError: The download failed.
     """
     remote = source.startswith(("http://", "https://"))
-    name = PurePosixPath(unquote(urlsplit(source).path)).name if remote else Path(source).name
+    try:
+        name = PurePosixPath(unquote(urlsplit(source).path)).name if remote else Path(source).name
+    except ValueError as error:
+        raise ImageError(f"`{source}` is no URL: {error}", hint=_HINT) from error
     if not name.endswith(SUFFIXES):
         raise ImageError(
             f"`{source}` does not end in {', '.join(SUFFIXES)}, which toolchains read",
             hint=_HINT,
         )
-    path = _fetched(source, name, progress) if remote else Path(source).expanduser()
+    path = _fetched(source, name, progress) if remote else expanded(source)
     try:
         return Archive(path, source, sha256(path), tuple(_members(path)))
     except (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile, zlib.error) as error:

@@ -11,10 +11,10 @@ import typer
 from .. import __version__, api
 from ..display import size
 from ..request import Request
-from ..system import require_linux
+from ..system import require_linux, require_working_folder
 from .console import emit, table
 from .invocation import Invocation, LogFile, Quiet, Root, Verbose
-from .options import given_choices, models, of_conversion, of_toolchain, toolchains
+from .options import given_choices, models, of_conversion, of_toolchain, path, toolchains
 from .request_options import spelt_out
 
 if TYPE_CHECKING:
@@ -27,7 +27,8 @@ app = typer.Typer(
     no_args_is_help=True,
     cls=Root,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    # Coloured, so that typer leaves out nothing of a name: what a terminal obeys is made visible.
+    context_settings={"help_option_names": ["-h", "--help"], "color": True},
     rich_markup_mode=None,
 )
 plugins_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
@@ -45,13 +46,18 @@ Model = Annotated[
         autocompletion=models,
     ),
 ]
-BundleFolder = Annotated[Path, typer.Argument(help="Folder written by `axcore convert`.")]
+BundleFolder = Annotated[
+    Path, typer.Argument(parser=path, help="Folder written by `axcore convert`.")
+]
 Out = Annotated[
-    Path | None, typer.Option("-o", "--out", help="Bundle folder; default: ./MODEL-bundle.")
+    Path | None,
+    typer.Option("-o", "--out", parser=path, help="Bundle folder; default: ./MODEL-bundle."),
 ]
 Images = Annotated[
     list[Path] | None,
-    typer.Option("--images", help="Calibration images: folder, archive or file; repeatable."),
+    typer.Option(
+        "--images", parser=path, help="Calibration images: folder, archive or file; repeatable."
+    ),
 ]
 
 
@@ -71,6 +77,7 @@ def root(
         typer.echo(f"axcore {__version__}")
         raise typer.Exit
     require_linux()
+    require_working_folder()
 
 
 @app.command("list-models")
@@ -202,8 +209,8 @@ def build(
         )
     if as_json:
         return emit({"files": made})
-    for path in made:
-        typer.echo(path)
+    for file in made:
+        typer.echo(file)
     return None
 
 
@@ -233,7 +240,7 @@ def verify(
 @app.command(context_settings=OWN_OPTIONS)
 def lint(
     context: typer.Context,
-    target: Annotated[Path, typer.Argument(help="ONNX file or bundle folder.")],
+    target: Annotated[Path, typer.Argument(parser=path, help="ONNX file or bundle folder.")],
     toolchain: Annotated[
         str | None,
         typer.Option(help="Default: that of the bundle, or pulsar2.", autocompletion=toolchains),

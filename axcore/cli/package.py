@@ -12,6 +12,7 @@ from ..display import size
 from .app import BundleFolder, Json, app
 from .console import emit
 from .invocation import Invocation
+from .options import path
 
 
 @app.command()
@@ -24,7 +25,7 @@ def package(
     ],
     out: Annotated[
         Path | None,
-        typer.Option("-o", "--out", help="New folder; default: ./BUNDLE-RUNTIME."),
+        typer.Option("-o", "--out", parser=path, help="New folder; default: ./BUNDLE-RUNTIME."),
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -21,7 +21,7 @@ from ..language.prompt import Control
 from .app import OWN_OPTIONS, BundleFolder, Json, app
 from .console import emit
 from .invocation import INTERRUPTED, Invocation
-from .options import backends, given_choices, of_backend
+from .options import backends, given_choices, of_backend, path
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -34,11 +34,11 @@ if TYPE_CHECKING:
     from ..runtime.sampling import Sampling
 
 Images = Annotated[
-    list[Path] | None, typer.Option("--image", help="An image; repeatable, in order.")
+    list[Path] | None, typer.Option("--image", parser=path, help="An image; repeatable, in order.")
 ]
 Video = Annotated[
     list[Path] | None,
-    typer.Option(help="Frames of a video: a folder, or files; repeatable, in order."),
+    typer.Option(parser=path, help="Frames of a video: a folder, or files; repeatable, in order."),
 ]
 Fps = Annotated[float, typer.Option(help="Frames per second of the video.", min=0.01)]
 Raw = Annotated[

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -18,6 +17,7 @@ from ..job import Job
 from ..language.embedding import FORMATS
 from ..model_card import ModelCard, Profile
 from ..model_config import check_config
+from ..paths import expanded
 from ..plain import shown
 from ..request import OPSETS, CheckpointRequest, Options, Request
 
@@ -180,7 +180,7 @@ def _check_options(request: Request) -> None:
 
 def _locate(request: CheckpointRequest, registry: Registry) -> tuple[Entry, Path | None]:
     """Return the model and the checkpoint folder, where the request names one."""
-    folder = _path(request.model)
+    folder = expanded(request.model)
     if _is_folder(folder):
         if request.checkpoint or request.weights:
             raise UsageError(
@@ -191,7 +191,7 @@ def _locate(request: CheckpointRequest, registry: Registry) -> tuple[Entry, Path
         _architectures(config, folder)
         return registry.recognise(config, folder / "config.json"), folder
     entry = registry.find(request.model)
-    named = _path(request.checkpoint) if request.checkpoint else None
+    named = expanded(request.checkpoint) if request.checkpoint else None
     if named is not None and _is_folder(named):
         return entry, named
     if named is not None and not _looks_like_repository(request.checkpoint or ""):
@@ -199,11 +199,6 @@ def _locate(request: CheckpointRequest, registry: Registry) -> tuple[Entry, Path
             f"no checkpoint folder {named}", hint="give a folder or a Hugging Face id (owner/name)"
         )
     return entry, None
-
-
-def _path(text: str) -> Path:
-    # Unlike that of Path, this leaves the name of a user who does not exist as it is.
-    return Path(os.path.expanduser(text))  # noqa: PTH111
 
 
 def _is_folder(path: Path) -> bool:
