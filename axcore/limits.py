@@ -25,3 +25,39 @@ RECORD_BYTES = 16 * MB
 
 NESTING = 64
 """Objects and lists inside one another in a JSON file."""
+
+IMAGE_BYTES = 128 * MB
+"""An encoded image, read whole; published: 75 MB for 200 megapixels as JPEG."""
+
+IMAGE_MEMORY_BYTES = 512 * MB
+"""What decoding an image may take: 67 megapixels as JPEG or PNG, fewer as WebP or progressive."""
+
+IMAGE_PARTS = 100_000
+"""Chunks of a PNG, segments of a JPEG; the smallest in use are of 4 kB each."""
+
+JPEG_SCANS = 20
+"""Passes over the pixels of a progressive JPEG of the largest size; published: 10."""
+
+EXIF_BYTES = 64 * KB
+"""EXIF of an image: what the standard allows."""
+
+FOLDER_FILES = 200_000
+"""Files below a folder of images; COCO's training images are 118,287."""
+
+ARCHIVE_BYTES = 256 * MB
+"""Of a compressed archive of images, unpacked: its images stay in memory."""
+
+ARCHIVE_RATIO = 16
+"""Size of a compressed TAR, unpacked, over its own; photographs and floats: below 4."""
+
+ARCHIVE_DIRECTORY_BYTES = 8 * MB
+"""The directory of a ZIP; one of 50,000 files has 5 MB."""
+
+ARCHIVE_HEADERS_BYTES = 64 * MB
+"""All headers of a TAR; one of 40,000 files has 60 MB at most."""
+
+ARCHIVE_HEADER_BYTES = 256 * KB
+"""What a TAR says of one file; published: 2 kB."""
+
+ARCHIVE_DOWNLOAD_BYTES = 64 << 30
+"""A calibration archive that is fetched; published: below 1 GB."""

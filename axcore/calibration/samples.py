@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tarfile
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
@@ -191,7 +192,8 @@ def _groups(
 
 
 def _make(make: Make, group: Sequence[SourceImage]) -> list[Sample]:
-    return list(make([image.load() for image in group]))
+    with ExitStack() as stack:
+        return list(make([stack.enter_context(image.loaded()) for image in group]))
 
 
 # Encode ------------------------------------------------------------------------------------------
