@@ -97,14 +97,18 @@ def read_json(path: Path, limit: int) -> Any:
     return decode_json(read_bytes(path, limit))
 
 
-def decode_json(content: bytes | str) -> Any:
+def decode_json(content: bytes | str, *, unique: bool = False) -> Any:
     """Return what a JSON text says.
+
+    Args:
+        content: The text.
+        unique: Refuse objects in which a name appears twice; else the last one counts.
 
     Raises:
         ValueError: It is no JSON in UTF-8, or nested deeper than `NESTING`.
     """
     try:
-        value = json.loads(content)
+        value = json.loads(content, object_pairs_hook=_unique if unique else None)
     except RecursionError:
         raise ValueError(f"it is nested deeper than {NESTING}") from None
     _check_nesting(value)
@@ -134,6 +138,15 @@ def load(kind: type[T], path: Path, limit: int, error: type[AxcoreError], *, hin
 def reason(error: OSError | ValueError) -> str:
     """Return why a file could not be read, without repeating its name."""
     return (isinstance(error, OSError) and error.strerror) or str(error)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in result:
+            raise ValueError(f"{shown(name)} appears twice")
+        result[name] = value
+    return result
 
 
 def _check_nesting(value: Any) -> None:
