@@ -18,9 +18,6 @@ MANIFEST = "axcore.json"
 PACKAGED = "packaged_for"
 """The manifest's entry that names the runtime a folder was packaged for."""
 
-ASSET_SUFFIXES = (".json", ".txt", ".jinja", ".model")
-"""Of configuration, tokenizer and processor files."""
-
 STATE = ".axcore"
 """Folder in a bundle for what is no result: unfinished steps, records, the lock."""
 

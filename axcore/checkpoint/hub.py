@@ -11,13 +11,12 @@ from typing import Any, Protocol
 from ..errors import AxcoreError, DownloadError
 from ..progress import Progress, Silent, Task
 from ..request import Source
+from .assets import ASSETS
 from .shards import INDEX, read_index, sole_shard
 
 Report = Callable[[float], None]
 """Takes the bytes of a file that are there by now."""
 
-# Only data in formats that can be inspected: no code and no pickles.
-SETTINGS_SUFFIXES = (".json", ".txt", ".jinja", ".model", ".tiktoken")
 LISTING_TIMEOUT_S = 30
 ELSEWHERE = (
     "give `--checkpoint` a local folder, set HF_ENDPOINT to a mirror, or try another `--source`"
@@ -62,7 +61,8 @@ def fetch(
                 f"  found: {', '.join(sorted(sizes)[:5]) or 'nothing'}",
                 hint="check the repository's name",
             )
-        settings = [name for name in sizes if name.endswith(SETTINGS_SUFFIXES)]
+        # No code, and no pickles.
+        settings = [name for name in sizes if name in ASSETS or name == INDEX]
         folder = _transfer(hub, settings, sizes, f"settings of {repo_id}", progress)
         shards = _needed_shards(folder, sizes, repo_id, needed)
         _transfer(hub, shards, sizes, f"weights of {repo_id}", progress)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..bundle import ASSET_SUFFIXES, SCHEMA, Bundle
+from ..bundle import SCHEMA, Bundle
 from ..calibration import (
     check_images,
     find_archive,
@@ -21,6 +20,8 @@ from ..calibration import (
     store_samples,
     warn_of_few,
 )
+from ..checkpoint.assets import find_assets
+from ..files import sha256
 from ..plain import plain
 from ..versions import code_digest, versions
 from ..workspace import Step, Workspace, digest
@@ -37,8 +38,6 @@ if TYPE_CHECKING:
     from ..progress import Progress
     from ..request import Request
     from ..toolchains.contract import GraphFile
-
-_NO_ASSETS = ("axcore.json", "fabricated.json")
 
 
 def convert(request: Request, out: Path, registry: Registry, progress: Progress) -> Bundle:
@@ -100,6 +99,7 @@ class _Conversion:
         samples = self._calibrate() if self.images else self._adopt_archive()
         self._embed()
         if not self.prepared.request.vision_only:
+            self._check_llm()
             self._rewrite_llm()
         self._copy_assets()
         build = self.prepared.build_request(samples)
@@ -301,6 +301,18 @@ class _Conversion:
 
         self._run("embedding", inputs, make)
 
+    def _check_llm(self) -> None:
+        """Refuse weights that are no numbers here, though only a build will read the rest.
+
+        Hours of a vendor's build would end in a model that answers nonsense. Reading costs what the
+        disk takes, once for each version of the files.
+        """
+        checkpoint = self.job.checkpoint
+        prefixes = self.job.card.layout.text_prefixes
+        keys = [key for key in checkpoint.tensors if key.startswith(prefixes)]
+        inputs = {"weights": checkpoint.signature(), "prefixes": prefixes}
+        self._run("language-model-weights", inputs, lambda _: checkpoint.check_finite(keys))
+
     def _rewrite_llm(self) -> None:
         """Write the language model's own checkpoint where the family asks for one."""
         from ..language.checkpoint import write_checkpoint
@@ -321,14 +333,12 @@ class _Conversion:
 
     def _copy_assets(self) -> None:
         folder = self.job.checkpoint.folder
-        paths = sorted(path for path in folder.iterdir() if _is_asset(path))
-        inputs = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
         def make(target: Path) -> None:
-            for path in paths:
-                shutil.copyfile(path, target / path.name)
+            for name, path in find_assets(folder).items():
+                shutil.copyfile(path, target / name)
 
-        self._run("assets", inputs, make)
+        self._run("assets", _asset_contents(folder), make)
 
 
 def _identity(
@@ -339,12 +349,11 @@ def _identity(
     archive: Archive | None,
 ) -> dict[str, Any]:
     """Return all that a bundle depends on and that is known without looking into weights."""
-    paths = [path for path in job.checkpoint.folder.iterdir() if _is_asset(path)]
     return {
         "request": asdict(replace(request, images=())),
         "folder": str(job.checkpoint.folder.resolve()),
         "weights": job.checkpoint.signature(),
-        "assets": sorted((path.name, path.read_bytes().hex()) for path in paths),
+        "assets": _asset_contents(job.checkpoint.folder),
         "images": _content(images),
         "archive": archive and archive.sha256,
         **_code(job, registry),
@@ -365,10 +374,8 @@ def _content(images: Sequence[SourceImage]) -> list[str]:
     return [image.sha256 for image in images]
 
 
-def _is_asset(path: Path) -> bool:
-    """Configuration, tokenizer and processor files; an index speaks of shards that stay behind."""
-    named = path.suffix in ASSET_SUFFIXES and path.name not in _NO_ASSETS
-    return named and not path.name.endswith(".index.json") and path.is_file()
+def _asset_contents(folder: Path) -> dict[str, str]:
+    return {name: sha256(path) for name, path in find_assets(folder).items()}
 
 
 def _write_texts(texts: Mapping[str, str], folder: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..checkpoint import Checkpoint, as_stored, canonical_key, check_layout, read_config
+from ..checkpoint.quantised import check_groups
 from ..choices import resolve, unknown_option
 from ..component import Shape
 from ..errors import CheckpointError, UsageError
@@ -121,6 +122,7 @@ def _open(folder: Path, card: ModelCard, *, vision_only: bool) -> Checkpoint:
             expected = {key: shape for key, shape in expected.items() if wanted(key)}
         stored = as_stored(checkpoint, expected, layout.text_prefixes)
         check_layout(checkpoint, stored, layout.spare)
+        check_groups(checkpoint)
     return checkpoint
 
 

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from filelock import FileLock, Timeout
 
 from ..checkpoint import Checkpoint
+from ..checkpoint.assets import TEXT_ASSETS, find_assets
 from ..checkpoint.fabricate import MARKER
 from ..checkpoint.writer import write_json
 from ..errors import BudgetError, BundleError, CheckpointError, ToolchainError, UsageError
 from ..files import appearing, explained_full_disk
-from ..language.checkpoint import SETTINGS, write_checkpoint
+from ..language.checkpoint import write_checkpoint
 from ..pipeline.job import open_job
 from ..request import Request
 from .environment import Worker, find_python
@@ -203,10 +204,8 @@ class _Run:
         folder = scratch / "tokenizer"
         folder.mkdir()
         shutil.copyfile(scratch / "model/config.json", folder / "config.json")
-        for pattern in SETTINGS:
-            for path in self.job.checkpoint.folder.glob(pattern):
-                if path.suffix != ".py":
-                    shutil.copyfile(path, folder / path.name)
+        for name, path in find_assets(self.job.checkpoint.folder, TEXT_ASSETS).items():
+            shutil.copyfile(path, folder / name)
 
     def _judge(self, found: dict[str, Any]) -> None:
         if not found["worst_weight_error"] <= MAX_WEIGHT_ERROR:

@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..bundle import ASSET_SUFFIXES, PACKAGED, Bundle
-from ..checkpoint import Checkpoint, read_config
+from ..bundle import PACKAGED, Bundle
+from ..checkpoint import ASSETS, Checkpoint, read_config
 from ..errors import BundleError
 from ..job import Job
 from ..language_model import Embedding
@@ -184,12 +184,7 @@ class Deployment:
 
 
 def _assets(bundle: Bundle) -> list[str]:
-    stems = tuple(f"{graph.stem}." for graph in bundle.build_request.graphs)
-    return sorted(
-        name
-        for name in bundle.manifest["files"]
-        if name.endswith(ASSET_SUFFIXES) and "/" not in name and not name.startswith(stems)
-    )
+    return sorted(name for name in bundle.manifest["files"] if name in ASSETS)
 
 
 def _existing(path: Path, remedy: str) -> Path:

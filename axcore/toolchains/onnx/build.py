@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir as ir
 import torch
 
+from ...checkpoint.quantised import float_sources
 from ...graph.trace import trace
 from ...layer_files import GROUPS, Provenance, data_file
 from ...versions import code_digest
@@ -96,6 +97,8 @@ class _LayerFiles:
             )
             for stem, stage in stages.items()
         }
+        read = {key for s in stages.values() for w in s.weights().values() for key in w.keys()}
+        decoder.checkpoint.check_finite(float_sources(decoder.checkpoint, read))
         with (
             ThreadPoolExecutor(_WRITERS) as pool,
             self._progress.task("layer models", len(files), "files") as task,
@@ -118,7 +121,7 @@ class _LayerFiles:
         facts = [
             repr(self._precision),
             repr(self._lengths),
-            checkpoint.signature(),  # weights by size, header and time of writing
+            checkpoint.signature(),
             self._weights,
             checkpoint.config,
             *map(code_digest, ("axcore", owner)),
