@@ -32,7 +32,8 @@ from .errors import (
 from .hookspecs import hookimpl
 from .job import Job
 from .language.tensors import affine_tensors, llama_tensors
-from .language.tokenizer import Rows, encode_prompt, load_tokenizer, message_parts
+from .language.prompt import Control, Rows, encode_prompt, message_parts
+from .language.tokenizer import load_tokenizer
 from .language_model import Decoder, Embedding, LlmBuildArgs, LlmCheckpoint, Prompt
 from .model_card import Layout, ModelCard, Profile, Published
 from .plugins import Registry
@@ -74,6 +75,7 @@ __all__ = [
     "Choice",
     "Component",
     "ContractError",
+    "Control",
     "Decoder",
     "DownloadError",
     "Embedding",

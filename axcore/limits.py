@@ -11,7 +11,7 @@ KB, MB = 1 << 10, 1 << 20
 CONFIG_BYTES = 4 * MB
 """``config.json``, processor and tokenizer settings, chat templates; published: below 0.3 MB."""
 
-TOKENIZER_BYTES = 64 * MB
+TOKENIZER_BYTES = 48 * MB
 """``tokenizer.json``, ``vocab.json``, ``merges.txt``, ``tokenizer.model``; published: 35 MB."""
 
 INDEX_BYTES = 32 * MB
@@ -73,3 +73,33 @@ ARCHIVE_HEADER_BYTES = 256 * KB
 
 ARCHIVE_DOWNLOAD_BYTES = 64 << 30
 """A calibration archive that is fetched; published: below 1 GB."""
+
+TOKENIZER_VALUES = 2_000_000
+"""Values in a tokenizer's file, counted by their commas; the largest published has 1.4 million."""
+
+TOKEN_IDS = 1_000_000
+"""Ids of tokens are below; the largest published vocabulary has 0.26 million."""
+
+TOKEN_CHARS = 4096
+"""One token: published ones have up to 512."""
+
+ADDED_TOKENS = 65_536
+"""Added tokens: published tokenizers have up to 6,400."""
+
+TOKENIZER_STEPS = 64
+"""Steps by which a tokenizer changes or cuts text, or makes text of tokens; published: 10."""
+
+TOKENIZER_GROWTH = 256
+"""How many bytes those steps together may make of one; published: 33, in ``precompiled_charsmap``."""
+
+PATTERN_CHARS = 4096
+"""One regular expression of a tokenizer; published: 600."""
+
+PATTERN_PARTS = 4096
+"""Parts of it, those that are repeated counted as often; published: 1,200."""
+
+PATTERN_WAYS = 128
+"""Ways to match it at one place of a text, see `axcore.language.patterns`; published: 50."""
+
+PROMPT_CHARS = 256 * KB
+"""Text of a prompt: several times what the contexts of boards hold."""

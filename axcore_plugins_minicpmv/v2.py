@@ -11,6 +11,7 @@ from axcore import (
     Calibration,
     Choice,
     Component,
+    Control,
     Embedding,
     Layout,
     LlmBuildArgs,
@@ -307,19 +308,33 @@ def prepare_prompt(job: Job, messages: Sequence[Mapping[str, Any]]) -> Prompt:
     )
 
 
-def _written(messages: Sequence[Mapping[str, Any]]) -> Iterator[str | Image]:
+def _written(messages: Sequence[Mapping[str, Any]]) -> Iterator[str | Control | Image]:
     from . import prompt
 
-    yield "<s>"
+    yield Control("<s>")
     for message in messages:
-        if (role := message["role"]) not in ROLES:
+        if (role := message.get("role")) not in ROLES:
             raise UsageError(
                 f"MiniCPM-V-2 does not support messages of role `{role}`",
                 hint=f"put it into a message of role {' or '.join(ROLES)}",
             )
-        yield ROLES[role]
-        yield from prompt.lines(message)
-    yield ROLES["assistant"]
+        content = prompt.lines(message)
+        if role == "user":
+            _check_said(content)
+        yield Control(ROLES[role])
+        yield from content
+    yield Control(ROLES["assistant"])
+
+
+def _check_said(content: Sequence[str | Control | Image]) -> None:
+    """Refuse what the model could not tell from the beginning of somebody's turn."""
+    for name in ROLES.values():
+        if any(isinstance(part, str) and name in part for part in content):
+            raise UsageError(
+                f"a message contains `{name}`, with which MiniCPM-V-2 begins a turn, as plain text",
+                hint="write it in another way; --raw-prompt, or `axcore.Control` in place of the"
+                " text, lets it begin a turn",
+            )
 
 
 # Layout ------------------------------------------------------------------------------------------

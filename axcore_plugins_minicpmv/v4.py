@@ -11,6 +11,7 @@ from axcore import (
     Calibration,
     Choice,
     Component,
+    Control,
     Layout,
     LlmBuildArgs,
     ModelCard,
@@ -156,7 +157,7 @@ def prepare_prompt(job: Job, messages: Sequence[Mapping[str, Any]]) -> Prompt:
     preprocess.check_size(job.profile.height, job.profile.width)
     return prompt.assemble(
         job,
-        ["<s>", *prompt.chatml(messages)],
+        [Control("<s>"), *prompt.chatml(messages)],
         prompt.numbered(Rows("<unk>", job.config["query_num"])),
         partial(_samples, job),
         components=("siglip", "resampler"),

@@ -12,6 +12,7 @@ from axcore import (
     Calibration,
     Choice,
     Component,
+    Control,
     Layout,
     LlmBuildArgs,
     ModelCard,
@@ -186,7 +187,7 @@ def prepare_prompt(job: Job, messages: Sequence[Mapping[str, Any]]) -> Prompt:
     preprocess.check_size(job.profile.height, job.profile.width, _cell_px(job))
     return prompt.assemble(
         job,
-        [*prompt.chatml(messages, prompt.trimmed), NO_THINKING],
+        [*prompt.chatml(messages, prompt.trimmed), Control(NO_THINKING)],
         prompt.numbered(Rows(PLACEHOLDER, _tokens(job))),
         partial(_samples, job),
         components=("vision", "vision"),
