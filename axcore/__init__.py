@@ -31,8 +31,8 @@ from .errors import (
 )
 from .hookspecs import hookimpl
 from .job import Job
-from .language.tensors import affine_tensors, llama_tensors
 from .language.prompt import Control, Rows, encode_prompt, message_parts
+from .language.tensors import affine_tensors, llama_tensors
 from .language.tokenizer import load_tokenizer
 from .language_model import Decoder, Embedding, LlmBuildArgs, LlmCheckpoint, Prompt
 from .model_card import Layout, ModelCard, Profile, Published

@@ -103,3 +103,27 @@ PATTERN_WAYS = 128
 
 PROMPT_CHARS = 256 * KB
 """Text of a prompt: several times what the contexts of boards hold."""
+
+PREDICTIONS_BYTES = 16 * MB
+"""A file of answers: 12,000 images at 256 tokens each."""
+
+FEATURES_BYTES = 128 * MB
+"""Features of one image; published: 32 MB for 16,384 rows of 1024 halves."""
+
+CLIP_LAYERS = 256
+"""Layers of a tower of a CLIP; published: 48."""
+
+CLIP_MERGES_BYTES = 16 * MB
+"""CLIP's vocabulary, unpacked; the one that there is has 3.2 MB."""
+
+PLOT_BYTES = 64 * MB
+"""A plot that is replaced; those that are drawn have 0.1 MB."""
+
+MEASUREMENTS = 1000
+"""Batch sizes, or lengths of prompts, of one sweep."""
+
+TEXT_BYTES = 16 * MB
+"""Text for calibration; of it 262,144 tokens are used, about 1 MB."""
+
+MESSAGE_BYTES = 64 * KB
+"""A line by which a worker reports."""

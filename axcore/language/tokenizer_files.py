@@ -253,7 +253,7 @@ def _check_ids(vocabulary: Any, where: str) -> None:
     ids = _typed(vocabulary, dict, where).values()
     if wrong := [number for number in ids if type(number) is not int]:
         raise ValueError(f"{where}: {shown(wrong[0])} is not an id")
-    if ids and not (0 <= min(ids) and max(ids) < TOKEN_IDS):
+    if ids and not (min(ids) >= 0 and max(ids) < TOKEN_IDS):
         wrong = [min(ids) if min(ids) < 0 else max(ids)]
         raise ValueError(f"{where}: the id {shown(wrong[0])} is not below {TOKEN_IDS}")
     if len(set(ids)) != len(ids):
