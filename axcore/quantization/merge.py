@@ -6,7 +6,7 @@ import shutil
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ..checkpoint.assets import find_assets
+from ..checkpoint.assets import ASSETS, find_assets
 from ..checkpoint.quantised import Scheme
 from ..checkpoint.writer import Entry, write_json, write_shards
 from ..errors import ToolchainError
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 WEIGHT = ".weight"
 REPORT = "quantize_report.json"
 _CONFIG = "config.json"
+_BESIDE = (".py", ".md")  # code is copied, for whoever trusts it, and never run
 _NOT_COPIED = (_CONFIG, "quantize_config.json")
 
 
@@ -36,8 +37,9 @@ def merge(
 ) -> None:
     """Write `source` with the matrices of its language model packed, chunk by chunk.
 
-    All other tensors, and the files in `ASSETS`, are copied unchanged. In ``config.json``,
-    `quantization_config` is added at the top and to the config of the language model.
+    All other tensors are copied unchanged, and so are the files in `ASSETS`, code and
+    descriptions. In ``config.json``, `quantization_config` is added at the top and to the config of
+    the language model.
 
     Args:
         source: The float checkpoint.
@@ -51,7 +53,8 @@ def merge(
     scheme = Scheme(quantization_config["bits"], quantization_config["group_size"])
     entries = list(_entries(source, quantised, language, scheme))
     write_shards(folder, entries, progress, "merge")
-    for name, path in find_assets(source.folder).items():
+    beside = (path.name for path in source.folder.iterdir() if path.suffix in _BESIDE)
+    for name, path in find_assets(source.folder, {*ASSETS, *beside}).items():
         if name not in _NOT_COPIED:
             shutil.copyfile(path, folder / name)
     write_json(folder / _CONFIG, _marked(source.config, quantization_config))

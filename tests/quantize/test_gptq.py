@@ -239,8 +239,8 @@ SCALES = "model.layers.1.mlp.up_proj.scales"
             {"change": f"found['{SCALES}'] = numpy.zeros((4, 128), numpy.float16)"},
             [f"no `{SCALES}` of shape [2, 128]", "it wrote: [4, 128]"],
         ),
-        ({"error": "0.51"}, ["`w` came back with a relative error of"]),
-        ({"error": "float('nan')"}, ["`w` came back with a relative error of"]),
+        ({"error": "0.51"}, ["'w' came back with a relative error of"]),
+        ({"error": "float('nan')"}, ["worst_weight_error: nan is not a finite number"]),
     ],
     ids=["killed", "a tensor missing", "groups of another size", "far off", "not a number"],
 )

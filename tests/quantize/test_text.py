@@ -80,5 +80,5 @@ def test_a_place_without_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.bin").write_bytes(b"")
     with pytest.raises(UsageError, match="no text in"):
         read_text(tmp_path)
-    with pytest.raises(UsageError, match="no such text"):
+    with pytest.raises(UsageError, match="No such file"):
         read_text(tmp_path / "missing")
