@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 from ..errors import AxcoreError, DownloadError
 from ..progress import Progress, Silent, Task
@@ -255,8 +255,7 @@ def _explain(error: Exception) -> tuple[str, str]:
         return "it has no such revision", "name a branch, tag or commit that the repository has"
     if isinstance(error, errors.HFValidationError):
         return _brief(error), "name it as `owner/name`"
-    if isinstance(error, OSError) and error.filename and error.strerror:
-        # A disk: what a network raises names no file.
+    if _of_disk(error):
         fact = f"cannot write {error.filename}: {error.strerror}"
         if error.errno in _FULL:
             return fact, "make room, or set HF_HOME to a folder on another disk"
@@ -265,11 +264,16 @@ def _explain(error: Exception) -> tuple[str, str]:
 
 
 def _is_final(error: Exception) -> bool:
-    """Whether the hub has refused the request; then the cache must not be used instead."""
+    """Whether the hub has refused the request, or the disk: the cache is of no use then."""
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     refused = isinstance(error, HfHubHTTPError) and error.response.status_code < 500
-    return refused or isinstance(error, HFValidationError)
+    return refused or isinstance(error, HFValidationError) or _of_disk(error)
+
+
+def _of_disk(error: Exception) -> TypeGuard[OSError]:
+    # What a network raises names no file.
+    return isinstance(error, OSError) and bool(error.filename and error.strerror)
 
 
 def _brief(error: Exception) -> str:
