@@ -41,8 +41,8 @@ NESTING = 64
 IMAGE_BYTES = 128 * MB
 """An encoded image, read whole; published: 75 MB for 200 megapixels as JPEG."""
 
-IMAGE_MEMORY_BYTES = 512 * MB
-"""What decoding an image may take: 67 megapixels as JPEG or PNG, fewer as WebP or progressive."""
+IMAGE_MEMORY_BYTES = 496 * MB
+"""What decoding an image may take: 65 megapixels as JPEG or PNG, fewer as WebP or progressive."""
 
 IMAGE_PARTS = 100_000
 """Chunks of a PNG, segments of a JPEG; the smallest in use are of 4 kB each."""
@@ -65,8 +65,8 @@ ARCHIVE_RATIO = 16
 ARCHIVE_DIRECTORY_BYTES = 8 * MB
 """The directory of a ZIP; one of 50,000 files has 5 MB."""
 
-ARCHIVE_HEADERS_BYTES = 64 * MB
-"""All headers of a TAR; one of 40,000 files has 60 MB at most."""
+ARCHIVE_HEADERS_BYTES = 32 * MB
+"""All headers of a TAR; one of 20,000 files has 30 MB at most."""
 
 ARCHIVE_HEADER_BYTES = 256 * KB
 """What a TAR says of one file; published: 2 kB."""
