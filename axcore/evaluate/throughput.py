@@ -282,7 +282,7 @@ def _padded(runner: Runner, prompt: str, image: Image | None, length: int | None
     if length is None:
         return plain
     if length > runner.language.context:  # before a text of that length is made
-        raise BudgetError(
+        raise UsageError(
             f"a prompt of {length} tokens is asked for; this build has"
             f" {runner.language.context} positions",
             hint="leave it out of --input-lens, or convert with a longer --kv-cache-len",
