@@ -57,6 +57,42 @@ ANSWER_BYTES = 1 * MB
 ANSWER_S = 600
 """Seconds in which it answers: a container may have to be fetched first."""
 
+IMAGE_BYTES = 128 * MB
+"""An encoded image, read whole; published: 75 MB for 200 megapixels as JPEG."""
+
+IMAGE_MEMORY_BYTES = 496 * MB
+"""What decoding an image may take: 65 megapixels as JPEG or PNG, fewer as WebP or progressive."""
+
+IMAGE_PARTS = 100_000
+"""Chunks of a PNG, segments of a JPEG; the smallest in use are of 4 kB each."""
+
+JPEG_SCANS = 20
+"""Passes over the pixels of a progressive JPEG of the largest size; published: 10."""
+
+EXIF_BYTES = 64 * KB
+"""EXIF of an image: what the standard allows."""
+
+FOLDER_FILES = 200_000
+"""Files below a folder of images; COCO's training images are 118,287."""
+
+ARCHIVE_BYTES = 256 * MB
+"""Of a compressed archive of images, unpacked: its images stay in memory."""
+
+ARCHIVE_RATIO = 16
+"""Size of a compressed TAR, unpacked, over its own; photographs and floats: below 4."""
+
+ARCHIVE_DIRECTORY_BYTES = 8 * MB
+"""The directory of a ZIP; one of 50,000 files has 5 MB."""
+
+ARCHIVE_HEADERS_BYTES = 32 * MB
+"""All headers of a TAR; one of 20,000 files has 30 MB at most."""
+
+ARCHIVE_HEADER_BYTES = 256 * KB
+"""What a TAR says of one file; published: 2 kB."""
+
+ARCHIVE_DOWNLOAD_BYTES = 64 << 30
+"""A calibration archive that is fetched; published: below 1 GB."""
+
 TOKENIZER_VALUES = 2_000_000
 """Values in a tokenizer's file, counted by their commas; the largest published has 1.4 million."""
 
@@ -86,3 +122,27 @@ PATTERN_WAYS = 128
 
 PROMPT_CHARS = 256 * KB
 """Text of a prompt: several times what the contexts of boards hold."""
+
+PREDICTIONS_BYTES = 16 * MB
+"""A file of answers: 12,000 images at 256 tokens each."""
+
+FEATURES_BYTES = 128 * MB
+"""Features of one image; published: 32 MB for 16,384 rows of 1024 halves."""
+
+CLIP_LAYERS = 256
+"""Layers of a tower of a CLIP; published: 48."""
+
+CLIP_MERGES_BYTES = 16 * MB
+"""CLIP's vocabulary, unpacked; the one that there is has 3.2 MB."""
+
+PLOT_BYTES = 64 * MB
+"""A plot that is replaced; those that are drawn have 0.1 MB."""
+
+MEASUREMENTS = 1000
+"""Batch sizes, or lengths of prompts, of one sweep."""
+
+TEXT_BYTES = 16 * MB
+"""Text for calibration; of it 262,144 tokens are used, about 1 MB."""
+
+MESSAGE_BYTES = 64 * KB
+"""A line by which a worker reports."""

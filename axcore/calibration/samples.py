@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tarfile
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ContractError, ImageError
+from ..foreign import read_bytes
+from ..limits import FEATURES_BYTES
 from ..progress import Silent
 from .parallel import in_order
 
@@ -142,7 +145,8 @@ def load_samples(
     for number in range(count):
         sample: dict[str, Array] = {}
         for archive, path in _members(name, ports, calibration, number).items():
-            sample |= _decode(locate(str(path)).read_bytes(), archive, calibration)
+            content = read_bytes(locate(str(path)), FEATURES_BYTES)
+            sample |= _decode(content, archive, calibration)
         yield sample
 
 
@@ -191,7 +195,8 @@ def _groups(
 
 
 def _make(make: Make, group: Sequence[SourceImage]) -> list[Sample]:
-    return list(make([image.load() for image in group]))
+    with ExitStack() as stack:
+        return list(make([stack.enter_context(image.loaded()) for image in group]))
 
 
 # Encode ------------------------------------------------------------------------------------------
@@ -237,7 +242,7 @@ def _decode(content: bytes, archive: str, calibration: Calibration) -> dict[str,
     file = BytesIO(content)
     if calibration.format == "Numpy":
         return {archive: np.load(file, allow_pickle=False)}
-    with PillowImage.open(file) as image:
+    with PillowImage.open(file, formats=["PNG"]) as image:
         stored = np.asarray(image)
     return {archive: stored[..., ::-1] if calibration.tensor_format == "BGR" else stored}
 

@@ -63,7 +63,7 @@ ASSETS: Mapping[str, int] = {
 
 
 def find_assets(folder: Path, names: Iterable[str] = ASSETS) -> dict[str, Path]:
-    """Return the files with these names that a checkpoint has.
+    """Return the files with these names that a checkpoint has; of others, `CONFIG_BYTES` at most.
 
     Raises:
         CheckpointError: One is no regular file, is too large, or is a link out of the checkpoint.
@@ -72,7 +72,7 @@ def find_assets(folder: Path, names: Iterable[str] = ASSETS) -> dict[str, Path]:
     for name, path in found.items():
         try:
             _check_place(path)
-            open_regular(path, ASSETS[name]).close()
+            open_regular(path, ASSETS.get(name, CONFIG_BYTES)).close()
         except (OSError, ValueError) as error:
             raise CheckpointError(
                 f"`{name}` cannot be copied: {reason(error)}\n  file: {path}",

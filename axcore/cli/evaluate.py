@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import UsageError
+from ..limits import MEASUREMENTS
+from ..plain import shown
 from .app import OWN_OPTIONS, BundleFolder, Json
 from .console import emit, table
 from .invocation import Invocation
@@ -304,10 +306,18 @@ def _numbers(option: str, text: str) -> list[int]:
     """Return the numbers of a list such as ``1-4,8``."""
     found: list[int] = []
     for part in filter(None, text.replace(" ", "").split(",")):
-        if not (match := re.fullmatch(r"(\d+)(?:-(\d+))?", part)):
-            raise UsageError(f"{option} {text} is no list of numbers", hint="write it as in 1-4,8")
-        low, high = match.groups()
-        found += range(int(low), int(high or low) + 1)
+        # Nine digits: a number that has more is no batch and no length.
+        if not (match := re.fullmatch(r"([0-9]{1,9})(?:-([0-9]{1,9}))?", part)):
+            raise UsageError(
+                f"{option} {shown(text)} is no list of numbers", hint="write it as in 1-4,8"
+            )
+        low, high = int(match[1]), int(match[2] or match[1])
+        if not 0 <= high - low < MEASUREMENTS - len(found):
+            raise UsageError(
+                f"{option} {shown(text)} has {'no' if high < low else 'too many'} numbers",
+                hint=f"write it as in 1-4,8, with at most {MEASUREMENTS}",
+            )
+        found += range(low, high + 1)
     return found
 
 

@@ -74,7 +74,7 @@ def tokens_of(path: Path) -> Tokenize:
         tokenizer = read_tokenizer(file)
     except CheckpointError as error:
         raise UsageError(
-            f"{file} cannot be read as a tokenizer\n  {error}",
+            f"{file} cannot be read as a tokenizer\n  {error.message}",
             hint="name a `tokenizer.json` or its folder, or leave it out to compare words",
         ) from error
     return lambda text: list(tokenizer.encode(text, add_special_tokens=False).tokens)
