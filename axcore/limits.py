@@ -25,3 +25,6 @@ RECORD_BYTES = 16 * MB
 
 NESTING = 64
 """Objects and lists inside one another in a JSON file."""
+
+QUANT_TABLE_BYTES = 256 * MB
+"""``quant_axmodel.json`` of Pulsar2: some hundred bytes a tensor, 20 MB for a large tower."""
