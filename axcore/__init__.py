@@ -34,7 +34,7 @@ from .job import Job
 from .language.tensors import affine_tensors, llama_tensors
 from .language.tokenizer import Rows, encode_prompt, load_tokenizer, message_parts
 from .language_model import Decoder, Embedding, LlmBuildArgs, LlmCheckpoint, Prompt
-from .model_card import Layout, ModelCard, Profile, Published
+from .model_card import Layout, Lengths, ModelCard, Profile, Published
 from .plugins import Registry
 from .progress import Progress, Silent
 from .request import Options, Request
@@ -82,6 +82,7 @@ __all__ = [
     "ImageError",
     "Job",
     "Layout",
+    "Lengths",
     "LlmBuildArgs",
     "LlmCheckpoint",
     "ModelCard",

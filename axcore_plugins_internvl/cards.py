@@ -31,9 +31,6 @@ _BRACKETS = {
     "qwen3": {"<img>": 26, "</img>": 27, "<IMG_CONTEXT>": 28},
 }
 
-# axllm has a tokenizer type for each language model, and one vision type for all.
-_TOKENIZER_TYPES = {"qwen2": "InternVL3", "qwen3": "InternVL3_5"}
-
 # Cache lengths of the published builds, which their clients expect.
 _KV_CACHE_LEN = {"qwen2": 2559, "qwen3": 2047}
 
@@ -71,7 +68,7 @@ def _card(name: str, repo: str, tiny: int, licence: str, parameters: int) -> Mod
         published=replace(published, tiny=_tiny(language, tiny)),
         runtimes={
             "axllm": {
-                "tokenizer_type": _TOKENIZER_TYPES[language["model_type"]],
+                "tokenizer_type": "InternVL3",  # of either language model; every axllm has it
                 "vlm_type": "InternVL3",
             }
         },
