@@ -35,7 +35,7 @@ from .language.prompt import Control, Rows, encode_prompt, message_parts
 from .language.tensors import affine_tensors, llama_tensors
 from .language.tokenizer import load_tokenizer
 from .language_model import Decoder, Embedding, LlmBuildArgs, LlmCheckpoint, Prompt
-from .model_card import Layout, ModelCard, Profile, Published
+from .model_card import Layout, Lengths, ModelCard, Profile, Published
 from .model_config import Count, Layers, Positive, Token
 from .plugins import Registry
 from .progress import Progress, Silent
@@ -87,6 +87,7 @@ __all__ = [
     "Job",
     "Layers",
     "Layout",
+    "Lengths",
     "LlmBuildArgs",
     "LlmCheckpoint",
     "ModelCard",

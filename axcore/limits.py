@@ -146,3 +146,6 @@ TEXT_BYTES = 16 * MB
 
 MESSAGE_BYTES = 64 * KB
 """A line by which a worker reports."""
+
+QUANT_TABLE_BYTES = 256 * MB
+"""``quant_axmodel.json`` of Pulsar2: some hundred bytes a tensor, 20 MB for a large tower."""

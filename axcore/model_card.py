@@ -15,6 +15,15 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Lengths:
+    """Static lengths of a language model: see `Profile`."""
+
+    prefill_len: int
+    kv_cache_len: int
+    last_kv_cache_len: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
 class Profile:
     """One way of using a model: image size and the language model's static lengths.
 
@@ -26,6 +35,7 @@ class Profile:
             is one chunk.
         images: Images of one prompt, counted in runs of the vision graph.
         about: One line for people.
+        published: The lengths of the published build, where they are others.
     """
 
     height: int
@@ -35,6 +45,7 @@ class Profile:
     last_kv_cache_len: tuple[int, ...] = ()
     images: int = 1
     about: str = ""
+    published: Lengths | None = None
 
     @property
     def max_prompt(self) -> int:

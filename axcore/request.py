@@ -109,6 +109,11 @@ class Options:
     split: int | Literal["auto"] | None = _option(
         None, "Files per vision graph: a number, or auto for below 2 GB each."
     )
+    lengths: Literal["default", "published"] = _option(
+        "default",
+        "Lengths of the language model: the plugin's, which every runtime takes, or those of the"
+        " published build.",
+    )
     prefill_len: int | None = _option(None, "Tokens of one prefill chunk.")
     kv_cache_len: int | None = _option(None, "Slots of the key/value cache.")
     last_kv_cache_len: tuple[int, ...] | None = _option(

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ..model_card import Entry
     from ..pipeline.plan import Plan
     from ..plugins import Registry
+    from ..toolchains.contract import Estimate
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -37,6 +38,8 @@ app.add_typer(plugins_app, name="plugins", help="Look at the installed plugins."
 # What a command does not know may be an option of the model or of the toolchain, checked by it.
 OWN_OPTIONS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
+
+_MINUTES_FROM_S = 120
 
 Json = Annotated[bool, typer.Option("--json", help="Print data as JSON on stdout.")]
 Model = Annotated[
@@ -346,6 +349,15 @@ def _peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def _estimate(item: Estimate) -> tuple[str, str, str]:
+    value = f"{item.value:.3g} {item.unit}"
+    if item.unit == "B":
+        value = size(item.value)
+    elif item.unit == "s" and item.value >= _MINUTES_FROM_S:
+        value = f"{item.value / 60:.0f} min"
+    return f"  {item.subject}", value, item.certainty
+
+
 def _print_plan(plan: Plan) -> None:
     typer.echo(f"{plan.model} ({plan.family}, task {plan.task}) from {plan.checkpoint}")
     for part in plan.components:
@@ -368,7 +380,12 @@ def _print_plan(plan: Plan) -> None:
         f"\npeak memory about {size(plan.peak_bytes)}, disk {size(plan.disk_bytes)},"
         f" about {plan.seconds:.0f} s on two cores"
     )
-    for note in plan.notes:
+    if plan.board.estimates:
+        typer.echo("\non the board (foreseen, not measured)")
+        table([_estimate(item) for item in plan.board.estimates])
+        for item in plan.board.estimates:
+            typer.echo(f"  {item.subject}: {item.basis}")
+    for note in (*plan.board.notes, *plan.notes):
         typer.echo(f"note: {note}")
     for name, text in plan.prepared_files.items():
         if text.startswith("#!"):

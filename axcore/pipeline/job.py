@@ -144,10 +144,13 @@ def resolve_profile(card: ModelCard, options: Options) -> tuple[str, Profile]:
             f"`{card.id}` has no task `{task}`",
             hint=f"choose --task from {', '.join(card.profiles)}",
         )
+    profile = card.profiles[task]
+    if options.lengths == "published" and profile.published:
+        profile = replace(profile, **vars(profile.published))
     names = ("height", "width", "prefill_len", "kv_cache_len", "last_kv_cache_len")
     chosen = {name: getattr(options, name) for name in names}
     changes = {name: value for name, value in chosen.items() if value is not None}
-    return task, replace(card.profiles[task], **changes)
+    return task, replace(profile, **changes)
 
 
 def _check_options(request: Request) -> None:

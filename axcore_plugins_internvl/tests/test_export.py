@@ -103,7 +103,7 @@ def test_the_builder_is_told_type_lengths_and_environment(bundles: dict[str, Pat
     """The language model's build for both generations. Oracle: the published command."""
     script = (bundles["remote"] / "build.sh").read_text()
     histories = " ".join(f"--last_kv_cache_len {length}" for length in range(128, 1025, 128))
-    assert f"--prefill_len 128 --kv_cache_len 2047 {histories} --parallel 28" in script
+    assert f"--prefill_len 128 --kv_cache_len 2047 {histories} --parallel 8" in script
     assert "--max_context 2048 --prefill_step_size 128 --prefill_len 1152" in script
     assert "--check_level 1" in script
     assert "--model_type qwen3" in script

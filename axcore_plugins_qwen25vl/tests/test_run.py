@@ -32,7 +32,7 @@ HEIGHT, WIDTH, CHUNK, CACHE = 84, 112, 16, 159  # 12 tokens an image
 HISTORIES = (16, 32, 48, 64, 80, 96, 112)
 ENDS = [501, 499]  # <|im_end|> and <|endoftext|> of a small checkpoint
 SYSTEM = {"role": "system", "content": ""}
-EXACT = {"weight-type": "fp32", "hidden-state-type": "fp32"}
+EXACT = {"exact": "float32"}
 
 
 @pytest.fixture(scope="module")

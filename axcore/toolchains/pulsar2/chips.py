@@ -38,8 +38,34 @@ OPTIONS: Mapping[str, Choice] = MappingProxyType(
             (),
             "NPU1 to NPU4: how much of the NPU a vision graph takes; default: all there is",
         ),
+        "compiler-check": Choice(
+            (),
+            "0 to 3, as Pulsar2's compiler.check; default: 2 where activations have 16 bits, for"
+            " without it an overflow shows on the board alone, else 0",
+        ),
+        "weight-type": Choice(
+            (),
+            "how the language model's weights are stored: s8, s4, bf16, fp16, fp8_e4m3 or fp8_e5m2;"
+            " default: what the model's plugin says, usually s8",
+        ),
+        "hidden-state-type": Choice(
+            (), "states and caches of the language model: bf16, or fp16, which is more precise"
+        ),
+        "parallel": Choice(
+            (),
+            "processes of the language model's builder; default: 8; 32 need more than 32 GB",
+        ),
     }
 )
+
+
+_ALLOWED: Mapping[str, tuple[str, ...]] = {
+    "compiler-check": ("0", "1", "2", "3"),
+    "weight-type": ("s8", "s4", "bf16", "fp16", "fp8_e4m3", "fp8_e5m2"),
+    "hidden-state-type": ("bf16", "fp16"),
+    "parallel": tuple(map(str, range(1, 129))),
+}
+"""The values of the options that have no default of their own."""
 
 
 class Chip(NamedTuple):
@@ -67,6 +93,18 @@ class Chip(NamedTuple):
                 hint=f"choose one of {', '.join(NPU_MODES[name])}",
             )
         return cls(name, mode)
+
+
+def check_options(options: Mapping[str, str]) -> None:
+    """Refuse a value that an option without default does not take.
+
+    Raises:
+        UsageError: The hint lists what it takes.
+    """
+    for name, allowed in _ALLOWED.items():
+        if (value := options.get(name, allowed[0])) not in allowed:
+            several = f"{allowed[0]} to {allowed[-1]}" if len(allowed) > 9 else ", ".join(allowed)
+            raise UsageError(f"--{name} cannot be `{value}`", hint=f"choose from {several}")
 
 
 @cache
