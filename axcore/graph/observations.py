@@ -205,8 +205,8 @@ def _operator(sentence: str) -> Check | None:
 
 
 FORMS = (
-    _constant_only, _written, _given, _constant, _only_constant, _at_least, _dtype, _source, _symmetric,
-    _idle, _vector, _operator,
+    _constant_only, _written, _given, _constant, _only_constant, _at_least, _dtype, _source,
+    _symmetric, _idle, _vector, _operator,
 )  # fmt: skip
 
 

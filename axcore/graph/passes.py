@@ -22,7 +22,7 @@ POWERS = (3, 5, 6, 7, 8)
 """Exponents that `PowersPass` writes out; compilers have a Pow of 2 and 4, and of their roots."""
 
 
-# Before the conversion to another operator set -----------------------------------------------------
+# Before the conversion to another operator set ----------------------------------------------------
 
 
 class NewerAttributesPass(ir.passes.InPlacePass):
@@ -90,7 +90,7 @@ def _slice(graph: ir.Graph, split: ir.Node) -> None:
     graph.remove(split, safe=True)
 
 
-# In the final operator set -------------------------------------------------------------------------
+# In the final operator set ------------------------------------------------------------------------
 
 
 class PowersPass(ir.passes.InPlacePass):
@@ -124,7 +124,7 @@ def _product(node: ir.Node, exponent: int) -> list[ir.Node]:
     base, made = node.inputs[0], list[ir.Node]()
 
     def times(a: ir.Value | None, b: ir.Value | None) -> ir.Value:
-        made.append(ir.node("Mul", [a, b], name=f"{node.name}.{len(made)}"))
+        made.append(ir.node("Mul", [a, b], name=f"{node.outputs[0].name}.{len(made)}"))
         made[-1].outputs[0].shape, made[-1].outputs[0].type = base.shape, base.type  # type: ignore[union-attr]
         return made[-1].outputs[0]
 
@@ -326,7 +326,7 @@ def rewrite(model: ir.Model) -> ir.Model:
     return ir.passes.Sequential(*(kind() for kind in PASSES))(model).model
 
 
-# What passes share ---------------------------------------------------------------------------------
+# What passes share --------------------------------------------------------------------------------
 
 
 def _nodes(model: ir.Model, *operators: str) -> list[ir.Node]:

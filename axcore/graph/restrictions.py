@@ -157,6 +157,8 @@ def _channel_slope(seen: Seen) -> str:
 
 def _output_padding_within_pads(seen: Seen) -> str:
     padding = _as_list(seen.written("output_padding"))
+    if not padding:
+        return ""
     pads = _as_list(seen.written("pads")) or [0] * 2 * len(padding)
     trailing = pads[len(padding) :]
     if all(extra <= pad for extra, pad in zip(padding, trailing, strict=True)):
