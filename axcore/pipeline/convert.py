@@ -189,7 +189,10 @@ class _Conversion:
 
         found: list[Any] = self._run(f"lint-{component.name}", inputs, make).metrics["findings"]
         for finding in found:
-            self.progress.warn("{node} ({op}): {constraint}; {remedy}".format(**finding))
+            told = (finding[key] for key in ("constraint", "consequence", "remedy"))
+            self.progress.warn(
+                f"{finding['node']} ({finding['op']}): {'; '.join(filter(None, told))}"
+            )
         return found
 
     def _verify(self, component: Component) -> Step | None:
