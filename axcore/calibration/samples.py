@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
-import pickletools
 import tarfile
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ContractError, ImageError
 from ..progress import Silent
+from .objects import object_npy
 from .parallel import in_order
 
 if TYPE_CHECKING:
@@ -33,7 +32,6 @@ _HINT = (
     "make_calib returns samples for each group of images, with one array for every input: "
     "a uint8 image for format Image, else the input itself"
 )
-_PROTOCOL = 3  # the last that spells module names where they are used, without length or frame
 PNG_LEVEL = 1  # fastest compression: each file is read only once or twice
 
 
@@ -206,7 +204,7 @@ def _encode(
     """Return the file content for each archive."""
     checked = _checked(name, ports, calibration, sample)
     if calibration.format == "NumpyObject":
-        return {name: _npy_object(checked)}
+        return {name: object_npy(checked)}
     if calibration.format == "Numpy":
         return {port: _npy(array) for port, array in checked.items()}
     return {port: _png(array, calibration) for port, array in checked.items()}
@@ -218,34 +216,6 @@ def _npy(array: Array) -> bytes:
     file = BytesIO()
     np.save(file, array, allow_pickle=False)
     return file.getvalue()
-
-
-def _npy_object(sample: dict[str, Array]) -> bytes:
-    """Return what `numpy.save` writes of a mapping, readable by numpy 1 and 2 alike.
-
-    It is a pickle, which names the functions that make arrays by their modules. numpy 2 renamed
-    those; under the old names numpy 2 finds them, too.
-    """
-    import numpy as np
-
-    file, boxed = BytesIO(), np.array(sample, dtype=object)
-    header = np.lib.format.header_data_from_array_1_0(boxed)
-    np.lib.format.write_array_header_1_0(file, header)
-    file.write(_renamed(pickle.dumps(boxed, protocol=_PROTOCOL)))
-    return file.getvalue()
-
-
-def _renamed(pickled: bytes) -> bytes:
-    """Return a pickle with numpy's modules named as they were before numpy 2."""
-    made, copied = bytearray(), 0
-    for opcode, argument, position in pickletools.genops(pickled):
-        if opcode.name == "GLOBAL" and argument.startswith("numpy._core."):
-            module, name = argument.split(" ")
-            made += pickled[copied:position]
-            made += f"c{module.replace('._core.', '.core.', 1)}\n{name}\n".encode()
-            assert position is not None
-            copied = position + len(f"c{module}\n{name}\n")
-    return bytes(made + pickled[copied:])
 
 
 def _png(array: Array, calibration: Calibration) -> bytes:

@@ -214,7 +214,8 @@ def _is_live(value: ir.Value | None, constants: set[ir.Value | None]) -> bool:
     )
 
 
-def _as_row(graph: ir.Graph, node: ir.Node, bias: ir.Value) -> ir.Value:
+def _as_row(graph: ir.Graph, node: ir.Node, bias: ir.Value | None) -> ir.Value:
+    assert bias is not None
     assert bias.shape is not None
     name = f"{node.outputs[0].name}.bias"
     tensor = ir.convenience.get_const_tensor(bias)

@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from axcore.calibration import (
@@ -22,6 +25,7 @@ from axcore.calibration import (
     load_samples,
     store_samples,
 )
+from axcore.calibration.objects import object_npy
 from axcore.component import Calibration, Component, Port
 from axcore.errors import ContractError, ImageError
 from axcore.progress import Silent
@@ -141,6 +145,26 @@ def test_object_samples_share_an_archive(tmp_path: Path) -> None:
         stored = np.load(path, allow_pickle=True).item()
         assert list(stored) == ["patches", "index"]
         assert all(np.array_equal(stored[name], sample[name]) for name in sample)
+
+
+@given(
+    st.dictionaries(
+        st.text(min_size=1, max_size=9),
+        hnp.arrays(
+            st.sampled_from(["u1", "i4", "i8", "f2", "f4", "f8", "?"]).map(np.dtype),
+            hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4),
+        ),
+        max_size=3,
+    )
+)
+def test_any_object_sample_is_read_back(sample: dict[str, Any]) -> None:
+    """Names, shapes, types and values, writable as what numpy writes. Oracle: `numpy.load`."""
+    read = np.load(io.BytesIO(object_npy(sample)), allow_pickle=True).item()
+    assert list(read) == list(sample)
+    for name, array in sample.items():
+        assert (read[name].dtype, read[name].shape) == (array.dtype, array.shape)
+        assert read[name].tobytes() == array.tobytes()
+        assert read[name].flags.writeable
 
 
 def test_object_samples_name_modules_of_every_numpy(tmp_path: Path) -> None:
