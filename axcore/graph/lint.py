@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
+    from .observations import GraphCheck
     from .seen import Check
 
 Severity = Literal["error", "warning"]
@@ -126,6 +127,18 @@ class OperatorTable:
             for op, rules in found.items()
         }
 
+    @cached_property
+    def graph_checks(self) -> Sequence[tuple[Rule, GraphCheck]]:
+        """The rules about a graph as a whole, parsed.
+
+        Raises:
+            ValueError: A sentence is not known.
+        """
+        rules = [rule for rule in self.rules if GRAPH in rule.operators]
+        if unknown := {rule.constraint for rule in rules} - GRAPH_CHECKS.keys():
+            raise ValueError(f"no check of a graph is called {min(unknown)!r}")
+        return [(rule, GRAPH_CHECKS[rule.constraint]) for rule in rules]
+
     def _restriction(self, op: str, text: str) -> Rule:
         return Rule((op,), text, "error", "", "documentation", self.source)
 
@@ -189,10 +202,9 @@ class _Report:
     findings: list[Finding]
 
     def check_graph(self, graph: ir.Graph) -> None:
-        for rule in self.table.rules:
-            if GRAPH in rule.operators:
-                for name, evidence in GRAPH_CHECKS[rule.constraint](graph):
-                    self._add(name, "", rule, evidence)
+        for rule, check in self.table.graph_checks:
+            for name, evidence in check(graph):
+                self._add(name, "", rule, evidence)
 
     def check_opset(self, opset: int) -> None:
         # A scope without ONNX's own domain has only foreign operators, each a finding by itself.

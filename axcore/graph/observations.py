@@ -6,12 +6,13 @@ Operator tables do not say these things; the sentences are ours, one form for ea
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from .seen import Unknown, dimensions, dtype_name, is_constant
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Mapping
 
     import onnx_ir as ir
 
@@ -218,6 +219,8 @@ GRAPH = "graph"
 Evidence = tuple[str, str]
 """What is wrong, as the name of a value, and the evidence."""
 
+GraphCheck = Callable[["ir.Graph"], Iterator[Evidence]]
+
 
 def _slashes(graph: ir.Graph) -> Iterator[Evidence]:
     for what, values in (("input", graph.inputs), ("output", graph.outputs)):
@@ -232,7 +235,7 @@ def _half_inputs(graph: ir.Graph) -> Iterator[Evidence]:
             yield str(value.name), "input is float16"
 
 
-GRAPH_CHECKS: Mapping[str, Callable[[ir.Graph], Iterator[Evidence]]] = {
+GRAPH_CHECKS: Mapping[str, GraphCheck] = {
     'names of inputs and outputs: no "/"': _slashes,
     "inputs: must not be of type float16": _half_inputs,
 }

@@ -164,6 +164,13 @@ def test_an_observation_that_the_file_does_not_decide_is_passed_over() -> None:
     assert lint_model(model, OperatorTable("Toy", {"Abs": (), "Add": ()}, rules=(rule,))) == []
 
 
+def test_an_unknown_sentence_about_graphs_is_refused() -> None:
+    """A toolchain's data must not be passed over in silence."""
+    rule = Rule((GRAPH,), "outputs: in moderation", "error", "", "build", "somebody")
+    with pytest.raises(ValueError, match="outputs: in moderation"):
+        lint_model(model_of("y = Abs(m)"), OperatorTable("Toy", {"Abs": ()}, rules=(rule,)))
+
+
 # The data ----------------------------------------------------------------------------------------
 
 
@@ -172,7 +179,7 @@ def test_every_rule_is_read_and_names_its_source(rule: dict[str, Any]) -> None:
     """One form fits each sentence; severity and confidence are known; operators are ONNX's."""
     sentence = rule["constraint"].partition(" where ")[0]
     if rule["operators"] == [GRAPH]:
-        assert sentence in GRAPH_CHECKS
+        assert rule["constraint"] in GRAPH_CHECKS
     else:
         assert sum(form(sentence) is not None for form in FORMS) == 1
         assert callable(parse_restriction(rule["constraint"]))
