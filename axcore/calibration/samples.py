@@ -14,6 +14,7 @@ from ..errors import ContractError, ImageError
 from ..foreign import read_bytes
 from ..limits import FEATURES_BYTES
 from ..progress import Silent
+from .objects import object_npy
 from .parallel import in_order
 
 if TYPE_CHECKING:
@@ -208,17 +209,17 @@ def _encode(
     """Return the file content for each archive."""
     checked = _checked(name, ports, calibration, sample)
     if calibration.format == "NumpyObject":
-        return {name: _npy(checked)}
+        return {name: object_npy(checked)}
     if calibration.format == "Numpy":
         return {port: _npy(array) for port, array in checked.items()}
     return {port: _png(array, calibration) for port, array in checked.items()}
 
 
-def _npy(content: Array | dict[str, Array]) -> bytes:
+def _npy(array: Array) -> bytes:
     import numpy as np
 
     file = BytesIO()
-    np.save(file, content, allow_pickle=isinstance(content, dict))  # type: ignore[arg-type]
+    np.save(file, array, allow_pickle=False)
     return file.getvalue()
 
 

@@ -250,7 +250,7 @@ def lint(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Check graphs against an operator table, e.g. --chip AX650; exits 1 with findings."""
+    """Check graphs against a chip's operators and what builds showed; exits 1 with findings."""
     registry = Invocation.of(context).registry()
     options = given_choices(context, *of_toolchain(registry, toolchain))
     findings = api.lint(target, toolchain=toolchain, options=options, registry=registry)
@@ -260,7 +260,11 @@ def lint(
         for finding in findings:
             where = f" in stage {finding.stage}" if finding.stage else ""
             typer.echo(f"{finding.severity}: {finding.file}: {finding.node} ({finding.op}){where}")
-            typer.echo(f"  {finding.constraint}: {finding.detail}\n  {finding.remedy}")
+            typer.echo(f"  {finding.constraint}: {finding.detail}")
+            source = f"source: {finding.source} ({finding.confidence})" if finding.source else ""
+            for line in (finding.consequence, finding.remedy, source):
+                if line:
+                    typer.echo(f"  {line}")
         Invocation.of(context).reporter.say(f"{len(findings)} findings")
     if findings:
         raise typer.Exit(1)

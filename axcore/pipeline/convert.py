@@ -225,7 +225,10 @@ class _Conversion:
             "findings"
         ]
         for finding in found:
-            self.progress.warn("{node} ({op}): {constraint}; {remedy}".format(**finding))
+            told = (finding[key] for key in ("constraint", "consequence", "remedy"))
+            self.progress.warn(
+                f"{finding['node']} ({finding['op']}): {'; '.join(filter(None, told))}"
+            )
         return found
 
     def _verify(self, component: Component) -> Step | None:

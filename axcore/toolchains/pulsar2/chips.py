@@ -15,6 +15,7 @@ from ..contract import Target
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from ...graph.lint import Rule
 
 NPU_MODES: Mapping[str, tuple[str, ...]] = {
     "AX650": ("NPU1", "NPU2", "NPU3"),
@@ -109,7 +110,11 @@ def check_options(options: Mapping[str, str]) -> None:
 
 @cache
 def chip_target(chip: str) -> Target:
-    """Return a chip with its operator table, where one is published."""
+    """Return a chip with its operator table, where one is published.
+
+    The table is the published one, corrected by a newer page and by the errata; beside it stand the
+    rules of what was observed. The newest of everything counts: there are no tables by version.
+    """
     from ...graph.lint import OperatorTable
 
     published, errata = _data("operators.json"), _data("errata.json")
@@ -117,16 +122,43 @@ def chip_target(chip: str) -> Target:
     name = next((name for name, chips in tables.items() if chip in (name, *chips)), None)
     if name is None:
         return Target(chip)
+    listed = {op: entry["restrictions"] for op, entry in published["chips"][name].items()}
+    listed |= errata["newer"]["chips"].get(name, {})
     operators = {
         errata["aliases"].get(op, {"name": op})["name"]: tuple(
             sentence
-            for text in entry["restrictions"]
+            for text in restrictions
             for sentence in _amended(errata["restrictions"].get(op, {}), text)
         )
-        for op, entry in published["chips"][name].items()
+        for op, restrictions in listed.items()
     }
-    return Target(
-        chip, OperatorTable(chip, operators, errata["opset"]["minimum"], _data("remedies.json"))
+    table = OperatorTable(
+        chip,
+        operators,
+        errata["opset"]["minimum"],
+        _data("remedies.json"),
+        published["source"].partition(",")[0],
+        tuple(_rule(entry) for entry in _data("observed.json")["rules"] if _holds(entry, chip)),
+    )
+    return Target(chip, table)
+
+
+def _holds(entry: Mapping[str, Any], chip: str) -> bool:
+    return chip in entry.get("chips", [chip])
+
+
+def _rule(entry: Mapping[str, Any]) -> Rule:
+    from ...graph.lint import Rule
+
+    seen = f" (Pulsar2 {entry['versions']})" if "versions" in entry else ""
+    return Rule(
+        tuple(entry["operators"]),
+        entry["constraint"],
+        entry["severity"],
+        entry["consequence"],
+        entry["confidence"],
+        entry["source"] + seen,
+        entry.get("remedy", ""),
     )
 
 
