@@ -31,10 +31,12 @@ from .errors import (
 )
 from .hookspecs import hookimpl
 from .job import Job
+from .language.prompt import Control, Rows, encode_prompt, message_parts
 from .language.tensors import affine_tensors, llama_tensors
-from .language.tokenizer import Rows, encode_prompt, load_tokenizer, message_parts
+from .language.tokenizer import load_tokenizer
 from .language_model import Decoder, Embedding, LlmBuildArgs, LlmCheckpoint, Prompt
-from .model_card import Layout, ModelCard, Profile, Published
+from .model_card import Layout, Lengths, ModelCard, Profile, Published
+from .model_config import Count, Layers, Positive, Token
 from .plugins import Registry
 from .progress import Progress, Silent
 from .request import Options, Request
@@ -74,6 +76,8 @@ __all__ = [
     "Choice",
     "Component",
     "ContractError",
+    "Control",
+    "Count",
     "Decoder",
     "DownloadError",
     "Embedding",
@@ -81,13 +85,16 @@ __all__ = [
     "GraphFile",
     "ImageError",
     "Job",
+    "Layers",
     "Layout",
+    "Lengths",
     "LlmBuildArgs",
     "LlmCheckpoint",
     "ModelCard",
     "Options",
     "PluginNotFound",
     "Port",
+    "Positive",
     "Profile",
     "Progress",
     "Prompt",
@@ -101,6 +108,7 @@ __all__ = [
     "Shape",
     "Silent",
     "Stage",
+    "Token",
     "Toolchain",
     "ToolchainError",
     "UnsupportedModel",

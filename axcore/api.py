@@ -1,7 +1,9 @@
 """The library's verbs, the same that the command line has.
 
 `plan`, `convert` and `quantize` take the fields of a `Request` as keyword arguments, or a whole
-`Request` in place of the model. Paths may be strings. ``progress=True`` shows bars.
+`Request` in place of the model. Paths may be strings; ``~`` is the user's home, and one that is
+empty or no path at all is a `UsageError`. ``progress=True`` shows bars. Where the system refuses a
+file that was named, or the disk is full, its `OSError` passes.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .paths import given_path
 from .plugins import Registry
 from .progress import as_progress
 from .request import CheckpointRequest, Request, takes
@@ -69,7 +72,7 @@ def plan(
         prepared = prepare(request, registry, job, archive)
         made = make_plan(prepared, find_images(request.images) if request.images else [])
     if out is not None:
-        check_room(made, Path(out))
+        check_room(made, given_path(out))
     return made
 
 
@@ -101,7 +104,7 @@ def convert(
     from .pipeline.convert import convert as run
 
     request = Request.of(model, **arguments)
-    return run(request, Path(out), registry or Registry(), as_progress(progress))
+    return run(request, given_path(out), registry or Registry(), as_progress(progress))
 
 
 def verify(
@@ -128,8 +131,8 @@ def verify(
 
     sources = [images] if isinstance(images, (str, Path)) else images
     return verify_bundle(
-        Bundle.open(Path(bundle)),
-        [*map(Path, sources)],
+        Bundle.open(given_path(bundle)),
+        [*map(given_path, sources)],
         registry or Registry(),
         as_progress(progress),
     )
@@ -165,7 +168,7 @@ def build(
     from .pipeline.build import build_bundle
 
     return build_bundle(
-        Bundle.open(Path(bundle)),
+        Bundle.open(given_path(bundle)),
         toolchain,
         command,
         options or {},
@@ -198,7 +201,7 @@ def load(
     from .runtime.runner import Runner
 
     return Runner.open(
-        Path(bundle), registry or Registry(), backend, options, as_progress(progress)
+        given_path(bundle), registry or Registry(), backend, options, as_progress(progress)
     )
 
 
@@ -229,9 +232,8 @@ def package(
     from .bundle import Bundle
     from .packaging import package as run
 
-    return Bundle.open(
-        run(Path(bundle), Path(out), runtime, registry or Registry(), as_progress(progress))
-    )
+    folder, target = given_path(bundle), given_path(out)
+    return Bundle.open(run(folder, target, runtime, registry or Registry(), as_progress(progress)))
 
 
 @takes(CheckpointRequest)
@@ -273,7 +275,7 @@ def quantize(
     from .quantization.gptq import quantize as run
 
     request = Request(**vars(CheckpointRequest.of(model, **arguments)))
-    given = [Path(path) if path else None for path in (text, python, out)]
+    given = [None if path is None else given_path(path) for path in (text, python, out)]
     settings = Settings(bits, group_size, device, given[0], given[1])
     return run(request, settings, given[2], registry or Registry(), as_progress(progress))
 
@@ -300,4 +302,4 @@ def lint(
     """
     from .pipeline.lint import lint_target
 
-    return lint_target(Path(target), toolchain, options or {}, registry or Registry())
+    return lint_target(given_path(target), toolchain, options or {}, registry or Registry())

@@ -1,26 +1,31 @@
-"""Progress for people: bars on a terminal or in a notebook, lines in a log.
+"""What reaches a terminal: text that is safe to show, and progress for people.
 
-`Bars` and `Lines` are forms of `axcore.progress.Progress`. Both write to standard error. rich is
-imported with the first bar.
+`Bars` and `Lines` are forms of `axcore.progress.Progress`: bars on a terminal or in a notebook,
+lines in a log. Both write to standard error. rich is imported with the first bar.
 """
 
 from __future__ import annotations
 
+import io
+import os
 import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from .errors import BudgetError
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
 
 # Control characters, those that change the direction of writing, and bytes that are no UTF-8.
-_UNPRINTABLE = re.compile(
+UNPRINTABLE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 
@@ -49,7 +54,100 @@ def printable(text: str) -> str:
 
     Line breaks and tabs stay. Names and values of files reach a terminal through this alone.
     """
-    return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
+    return UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+class Printable:
+    """A text stream that lets through only what is `printable`, whoever writes to it.
+
+    The command line puts it before standard output and standard error. So messages of libraries,
+    warnings and tracebacks carry no escape sequence out of a name to a terminal. What axcore itself
+    draws, colours and bars, goes to `beneath`.
+
+    Attributes:
+        beneath: The stream that it writes to.
+        data: Whether results are written, which must not get lost; messages may, as on a full disk.
+    """
+
+    def __init__(self, beneath: TextIO, *, data: bool) -> None:
+        self.beneath, self.data = beneath, data
+        if isinstance(beneath, io.TextIOWrapper):
+            beneath.reconfigure(errors="backslashreplace")  # an encoding of few characters
+
+    def write(self, text: str) -> int:
+        """Write `text` with what is not printable escaped.
+
+        Raises:
+            BudgetError: Data could not be written.
+            BrokenPipeError: Nobody reads the data any more.
+        """
+        if safe := printable(text):  # typer tries what a stream takes with an empty one
+            with self._kept():
+                self.beneath.write(safe)
+        return len(text)
+
+    def flush(self) -> None:
+        """Write what waits; raises as `write`."""
+        with self._kept():
+            self.beneath.flush()
+
+    @contextmanager
+    def _kept(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            if self.data:
+                raise
+        except OSError as error:
+            if self.data:
+                with suppress(OSError):
+                    self.beneath.close()  # lest the interpreter tries once more as it ends
+                raise BudgetError(
+                    f"standard output cannot be written: {error.strerror}",
+                    hint="free space where it goes, or send it elsewhere",
+                ) from error
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Write several texts."""
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what is the same as of the stream beneath."""
+        if name == "buffer":  # bytes would pass by
+            raise AttributeError(name)
+        return getattr(self.beneath, name)
+
+
+def guard_output() -> None:
+    """Put `Printable` before standard output and standard error, for the rest of the process.
+
+    One that is closed is opened as the null device: the next file to be opened would take its
+    place, and get what libraries write to it.
+    """
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            # The lowest free number is taken: that of the stream that is closed.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+        stream = getattr(sys, name) or Path(os.devnull).open("w" if descriptor else "r")  # noqa: SIM115
+        guard = descriptor > 0 and not isinstance(stream, Printable)
+        setattr(sys, name, Printable(stream, data=name == "stdout") if guard else stream)
+
+
+def drawn_on(stream: TextIO) -> TextIO:
+    """Return where axcore's own colours and bars go that belong on `stream`."""
+    return stream.beneath if isinstance(stream, Printable) else stream
+
+
+def stream(text: str) -> None:
+    """Write a piece of an answer to standard output: what a model says, a terminal only shows.
+
+    Anything but a terminal gets the text as it is.
+    """
+    sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
+    sys.stdout.flush()
 
 
 class Lines:
@@ -138,12 +236,19 @@ class Bars:
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=30),
-            TextColumn("{task.fields[amount]}"),
+            TextColumn("{task.fields[amount]}", markup=False),
             TimeElapsedColumn(),
         )
-        return Progress(*columns, console=Console(stderr=True), transient=True)
+        # Redirected, the messages of others would pass by what `Printable` holds back.
+        return Progress(
+            *columns,
+            console=Console(file=drawn_on(sys.stderr)),
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
 
 
 class _Counter:

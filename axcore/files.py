@@ -18,12 +18,22 @@ from pathlib import Path
 from typing import Any
 
 from .errors import BudgetError, BundleError
+from .foreign import open_regular, read_json
+from .limits import RECORD_BYTES
+from .paths import expanded
+from .plain import shown
 
 _CHUNK_BYTES = 4 << 20
 _READERS = 4  # hashing is slower than reading, and threads hash at the same time
-_PARTIAL, _REPLACED = ".partial", ".replaced"
+_SCRATCH = ".axcore.????????.partial"  # the pattern of folders in which something is made
+_LOCK, _NEW, _OLD = "lock", "new", "old"
+_SHA256 = re.compile("[0-9a-f]{64}")
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+_FORBIDDEN = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ELOOP),
+    *(errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP),  # a file system without locks
+    *(errno.ENAMETOOLONG, errno.EILSEQ),  # or without such names
+}
 _NO_FOLDER = {errno.ENOENT, errno.ENOTDIR, errno.EEXIST}
 _NO_FILE = {errno.EISDIR, errno.ENXIO}
 _ELSEWHERE = "choose a place that you may write to with -o"
@@ -31,17 +41,28 @@ _ELSEWHERE = "choose a place that you may write to with -o"
 
 @dataclass(frozen=True)
 class Content:
-    """What a file holds: its size in bytes, and its SHA-256 in hexadecimal digits."""
+    """What a file holds: its size in bytes, and its SHA-256 in hexadecimal digits.
+
+    Raises:
+        ValueError: No file can hold that.
+    """
 
     size: int
     sha256: str
+
+    def __post_init__(self) -> None:
+        if self.size < 0:
+            raise ValueError(f"{self.size} is not a size in bytes")
+        if not _SHA256.fullmatch(self.sha256):
+            raise ValueError(f"{shown(self.sha256)} is not a SHA-256 in hexadecimal digits")
 
 
 class Checksums:
     """SHA-256 of files; a file is read again only when it looks changed.
 
-    A file looks changed if its size, inode or modification time differs. One record serves the
-    files of a bundle and the checkpoint files that a toolchain reads.
+    A file looks changed if its size, inode, or time of modification or of status change differs;
+    the last is the kernel's, and no program can set it. One record serves the files of a bundle and
+    the checkpoint files that a toolchain reads.
 
     Args:
         record: JSON file with known checksums. If it is missing or damaged, files are read again.
@@ -57,13 +78,12 @@ class Checksums:
 
         Raises:
             OSError: It cannot be read.
+            ValueError: It is no regular file.
         """
-        name, stat = self._name(path), path.stat()
-        looks = (stat.st_size, stat.st_ino, stat.st_mtime_ns)
-        known = self._known.get(name)
-        if known is None or tuple(known[:3]) != looks:
-            known = self._known[name] = [*looks, sha256(path)]
-        return Content(known[0], known[3])
+        looks = _looks(path)
+        if (known := self._kept(path, looks)) is None:
+            known = self._known[self._name(path)] = [*looks, sha256(path)]
+        return Content(known[0], known[-1])
 
     def of_all(self, paths: Iterable[Path]) -> dict[Path, Content]:
         """Return the content of each file; several are read in parallel."""
@@ -75,19 +95,22 @@ class Checksums:
         """Say whether `path` is a file with that content."""
         try:
             return path.stat().st_size == content.size and self.of(path) == content
-        except OSError:
+        except (OSError, ValueError):
             return False
 
     def move(self, source: Path, target: Path) -> None:
         """Rename a file and its entry."""
+        known = self._kept(source, _looks(source))
         source.replace(target)
-        self.rename(source, target)
+        self._known.pop(self._name(source), None)
+        if known is not None:  # a rename changes the time of status change, and nothing else
+            self._known[self._name(target)] = [*_looks(target), known[-1]]
 
     def rename(self, source: Path, target: Path) -> None:
-        """Rename the entries of a file or folder that was renamed."""
+        """Rename the entries of the files in a folder that was renamed."""
         before, after = self._name(source), self._name(target)
         for name in list(self._known):
-            if name == before or name.startswith(f"{before}/"):
+            if name.startswith(f"{before}/"):
                 self._known[after + name.removeprefix(before)] = self._known.pop(name)
 
     def save(self) -> None:
@@ -97,9 +120,13 @@ class Checksums:
             del self._known[name]
         # On a read-only disk files are simply read again the next time.
         with contextlib.suppress(OSError):
-            if self._known != self._saved:
-                write_atomic(self._record, json.dumps(self._known))
+            if self._known != self._saved and not self._record.parent.is_symlink():
+                write_atomic(self._record, json.dumps(self._known), durable=False)
                 self._saved = dict(self._known)
+
+    def _kept(self, path: Path, looks: tuple[int, ...]) -> list[Any] | None:
+        known = self._known.get(self._name(path))
+        return known if known is not None and tuple(known[:-1]) == looks else None
 
     def _name(self, path: Path) -> str:
         """Return a name that stays when the folder of the record is moved."""
@@ -110,13 +137,23 @@ class Checksums:
         return Path(os.path.normpath(self._record.parent / name))
 
 
+def _looks(path: Path) -> tuple[int, ...]:
+    status = path.stat()
+    return status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns
+
+
 def _read_record(path: Path) -> dict[str, list[Any]]:
     try:
-        known = json.loads(path.read_bytes())
-        shapes = {name: [*map(type, entry)] for name, entry in known.items()}
-    except (OSError, ValueError, TypeError, AttributeError):
+        known = read_json(path, RECORD_BYTES)
+        return {name: entry for name, entry in known.items() if _is_entry(entry)}
+    except (OSError, ValueError, AttributeError):
         return {}
-    return {name: known[name] for name, shape in shapes.items() if shape == [int, int, int, str]}
+
+
+def _is_entry(entry: Any) -> bool:
+    if not isinstance(entry, list) or [*map(type, entry)] != [int, int, int, int, str]:
+        return False
+    return entry[0] >= 0 and bool(_SHA256.fullmatch(entry[-1]))
 
 
 def cache_folder(name: str) -> Path:
@@ -124,80 +161,141 @@ def cache_folder(name: str) -> Path:
     from platformdirs import user_cache_path
 
     root = os.environ.get("AXCORE_CACHE")
-    return (Path(root) if root else user_cache_path("axcore")) / name
+    return (expanded(root) if root else user_cache_path("axcore")) / name
 
 
 def sha256(path: Path) -> str:
-    """Return the hexadecimal sha256 of a file, read in chunks."""
+    """Return the hexadecimal sha256 of a regular file, read in chunks.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is no regular file.
+    """
     digest = hashlib.sha256()
     buffer = memoryview(bytearray(_CHUNK_BYTES))
-    with path.open("rb", buffering=0) as file:
-        while count := file.readinto(buffer):
+    with open_regular(path) as file:
+        while count := file.readinto(buffer):  # type: ignore[attr-defined]
             digest.update(buffer[:count])
     return digest.hexdigest()
 
 
+def lock(path: Path) -> int | None:
+    """Lock a file, made when absent; the lock ends when the descriptor is closed, or the process.
+
+    So whether its owner lives is known without a process id, which in containers is often equal.
+
+    Returns:
+        The open descriptor; None where another process holds the lock.
+
+    Raises:
+        OSError: It is a link, cannot be written, or its file system has no locks.
+    """
+    import fcntl
+
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+    descriptor = os.open(path, flags, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    except OSError as error:
+        os.close(descriptor)
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    return descriptor
+
+
 @contextmanager
-def appearing(path: Path) -> Iterator[Path]:
+def appearing(path: Path, *, durable: bool = False) -> Iterator[Path]:
     """Yield a temporary path for a file or folder that becomes `path` when it is complete.
 
     `path` is replaced when the block ends without an exception; otherwise it stays as it was and
-    the temporary file or folder is removed. Leftovers of processes that were killed are removed
-    first.
+    the temporary file or folder is removed. What killed processes left in the same folder is
+    removed first.
+
+    Args:
+        path: What appears.
+        durable: Whether it has to outlive a loss of power from then on.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    _clear_leftovers(path)
-    stem = f".{path.name}.{os.getpid()}"
-    partial, replaced = path.with_name(stem + _PARTIAL), path.with_name(stem + _REPLACED)
+    clear_leftovers(path.parent)
+    scratch, held = _scratch(path.parent)
+    partial, replaced = scratch / _NEW, scratch / _OLD / path.name
     try:
         yield partial
+        if durable:
+            _sync_all(partial)
         if partial.is_dir() and path.is_dir() and not path.is_symlink():
+            replaced.parent.mkdir()
             path.rename(replaced)  # a folder that is not empty cannot be replaced in one step
         partial.replace(path)
+        if durable:
+            sync(path.parent)
     finally:
-        _remove(partial)
-        if replaced.exists() and not path.exists():
-            replaced.rename(path)
-        _remove(replaced)
+        _discard(scratch)
+        os.close(held)
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Write `text` so that `path` holds either its old or its new content."""
-    with appearing(path) as temporary:
+def write_atomic(path: Path, text: str, *, durable: bool = True) -> None:
+    """Write `text` so that `path` holds either its old or its new content; see `appearing`."""
+    with appearing(path, durable=durable) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def _clear_leftovers(path: Path) -> None:
-    """Remove leftovers of processes that were killed while they wrote `path`."""
-    pattern = re.compile(rf"\.{re.escape(path.name)}\.(\d+)({_PARTIAL}|{_REPLACED})")
-    for other in list(path.parent.iterdir()):
-        match = pattern.fullmatch(other.name)
-        if not match or _is_another_running(int(match[1])):
+def clear_leftovers(folder: Path) -> None:
+    """Remove from a folder what `appearing` left there in processes that were killed."""
+    for scratch in list(folder.glob(_SCRATCH)):
+        try:
+            held = None if scratch.is_symlink() else lock(scratch / _LOCK)
+        except OSError:  # another user's, or just gone
             continue
-        if match[2] == _REPLACED and not path.exists():
-            other.rename(path)  # killed before the new folder was in place
-        else:
-            _remove(other)
+        if held is not None:
+            _discard(scratch)
+            os.close(held)
 
 
-def _is_another_running(process: int) -> bool:
-    """Say whether a process runs that is not this one."""
-    if process == os.getpid():
-        return False
+def sync(path: Path) -> None:
+    """Wait until the content of a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except OSError:  # it runs, and is another user's
-        pass
-    return True
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some file systems cannot do it for folders
+            raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        os.close(descriptor)
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+def _sync_all(path: Path) -> None:
+    for folder, _, names in os.walk(path):
+        for name in names:
+            sync(Path(folder, name))
+        sync(Path(folder))
+    if not path.is_dir():
+        sync(path)
+
+
+def _scratch(folder: Path) -> tuple[Path, int]:
+    """Make a folder for one `appearing`; return it and its lock."""
+    prefix, suffix = _SCRATCH.split("????????")
+    while True:
+        scratch = Path(tempfile.mkdtemp(dir=folder, prefix=prefix, suffix=suffix))
+        # Until it is locked, it looks like a leftover to others, who may just be removing it.
+        with contextlib.suppress(FileNotFoundError):
+            held = lock(scratch / _LOCK)
+            if held is not None:
+                if (scratch / _LOCK).exists():
+                    return scratch, held
+                os.close(held)
+
+
+def _discard(scratch: Path) -> None:
+    """Remove a scratch folder; what it had replaced comes back where nothing is in its place."""
+    old = scratch / _OLD
+    for replaced in list(old.iterdir()) if old.is_dir() and not old.is_symlink() else ():
+        if not os.path.lexists(place := scratch.parent / replaced.name):
+            replaced.rename(place)
+    shutil.rmtree(scratch, ignore_errors=True)
 
 
 def write_at(descriptor: int, data: memoryview, offset: int) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, TypeVar
 
 from .errors import AxcoreError
-from .limits import NESTING
+from .limits import CONTAINERS, NESTING
 from .plain import parse, shown
 
 T = TypeVar("T")
@@ -33,6 +33,21 @@ def inside(root: Path, name: str) -> Path:
     path = root / name
     if not path.resolve().is_relative_to(root.resolve()):
         raise ValueError(f"{shown(name)} is a link that leads out of {root}")
+    return path
+
+
+def own_folder(root: Path, name: str) -> Path:
+    """Return the folder ``root / name``, made when absent, for files that are ours to replace.
+
+    Raises:
+        OSError: It cannot be made.
+        ValueError: As `inside`; or a part of it is a link, or something else than a folder.
+    """
+    path = inside(root, name)
+    for part in [path, *path.parents][: len(name.split("/"))]:
+        if part.is_symlink() or (part.exists() and not part.is_dir()):
+            raise ValueError(f"{part} is a link or a file, not a folder")
+    path.mkdir(parents=True, exist_ok=True)
     return path
 
 
@@ -97,14 +112,23 @@ def read_json(path: Path, limit: int) -> Any:
     return decode_json(read_bytes(path, limit))
 
 
-def decode_json(content: bytes | str) -> Any:
+def decode_json(content: bytes | str, *, unique: bool = False) -> Any:
     """Return what a JSON text says.
 
+    Args:
+        content: The text.
+        unique: Refuse objects in which a name appears twice; else the last one counts.
+
     Raises:
-        ValueError: It is no JSON in UTF-8, or nested deeper than `NESTING`.
+        ValueError: It is no JSON in UTF-8, nested deeper than `NESTING`, or holds more than
+            `CONTAINERS` objects and lists.
     """
+    text = content if isinstance(content, str) else content.decode("utf-8-sig")
+    # In memory, an empty list takes thirty times as much as in the file.
+    if text.count("[") + text.count("{") > CONTAINERS:
+        raise ValueError(f"it holds more than {CONTAINERS} objects and lists")
     try:
-        value = json.loads(content)
+        value = json.loads(text, object_pairs_hook=_unique if unique else None)
     except RecursionError:
         raise ValueError(f"it is nested deeper than {NESTING}") from None
     _check_nesting(value)
@@ -134,6 +158,15 @@ def load(kind: type[T], path: Path, limit: int, error: type[AxcoreError], *, hin
 def reason(error: OSError | ValueError) -> str:
     """Return why a file could not be read, without repeating its name."""
     return (isinstance(error, OSError) and error.strerror) or str(error)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in result:
+            raise ValueError(f"{shown(name)} appears twice")
+        result[name] = value
+    return result
 
 
 def _check_nesting(value: Any) -> None:

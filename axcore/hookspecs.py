@@ -134,12 +134,14 @@ def prepare_prompt(job: Job, messages: Sequence[dict[str, Any]]) -> Prompt | Non
         messages: ``{"role": ..., "content": text or parts}`` in the form of transformers' chat
             templates; a part is ``{"type": "text", "text": ...}``, ``{"type": "image", "image":
             image or file}`` or, where the family takes it, ``{"type": "video", "video":
-            [images or files], "fps": frames per second}``.
+            [images or files], "fps": frames per second}``. Text stays text, whatever markers are
+            in it, unless it is given as `axcore.Control`: `axcore.message_parts` and
+            `axcore.encode_prompt` see to both.
 
     Raises:
         CheckpointError: The tokenizer is missing or does not fit the model.
         ImageError: An image cannot be read.
-        UsageError: A message has a part of a type that the model does not support.
+        UsageError: A message has a role, or a part of a type, that the model does not support.
     """
 
 

@@ -58,7 +58,7 @@ class LlmBuildArgs:
         prefill_len, kv_cache_len, last_kv_cache_len: See `Profile`.
         model_type: Model type passed to the builder; None lets it read ``config.json``.
         hidden_state_type, weight_type: Precision of activations between layers and of weights.
-        parallel: Worker processes.
+        parallel: Worker processes; 32 need more than 32 GB.
         check_level: 0 checks nothing, 1 the cosine of each layer, 2 generated text.
         environment: Environment variables for the builder.
         checkpoint: Checkpoint that is written into the bundle for the builder; None lets it read
@@ -72,7 +72,7 @@ class LlmBuildArgs:
     model_type: str | None = None
     hidden_state_type: str = "bf16"
     weight_type: str = "s8"
-    parallel: int = 32
+    parallel: int = 8
     check_level: int = 0
     environment: Mapping[str, str] = field(default_factory=dict)
     checkpoint: LlmCheckpoint | None = None

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .errors import BundleError
+from .foreign import open_regular
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -74,7 +75,8 @@ def read_provenance(graph: Path) -> Provenance | None:
     import onnx
 
     try:
-        model = onnx.load_model(graph, load_external_data=False)
+        with open_regular(graph) as file:
+            model = onnx.load_model(file, load_external_data=False)
     except Exception:  # onnx has no public name for protobuf's error
         return None
     return Provenance.of(model.graph.name, {prop.key: prop.value for prop in model.metadata_props})
@@ -83,10 +85,10 @@ def read_provenance(graph: Path) -> Provenance | None:
 def weights_match(graph: Path, provenance: Provenance) -> bool:
     """Whether the weights file of a graph ends with the fingerprint of `provenance`."""
     try:
-        with data_file(graph).open("rb") as file:
+        with open_regular(data_file(graph)) as file:
             file.seek(-_FINGERPRINT_BYTES, 2)
             return file.read() == provenance.fingerprint
-    except OSError:  # missing, or shorter than a fingerprint: seeking before the start fails
+    except (OSError, ValueError):  # missing, or shorter than a fingerprint: it cannot seek there
         return False
 
 

@@ -15,6 +15,15 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Lengths:
+    """Static lengths of a language model: see `Profile`."""
+
+    prefill_len: int
+    kv_cache_len: int
+    last_kv_cache_len: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
 class Profile:
     """One way of using a model: image size and the language model's static lengths.
 
@@ -26,6 +35,7 @@ class Profile:
             is one chunk.
         images: Images of one prompt, counted in runs of the vision graph.
         about: One line for people.
+        published: The lengths of the published build, where they are others.
     """
 
     height: int
@@ -35,6 +45,7 @@ class Profile:
     last_kv_cache_len: tuple[int, ...] = ()
     images: int = 1
     about: str = ""
+    published: Lengths | None = None
 
     @property
     def max_prompt(self) -> int:
@@ -106,6 +117,10 @@ class Layout:
             plain text model (``architectures``, ``model_type`` and whatever differs), for tools
             that take a language model alone. None as a value removes the field. Empty if that part
             of the config is complete.
+        config: A dataclass by which every ``config.json`` is read before anything else; unknown
+            names are ignored. Its annotations say what can be converted: `axcore.Layers` and
+            `axcore.Count` bound numbers, ``Literal["gelu"]`` refuses all else. What the core reads
+            of the language model's part is checked without it.
     """
 
     tensors: Callable[[Mapping[str, Any]], Mapping[str, Shape]] | None = None
@@ -113,6 +128,7 @@ class Layout:
     text_prefixes: tuple[str, ...] = ("model.", "lm_head.")
     spare: tuple[str, ...] = ()
     text_model: Mapping[str, Any] = field(default_factory=dict)
+    config: type | None = None
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,28 @@
-"""Where a ``config.json`` has the language model's part."""
+"""What a ``config.json`` must be like, and where it has the language model's part."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from .limits import COUNT, LAYERS
+from .plain import Between, parse, shown
 
 TEXT_PARTS = ("text_config", "llm_config")
 """The names under which layouts nest the language model's part."""
+
+Count = Annotated[int, Between(1, COUNT)]
+"""A number of things other than layers."""
+
+Layers = Annotated[int, Between(1, LAYERS)]
+"""A number of layers, each of which makes a stage."""
+
+Positive = Annotated[float, Between(1e-30, 1e30)]
+"""An epsilon, a base of frequencies, a scale."""
+
+Token = Annotated[int, Between(0, COUNT)]
+"""The id of a token."""
 
 
 def config_parts(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -18,3 +34,82 @@ def config_parts(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the language model's part of a config: nested in some layouts, flat in others."""
     return config_parts(config)[0]
+
+
+def check_config(config: Mapping[str, Any], kind: type | None) -> None:
+    """Check the values that follow from the config, before lists of their length are made.
+
+    Args:
+        config: ``config.json``.
+        kind: The dataclass that a family gives, see `axcore.Layout`.
+
+    Raises:
+        ValueError: A value is missing or another than can be converted; the message names its path.
+    """
+    for name in TEXT_PARTS:
+        if not isinstance(config.get(name, {}), Mapping):
+            raise ValueError(f"{name}: {shown(config[name])} is not an object")
+    if kind is not None:
+        parse(kind, config)
+    text = text_config(config)
+    try:
+        parse(TextConfig, text)
+    except ValueError as error:
+        place = next((f"{name}." for name in TEXT_PARTS if config.get(name) is text), "")
+        raise ValueError(f"{place}{error}") from error
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """How rotary positions are scaled: ``rope_scaling``, or ``rope_parameters``."""
+
+    rope_type: str | None = None
+    type: str | None = None
+    rope_theta: Positive | None = None
+    factor: Positive | None = None
+    attention_factor: Positive | None = None
+    long_factor: tuple[Positive, ...] | None = None
+    short_factor: tuple[Positive, ...] | None = None
+    original_max_position_embeddings: Count | None = None
+    mrope_section: tuple[Count, ...] | None = None
+    partial_rotary_factor: Positive | None = None
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """What is read of any language model's part, by the names of transformers."""
+
+    hidden_size: Count
+    num_hidden_layers: Layers
+    model_type: str | None = None
+    vocab_size: Count | None = None
+    intermediate_size: Count | tuple[Count, ...] | None = None
+    num_attention_heads: Count | None = None
+    num_key_value_heads: Count | None = None
+    head_dim: Count | None = None
+    hidden_act: str | None = None
+    rms_norm_eps: Positive | None = None
+    attention_bias: bool | None = None
+    mlp_bias: bool | None = None
+    tie_word_embeddings: bool | None = None
+    max_position_embeddings: Count | None = None
+    rope_theta: Positive | None = None
+    rope_scaling: Rotary | None = None
+    rope_parameters: Rotary | None = None
+    sliding_window: Count | None = None
+    use_sliding_window: bool | None = None
+    layer_types: tuple[str, ...] | None = None
+    full_attention_interval: Layers | None = None
+    dim_model_base: Count | None = None
+    scale_depth: Positive | None = None
+    scale_emb: Positive | None = None
+    bos_token_id: Token | None = None
+    eos_token_id: Token | tuple[Token, ...] | None = None
+
+    def __post_init__(self) -> None:
+        types, layers = self.layer_types, self.num_hidden_layers
+        if types is not None and len(types) != layers:
+            raise ValueError(f"layer_types: {len(types)} are listed for {layers} layers")
+        heads, shared = self.num_attention_heads, self.num_key_value_heads
+        if heads and shared and heads % shared:
+            raise ValueError(f"num_attention_heads: {heads} is no multiple of {shared} (key/value)")

@@ -9,11 +9,29 @@ import json
 import sys
 import types
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Between:
+    """What a number may be, for `Annotated`: ``Annotated[int, Between(1, 8)]``."""
+
+    least: float
+    most: float
+
+    def check(self, value: float, where: str) -> None:
+        """Refuse a value outside with a ValueError."""
+        if not self.least <= value <= self.most:
+            allowed = f"between {self.least} and {self.most}"
+            expected = allowed if self.least < self.most else f"{self.least}"
+            raise ValueError(f"{where}: {shown(value)} is not {expected}")
+
+
 _UNIONS = (Union, types.UnionType)
 
 
@@ -28,7 +46,8 @@ def parse(kind: type[T], data: Any) -> T:
     Unknown names are ignored, so that later versions can add fields.
 
     Raises:
-        ValueError: A value is missing or has the wrong type; the message names its path.
+        ValueError: A value is missing, has the wrong type, or is not what `Literal`, `Between` or
+            the dataclass itself allow; the message names its path.
     """
     return _parse(kind, data, "")  # type: ignore[no-any-return]
 
@@ -47,12 +66,18 @@ def _parse(kind: Any, data: Any, where: str) -> Any:
         return data
     if kind is Path and isinstance(data, str):
         return Path(data)
+    if origin is Annotated:
+        value = _parse(arguments[0], data, where)
+        for rule in arguments[1:]:
+            rule.check(value, where)
+        return value
     if is_dataclass(kind):
         return _record(kind, _typed(Mapping, data, where), where)
     if origin in _UNIONS:
         return _first_fitting(arguments, data, where)
     if origin is Literal:
-        if data not in arguments:
+        # 14.0 equals 14, and true equals 1.
+        if not any(data == value and type(data) is type(value) for value in arguments):
             raise ValueError(
                 f"{where}: {shown(data)} is not one of {', '.join(map(repr, arguments))}"
             )
@@ -67,14 +92,22 @@ def _parse(kind: Any, data: Any, where: str) -> Any:
 
 
 def _record(kind: Any, data: Mapping[str, Any], where: str) -> Any:
-    hints, values = get_type_hints(kind), {}
+    hints, values = _hints(kind), {}
     for field in fields(kind):
         name = f"{where}.{field.name}".lstrip(".")
         if field.name in data:
             values[field.name] = _parse(hints[field.name], data[field.name], name)
         elif field.default is MISSING and field.default_factory is MISSING:
             raise ValueError(f"{name}: missing")
-    return kind(**values)
+    try:
+        return kind(**values)
+    except ValueError as error:  # of a `__post_init__`
+        raise ValueError(f"{where}.{error}".lstrip(".")) from error
+
+
+@cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return get_type_hints(kind, include_extras=True)  # evaluates every annotation anew
 
 
 def _number(data: Any, where: str) -> float:

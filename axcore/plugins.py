@@ -16,16 +16,17 @@ import sys
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import Distribution, EntryPoint, distributions, entry_points
 from typing import TYPE_CHECKING, Any
 
 import pluggy
 
 from . import defaults, hookspecs
+from .choices import Choice
 from .errors import AxcoreError, ContractError, PluginNotFound, UnsupportedModel
-from .model_card import Entry, ModelCard
+from .model_card import Entry, ModelCard, Profile
 from .plain import shown
 
 if TYPE_CHECKING:
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 
 GROUP = hookspecs.PROJECT
 DEFAULTS = "defaults"
-_ANYTHING = (Exception, SystemExit)  # whatever a plugin raises must not lock the user out
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,19 @@ class Registry:
         if os.environ.get("AXCORE_TRACE_PLUGINS"):
             self._manager.trace.root.setwriter(lambda text: print(text, end="", file=sys.stderr))  # noqa: T201
             self._manager.enable_tracing()
-        for entry in sorted(_enabled(entries), key=lambda entry: entry.name):
+        found = _installed(self.problems) if entries is None else entries
+        for entry in sorted(_enabled(found), key=lambda entry: entry.name):
             self._load(entry)
+
+    @contextmanager
+    def _isolated(self, name: str) -> Iterator[None]:
+        """Set a plugin aside that raises anything at all inside, but for Ctrl-C."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # exits, and panics of Rust, which are no Exception
+            self._set_aside(name, error)
 
     @property
     def entries(self) -> list[Entry]:
@@ -90,12 +101,9 @@ class Registry:
         _ = self.toolchains  # a plugin set aside for those has no models either
         for name in list(self.plugins):
             taken = {label: entry.family for entry in found for label in _labels(entry.card)}
-            try:
+            with self._isolated(name):
                 cards = self._cards(name)
                 _check_cards(name, cards, taken)
-            except _ANYTHING as error:
-                self._set_aside(name, error)
-            else:
                 found += [Entry(name, card) for card in cards]
         return sorted(found, key=lambda entry: (entry.family, entry.card.id))
 
@@ -113,13 +121,10 @@ class Registry:
         """Return the results of `hook` by name; a plugin with invalid results is set aside."""
         found: dict[str, Any] = {}
         for name in [DEFAULTS, *self.plugins]:
-            try:
+            with self._isolated(name):
                 for item in self._only(name, hook):
-                    if item.name in found:
-                        raise ContractError(f"{what} `{item.name}` exists already")
+                    _check_offer(what, item, found)
                     found[item.name] = item
-            except _ANYTHING as error:
-                self._set_aside(name, error)
         return found
 
     def hooks_of(self, name: str) -> list[str]:
@@ -235,14 +240,12 @@ class Registry:
             self.problems.append(Problem(info, f"the plugin name `{entry.name}` is taken"))
             return
         self.plugins[entry.name] = info
-        try:
+        with self._isolated(entry.name):
             module = entry.load()
             self._manager.register(module, entry.name)
             if not self._manager.get_hookcallers(module):
                 raise ContractError("implements no hook")
             self._manager.check_pending()
-        except _ANYTHING as error:
-            self._set_aside(entry.name, error)
 
     def _set_aside(self, name: str, error: BaseException) -> None:
         info = self.plugins.pop(name)
@@ -265,17 +268,37 @@ class Registry:
         return cards
 
 
-def _enabled(entries: Iterable[EntryPoint] | None) -> Iterator[EntryPoint]:
+def _installed(problems: list[Problem]) -> list[EntryPoint]:
+    """Return the entry points of every distribution; one whose list is damaged is a problem."""
+    try:
+        return [*entry_points(group=GROUP)]
+    except Exception:  # one is enough that has nothing to do with axcore
+        found: list[EntryPoint] = []
+        for dist in distributions():
+            try:
+                found += dist.entry_points.select(group=GROUP)
+            except Exception as error:
+                name, version = _named_by(dist)
+                problems.append(Problem(PluginInfo(name, name, version, ""), _last_frame(error)))
+        return found
+
+
+def _enabled(entries: Iterable[EntryPoint]) -> Iterator[EntryPoint]:
     disabled = {name.strip() for name in os.environ.get("AXCORE_DISABLE_PLUGINS", "").split(",")}
-    found = entry_points(group=GROUP) if entries is None else entries
-    return (entry for entry in found if not disabled & {entry.name, "*"})
+    return (entry for entry in entries if not disabled & {entry.name, "*"})
 
 
 def _describe(entry: EntryPoint) -> PluginInfo:
-    dist = entry.dist
-    if dist is None:
-        return PluginInfo(entry.name, "", "", entry.value)
-    return PluginInfo(entry.name, dist.name, dist.version, entry.value)
+    return PluginInfo(entry.name, *(_named_by(entry.dist) if entry.dist else ("", "")), entry.value)
+
+
+def _named_by(dist: Distribution) -> tuple[str, str]:
+    """Return name and version of a distribution; they are empty where its metadata lack them."""
+    try:
+        metadata = dist.metadata
+        return str(metadata["Name"] or ""), str(metadata["Version"] or "")
+    except Exception:  # no such file, or no text
+        return "", ""
 
 
 def _labels(card: ModelCard) -> set[str]:
@@ -290,11 +313,48 @@ def _repository_labels(card: ModelCard) -> set[str]:
 def _check_cards(family: str, cards: Sequence[ModelCard], taken: Mapping[str, str]) -> None:
     owners = dict(taken)
     for card in cards:
+        _check_types(card)
         if not (card.id and card.repo and card.architectures and card.profiles):
             raise ContractError(f"model card `{card.id}` lacks id, repo, architectures or profiles")
         for label in sorted(_labels(card) & owners.keys()):
             raise ContractError(f"the model name `{label}` belongs to plugin `{owners[label]}`")
         owners |= dict.fromkeys(_labels(card), family)
+
+
+_ITEMS: Mapping[str, tuple[type, type]] = {
+    "architectures": (tuple, str), "aliases": (tuple, str),
+    "profiles": (Mapping, Profile), "choices": (Mapping, Choice),
+}  # fmt: skip
+
+
+def _check_types(card: ModelCard) -> None:
+    """Refuse a card whose values are not of the types that `ModelCard` declares."""
+    wrong = [
+        item.name
+        for item in fields(card)
+        if item.type in ("str", "int") and type(getattr(card, item.name)).__name__ != item.type
+    ]
+    for name, (kind, of) in _ITEMS.items():
+        value = getattr(card, name)
+        items = value.values() if isinstance(value, Mapping) else value
+        if not isinstance(value, kind) or not all(isinstance(item, of) for item in items):
+            wrong.append(name)
+    if wrong:
+        value = getattr(card, wrong[0])
+        raise ContractError(f"model card {card.id!r}: {wrong[0]} is {value!r}, of a wrong type")
+
+
+def _check_offer(what: str, item: Any, taken: Mapping[str, Any]) -> None:
+    """Refuse a toolchain or backend that could not even be listed."""
+    if not isinstance(item.name, str) or not item.name:
+        raise ContractError(f"{what} {item!r} has no name")
+    if item.name in taken:
+        raise ContractError(f"{what} `{item.name}` exists already")
+    if not isinstance(item.options, Mapping):
+        raise ContractError(f"{what} `{item.name}` has no mapping of options")
+    for name, option in item.options.items():
+        if not isinstance(name, str) or not isinstance(option, Choice):
+            raise ContractError(f"{what} `{item.name}`: its option {name!r} is no axcore.Choice")
 
 
 def _supported(entry: Entry) -> Entry:
@@ -322,4 +382,7 @@ def _agreement(published: Mapping[str, Any], config: Mapping[str, Any]) -> int:
 def _last_frame(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     where = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {error}{where}"
+    try:
+        return f"{type(error).__name__}: {error}{where}"
+    except Exception:  # one that cannot even be shown
+        return f"{type(error).__name__}{where}"

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-_GRACE_S = 10  # between SIGTERM and SIGKILL: a container needs time to stop its processes
+GRACE_S = 10.0
+"""Between SIGTERM and SIGKILL: a container needs time to stop its processes."""
+
+_SUPERVISOR = Path(__file__).with_name("supervisor.py")
 
 
 @contextmanager
@@ -20,37 +25,66 @@ def child(
     folder: Path,
     environment: Mapping[str, str],
     stderr: int | IO[str] = subprocess.STDOUT,
-) -> Iterator[subprocess.Popen[str]]:
-    """Start a program in a new process group; if the block raises, stop the whole group.
+    *,
+    held: Sequence[int] = (),
+    grace_s: float = GRACE_S,
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a program in a new process group, which is stopped if the block raises.
+
+    The group is also stopped if this process is killed, and when the program has ended but has
+    left processes behind: each time by SIGTERM and, `grace_s` later, by SIGKILL.
 
     Args:
-        words: The program and its arguments.
+        words: The program, as a path, and its arguments.
         folder: The working directory.
         environment: Variables added to, or replacing, those of this process.
         stderr: As for `subprocess.Popen`; merged into standard output, a pipe, by default.
+        held: File descriptors that stay open, here or not, until the group has ended: locks.
+        grace_s: For an orderly end.
+
+    Yields:
+        The process that watches over the program: it has its output and its exit code.
+
+    Raises:
+        OSError: It cannot be started.
     """
+    ours, theirs = socket.socketpair()
+    # Python buffers what it writes to a pipe; progress should appear line by line.
+    variables = [f"{k}={v}" for k, v in {"PYTHONUNBUFFERED": "1", **environment}.items()]
+    descriptors = (theirs.fileno(), *held)
     with (
+        ours,
+        theirs,
         _signals_raise(),
         subprocess.Popen(
-            words,
+            [
+                *(sys.executable, "-I", "-S", str(_SUPERVISOR)),
+                *(",".join(map(str, descriptors)), str(grace_s)),
+                *(str(len(variables)), *variables, *words),
+            ],
             cwd=folder,
-            # Python buffers what it writes to a pipe; progress should appear line by line.
-            env={**os.environ, "PYTHONUNBUFFERED": "1", **environment},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=stderr,
-            text=True,
-            errors="replace",
+            pass_fds=descriptors,
             # Vendor tools start processes of their own; a group can be stopped as one. Ctrl-C in
             # the terminal then reaches only this process, which stops the group.
             start_new_session=True,
         ) as process,
     ):
         try:
+            theirs.close()
+            _check_started(ours.recv(16), words[0])
             yield process
         except BaseException:
-            _stop(process)
+            _stop(process, ours)
             raise
+
+
+def output_of(process: subprocess.Popen[bytes]) -> IO[bytes]:
+    """Return the standard output of a `child`."""
+    assert process.stdout is not None, "it is always a pipe"
+    return process.stdout
 
 
 def ending(code: int) -> str:
@@ -88,19 +122,18 @@ def _leave(number: int, _frame: object) -> None:
     raise SystemExit(128 + number)
 
 
-def _stop(process: subprocess.Popen[str]) -> None:
-    _signal_group(process, signal.SIGTERM)
-    try:
-        process.wait(_GRACE_S)
-    except subprocess.TimeoutExpired:
-        pass
-    finally:
-        # Also when the program itself has ended: its own children may still be running.
-        _signal_group(process, signal.SIGKILL)
+def _check_started(told: bytes, program: str) -> None:
+    """Raise what starting the program raised."""
+    if not told:
+        raise ChildProcessError(f"{_SUPERVISOR.name} ended before it started {program}")
+    if number := int(told):
+        raise OSError(number, os.strerror(number), program)
 
 
-def _signal_group(process: subprocess.Popen[str], number: signal.Signals) -> None:
+def _stop(process: subprocess.Popen[bytes], link: socket.socket) -> None:
+    link.close()
     try:
-        os.killpg(process.pid, number)
-    except ProcessLookupError:
-        return  # the whole group has ended
+        process.wait()
+    except BaseException:
+        process.terminate()  # interrupted again: without grace
+        raise

@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar
 
 from .component import GraphDType
 from .errors import UsageError
+from .paths import given_path
 from .plain import parse
 
 T = TypeVar("T")
@@ -73,6 +74,7 @@ class CheckpointRequest:
             UsageError: There is no such field, or it does not take the value.
         """
         known = [item.name for item in fields(cls)]
+        _check_texts({"model": model, **arguments})
         if unknown := sorted(arguments.keys() - set(known)):
             raise UsageError(
                 f"there is no argument `{unknown[0]}`", hint=f"choose from {', '.join(known)}"
@@ -106,6 +108,11 @@ class Options:
     )
     split: int | Literal["auto"] | None = _option(
         None, "Files per vision graph: a number, or auto for below 2 GB each."
+    )
+    lengths: Literal["default", "published"] = _option(
+        "default",
+        "Lengths of the language model: the plugin's, which every runtime takes, or those of the"
+        " published build.",
     )
     prefill_len: int | None = _option(None, "Tokens of one prefill chunk.")
     kv_cache_len: int | None = _option(None, "Slots of the key/value cache.")
@@ -202,6 +209,24 @@ def takes(request: type[CheckpointRequest]) -> Callable[[V], V]:
     return decorate
 
 
+def _check_texts(given: Mapping[str, Any]) -> None:
+    """Refuse texts that are empty, as of a variable that is not set, or that no file can have."""
+    for name, value in given.items():
+        if isinstance(value, str) and (not value or "\0" in value):
+            raise UsageError(
+                f"an argument is wrong: {name}: {value!r} is no value",
+                hint=f"{name}: leave it out, or give it a value; is a variable empty?",
+            )
+
+
+def _paths(value: Any) -> Any:
+    """Return what `_several` does, with paths as `given_path` reads them."""
+    several = [] if value is None else _several(value)
+    if not isinstance(several, list):
+        return several
+    return [given_path(path) if isinstance(path, (str, Path)) else path for path in several]
+
+
 def _several(value: Any) -> Any:
     """Return a list where one value may be given alone; what is neither stays, to be refused."""
     if isinstance(value, (str, Path, int)):
@@ -224,7 +249,12 @@ def _text(value: Any) -> Any:
 
 
 def _number_or_text(value: Any) -> Any:
-    return int(value) if isinstance(value, str) and value.isdecimal() else value
+    # Of more digits, no number would make sense, and Python refuses to read it.
+    digits = isinstance(value, str) and value.isdecimal() and len(value) < _MOST_DIGITS
+    return int(value) if digits else value
+
+
+_MOST_DIGITS = 100
 
 
 def _as_text(value: Any) -> str:
@@ -235,7 +265,7 @@ _COERCED: Mapping[str, Callable[[Any], Any]] = {
     "model": _text,
     "checkpoint": _text,
     "calibration_archive": _text,
-    "images": lambda value: [] if value is None else _several(value),
+    "images": _paths,
     "embedding_formats": lambda value: [] if value is None else _listed(value),
     "last_kv_cache_len": _listed,
     "split": _number_or_text,

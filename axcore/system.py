@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from pathlib import Path
 
 from .errors import AxcoreError
 
@@ -20,6 +21,21 @@ def require_linux() -> None:
             f"axcore runs on Linux; this is {sys.platform}",
             hint="use a Linux machine or container, or WSL on Windows",
         )
+
+
+def require_working_folder() -> None:
+    """Refuse a working folder that was removed: relative paths mean nothing, and torch dies in it.
+
+    Raises:
+        AxcoreError: It is gone, or may not be looked at.
+    """
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise AxcoreError(
+            f"the working folder cannot be used: {error.strerror}",
+            hint="go to another one, e.g. with `cd ~`",
+        ) from error
 
 
 def cores() -> int:

@@ -5,7 +5,7 @@ A toolchain is a `Toolchain`: it lists its options and targets, checks graphs ag
 calls a vendor's tool describes it as a `Tool` and its calls as `Run`; `run_tool` does the rest.
 """
 
-from .graph.lint import Finding, OperatorTable, lint_model
+from .graph.lint import Finding, OperatorTable, Rule, lint_model
 from .toolchains.contract import Build, BuildRequest, GraphFile, Target, Toolchain
 from .toolchains.tool import Run, Tool, graph_files, required, run_tool
 
@@ -15,6 +15,7 @@ __all__ = [
     "Finding",
     "GraphFile",
     "OperatorTable",
+    "Rule",
     "Run",
     "Target",
     "Tool",

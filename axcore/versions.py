@@ -14,8 +14,8 @@ TOOLS = ("torch", "onnx", "onnx_ir", "onnxscript", "onnxslim", "onnxruntime", "n
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of every package that affects a result."""
-    found = {"python": platform.python_version(), "axcore": _version("axcore")}
-    return found | {name: _version(name) for name in TOOLS}
+    found = {"python": platform.python_version(), "axcore": version_of("axcore")}
+    return found | {name: version_of(name) for name in TOOLS}
 
 
 @cache
@@ -40,7 +40,8 @@ def code_digest(module: str) -> str:
     return digest.hexdigest()
 
 
-def _version(name: str) -> str:
+def version_of(name: str) -> str:
+    """Return the version of an installed distribution; empty if there is none."""
     try:
         return version(name)
     except PackageNotFoundError:

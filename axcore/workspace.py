@@ -12,59 +12,39 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from .bundle import CHECKSUMS, MANIFEST
+from .display import printable
+from .errors import BundleError, ContractError
+from .files import (
+    Checksums,
+    Content,
+    appearing,
+    clear_leftovers,
+    explained_full_disk,
+    lock,
+    sha256,
+    sync,
+    write_atomic,
+)
+from .foreign import inside, read_json
+from .limits import RECORD_BYTES
+from .plain import parse, shown
+from .step import PUBLISHED, STATE, Step, check_state, check_step_name, published, walk
 
-from .bundle import CHECKSUMS, MANIFEST, STATE
-from .errors import BundleError
-from .files import Checksums, Content, appearing, explained_full_disk, sha256, write_atomic
-
-_RECORD, _LAST = "step.json", "last.json"
-_KEEP_BYTES = 1 << 20  # a changed file up to this size may be a user's edit
+_RECORD, _LAST, _LOCK, _NOTED = "step.json", "last.json", "lock", "publishing"
+_OWNER_BYTES = 300
 
 Make = Callable[[Path], Mapping[str, Any] | None]
 """Writes files into the folder that it is given, and returns metrics."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """A finished step.
-
-    Attributes:
-        name: Its name.
-        key: Digest of everything that the result depends on.
-        files: Path below OUT to content.
-        metrics: What it measured; reproducible.
-        seconds: How long it took.
-        reused: Whether an earlier run did the work.
-    """
-
-    name: str
-    key: str
-    files: Mapping[str, Content]
-    metrics: Mapping[str, Any]
-    seconds: float
-    reused: bool = field(default=False, compare=False)
-
-    def dump(self) -> str:
-        """Return the record as JSON."""
-        return json.dumps(asdict(self), indent=1)
-
-    @classmethod
-    def load(cls, path: Path) -> Step | None:
-        """Read a record; None when there is none or it is damaged."""
-        try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
-            files = {name: Content(**content) for name, content in raw.pop("files").items()}
-            return cls(**{**raw, "files": files, "reused": True})
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
-            return None
 
 
 def digest(value: object, default: Callable[[Any], Any] = str) -> str:
@@ -94,59 +74,68 @@ class Workspace:
         """Refuse a folder that holds anything but a bundle of this model.
 
         Raises:
-            BundleError: It holds something else; nothing was changed.
+            BundleError: It holds something else, or links in its state; nothing was changed.
         """
         _check_folder(self.out, self._model)
+        check_state(self.out)
 
     def is_current(self, identity: str) -> bool:
         """Say whether the published bundle was made from `identity` and is complete."""
         try:
-            last = json.loads((self._series / _LAST).read_text(encoding="utf-8"))
-            published = self._published(identity)
+            last = read_json(self._series / _LAST, RECORD_BYTES)
+            current = last == self._published(identity)
         except (OSError, ValueError):
             return False
-        steps = self._records()
-        current = bool(last == published and steps and all(map(self._is_whole, steps)))
+        listed = _Listed.of(self.out).files if current else {}
+        # All of them are looked at: a record of checksums is kept of what was read.
+        whole = [self._checksums.holds(self._place(name), listed[name]) for name in listed]
         self._checksums.save()  # a bundle that was copied is read in full, but only once
-        return current
+        return bool(whole) and all(whole)
 
     def remember(self, identity: str) -> None:
         """Record what the published bundle was made from, for `is_current`."""
-        write_atomic(self._series / _LAST, json.dumps(self._published(identity)))
+        with explained_full_disk(self.out, "finished steps"):
+            write_atomic(self._series / _LAST, json.dumps(self._published(identity)))
 
     def _published(self, identity: str) -> dict[str, str]:
         return {"identity": identity, "manifest": sha256(self.out / MANIFEST)}
 
     @contextmanager
     def locked(self) -> Iterator[Workspace]:
-        """Lock the folder for this process.
+        """Lock the folder for this process, and remove what killed ones left in it.
 
         Raises:
-            BundleError: The folder holds something else, or another process works in it.
+            BundleError: The folder holds something else, cannot be written, or another process
+                works in it.
         """
         self.check()
         with explained_full_disk(self.out):
             self.state.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.state / "lock")
-        owner = self.state / "owner"
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            process = owner.read_text().strip() if owner.exists() else "unknown"
+            held = lock(self.state / _LOCK)
+        if held is None:
             raise BundleError(
-                f"another axcore process is working in {self.out}\n  process id: {process}",
+                f"another axcore process is working in {self.out}"
+                f"\n  process id: {_owner(self.state / _LOCK)}",
                 hint="wait for it to end, or choose another folder with -o",
-            ) from error
+            )
         try:
             with explained_full_disk(self.out):
-                owner.write_text(str(os.getpid()))
+                os.ftruncate(held, 0)
+                os.pwrite(held, f"{os.getpid()} on {socket.gethostname()}".encode(), 0)
+                for folder in (self.out, self.state, *filter(Path.is_dir, walk(self.state))):
+                    clear_leftovers(folder)
             yield self
         finally:
             self._checksums.save()
-            owner.unlink(missing_ok=True)
-            lock.release()
+            os.close(held)
 
-    def run(self, name: str, inputs: Mapping[str, Any], make: Make) -> Step:
+    def run(
+        self,
+        name: str,
+        inputs: Mapping[str, Any],
+        make: Make,
+        metrics: type[Any] | None = None,
+    ) -> Step:
         """Return the step `name`, doing its work unless it was done from equal inputs.
 
         Args:
@@ -154,38 +143,53 @@ class Workspace:
             inputs: Everything that the result depends on, JSON-like. A `Path` in it stands for the
                 content of that file.
             make: Writes files into the folder that it is given and returns metrics.
+            metrics: A dataclass of what `make` returns; a record that does not fit is not used.
+
+        Raises:
+            ContractError: `name` is not fit, `make` left what is no file, or another step writes a
+                file of the same name.
         """
+        try:
+            check_step_name(name)
+            if name in {step.name for step in self.steps}:
+                raise ValueError(f"{shown(name)} is taken")
+        except ValueError as error:
+            raise ContractError(f"a step cannot have that name: {error}") from error
         key = digest(inputs, self._described)
         self._checksums.save()  # hashing a checkpoint takes minutes, and `make` may fail
-        step = self._finished(name, key) or self._make(name, key, make)
+        step = self._finished(name, key, metrics) or self._make(name, key, make)
+        self._check_owners(step)
         self.steps.append(step)
         return step
 
     def path(self, step: Step, name: str) -> Path:
         """Return where a file of a finished step lies now."""
         staged = self._folder(step.name, step.key) / name
-        return staged if staged.exists() else self.out / name
+        return staged if staged.exists() else self._place(name)
 
-    def put(self, step: Step) -> list[str]:
+    def put(self, step: Step) -> dict[str, str]:
         """Move the files of a finished step into place, and remove those that it no longer makes.
 
         Returns:
-            Names of small files that a user had edited; each is kept as ``<name>.orig``.
+            Name of every file that was not as a step had left it, to the name it is kept under.
         """
         record = self._record(step.name)
         older = Step.load(record)
         # Noted before the first move, so that the run after a crash knows which files are ours.
         # The name has the key, because the next run may have another request and note its own.
-        noted = self._series / "publishing" / f"{step.name}.{step.key[:16]}.json"
+        noted = self._series / _NOTED / f"{step.name}.{step.key[:16]}.json"
         with explained_full_disk(self.out, "finished steps"):
             write_atomic(noted, step.dump())
-            kept = list(self._move(step))
-            self._remove(set(older.files) - self._current() if older else set())
+            kept = dict(self._move(step))
+            kept |= self._remove({*older.files} - self._current() if older else set())
+            for folder in {self._place(name).parent for name in step.files}:
+                sync(folder)  # the files are there before the record vouches for them
             record.parent.mkdir(exist_ok=True)
             noted.replace(record)
+            sync(record.parent)
         return kept
 
-    def publish(self, manifest: str | None = None) -> list[str]:
+    def publish(self, manifest: str | None = None) -> dict[str, str]:
         """Put the files of all steps into place, and remove files of steps that are gone.
 
         Args:
@@ -194,42 +198,67 @@ class Workspace:
         Returns:
             As `put` does.
         """
-        before = _listed_files(self.out / MANIFEST) if manifest is not None else {}
-        kept = [name for step in self.steps for name in self.put(step)]
-        self._remove((before.keys() | self._written().keys()) - self._current())
-        for name in {record.name for record in self._records()} - {s.name for s in self.steps}:
-            self._record(name).unlink(missing_ok=True)
-        if manifest is not None:
-            with explained_full_disk(self.out, "finished steps"):
+        before = {*_Listed.of(self.out).files} if manifest is not None else set[str]()
+        kept = {name: aside for step in self.steps for name, aside in self.put(step).items()}
+        with explained_full_disk(self.out, "finished steps"):
+            kept |= self._remove((before | self._written().keys()) - self._current())
+            for name in {step.name for step in self._records()} - {s.name for s in self.steps}:
+                self._record(name).unlink(missing_ok=True)
+            if manifest is not None:
                 write_atomic(self.out / MANIFEST, manifest)
-        for finished in ("steps", "publishing"):
+        for finished in ("steps", _NOTED):
             shutil.rmtree(self._series / finished, ignore_errors=True)
         return kept
 
     def _current(self) -> set[str]:
         return {name for step in self.steps for name in step.files}
 
+    def _check_owners(self, step: Step) -> None:
+        """Refuse a step that writes what another step of the bundle has written."""
+        others = {series: published(series) for series in self.state.glob("*/")}
+        others[self._series] = [other for other in self.steps if other.name != step.name]
+        for series, steps in others.items():
+            for other in steps:
+                if both := sorted(step.files.keys() & other.files.keys()):
+                    raise ContractError(
+                        f"two steps write {both[0]}: `{other.name}` of {series.name} and"
+                        f" `{step.name}` of {self._series.name}",
+                        hint="whoever writes the steps has to give the file another name",
+                    )
+
     def _written(self) -> dict[str, list[Content]]:
         """Map the name of every file of this series to the contents that runs wrote there."""
         written: dict[str, list[Content]] = {}
-        for path in self._series.glob("publish*/*.json"):
-            record = Step.load(path)
-            for name, content in record.files.items() if record else ():
+        noted = map(Step.load, (self._series / _NOTED).glob("*.json"))
+        for step in chain(self._records(), filter(None, noted)):
+            for name, content in step.files.items():
                 written.setdefault(name, []).append(content)
         return written
 
-    def _remove(self, obsolete: set[str]) -> None:
+    def _remove(self, obsolete: set[str]) -> dict[str, str]:
+        """Remove files that runs wrote; what somebody changed since is set aside."""
+        written, listed, kept = self._written(), _Listed.of(self.out).files, {}
         for name in obsolete:
-            (self.out / name).unlink(missing_ok=True)
-        for folder in sorted({(self.out / name).parent for name in obsolete} - {self.out}):
+            ours = [*written.get(name, ()), *([listed[name]] if name in listed else [])]
+            if self._is_changed(path := self._place(name), ours):
+                kept[name] = self._set_aside(path)
+            elif path.is_file() or path.is_symlink():
+                path.unlink()
+        for folder in sorted({self._place(name).parent for name in obsolete} - {self.out}):
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
+        return kept
 
-    def _finished(self, name: str, key: str) -> Step | None:
+    def _finished(self, name: str, key: str, metrics: type[Any] | None) -> Step | None:
         for record in (self._folder(name, key) / _RECORD, self._record(name)):
             step = Step.load(record)
-            if step is not None and step.key == key and self._is_whole(step):
-                return step
+            if step is None or (step.name, step.key) != (name, key) or not self._is_whole(step):
+                continue
+            try:
+                parse(metrics or Mapping, step.metrics)
+            except ValueError:
+                continue
+            return step
         return None
 
     def _is_whole(self, step: Step) -> bool:
@@ -241,87 +270,148 @@ class Workspace:
     def _make(self, name: str, key: str, make: Make) -> Step:
         final = self._folder(name, key)
         shutil.rmtree(final.parent, ignore_errors=True)
-        with explained_full_disk(self.out, "finished steps"), appearing(final) as temporary:
+        with (
+            explained_full_disk(self.out, "finished steps"),
+            appearing(final, durable=True) as temporary,
+        ):
             temporary.mkdir()
             started = time.perf_counter()
             metrics = make(temporary) or {}
-            contents = self._checksums.of_all(_files_below(temporary))
+            contents = self._checksums.of_all(_files_below(temporary, name))
             files = {str(path.relative_to(temporary)): c for path, c in contents.items()}
             step = Step(name, key, files, metrics, round(time.perf_counter() - started, 3))
             (temporary / _RECORD).write_text(step.dump(), encoding="utf-8")
         self._checksums.rename(temporary, final)
         return step
 
-    def _move(self, step: Step) -> Iterator[str]:
+    def _move(self, step: Step) -> Iterator[tuple[str, str]]:
         folder = self._folder(step.name, step.key)
-        listed, written = _listed_files(self.out / MANIFEST), self._written()
+        listed, written = _Listed.of(self.out).files, self._written()
         for name, content in step.files.items():
-            source, target = folder / name, self.out / name
+            source, target = folder / name, self._place(name)
             if not source.exists():
                 continue
             target.parent.mkdir(parents=True, exist_ok=True)
             ours = [content, *written.get(name, ()), *([listed[name]] if name in listed else [])]
             if self._is_changed(target, ours):
-                target.replace(target.with_name(f"{target.name}.orig"))
-                yield name
+                yield name, self._set_aside(target)
             self._checksums.move(source, target)
 
     def _is_changed(self, target: Path, ours: Sequence[Content]) -> bool:
-        """Say whether `target` was edited by a user, and is small enough to keep a copy of."""
-        if not target.is_file() or target.stat().st_size > _KEEP_BYTES:
-            return False
-        return not any(self._checksums.holds(target, content) for content in ours)
+        """Say whether `target` is a file that holds nothing that a run wrote there."""
+        return target.is_file() and not any(self._checksums.holds(target, each) for each in ours)
+
+    def _set_aside(self, path: Path) -> str:
+        """Rename a file to the first free of ``<name>.orig``, ``<name>.orig.1`` and so on."""
+        names = chain([f"{path.name}.orig"], (f"{path.name}.orig.{n}" for n in count(1)))
+        kept = next(path.with_name(name) for name in names if not (path.parent / name).exists())
+        self._checksums.move(path, kept)
+        return str(kept.relative_to(self.out))
+
+    def _place(self, name: str) -> Path:
+        """Return where a file lies in the bundle, which must be below it.
+
+        Raises:
+            BundleError: A link leads elsewhere, or a file is in the place of a folder.
+        """
+        try:
+            path = inside(self.out, name)
+        except ValueError as error:
+            raise BundleError(
+                f"{self.out}: {error}", hint="remove the link; nothing was changed behind it"
+            ) from error
+        for parent in path.parents:
+            if parent == self.out:
+                break
+            if parent.exists() and not parent.is_dir():
+                raise BundleError(
+                    f"{parent} is a file where a folder is needed", hint="rename it, and run again"
+                )
+        return path
 
     def _described(self, value: Any) -> Any:
         return asdict(self._checksums.of(value)) if isinstance(value, Path) else str(value)
 
     def _records(self) -> list[Step]:
-        records = (Step.load(path) for path in sorted((self._series / "published").glob("*.json")))
-        return [record for record in records if record is not None]
+        return published(self._series)
 
     def _record(self, name: str) -> Path:
-        return self._series / "published" / f"{name}.json"
+        return self._series / PUBLISHED / f"{name}.json"
 
     def _folder(self, name: str, key: str) -> Path:
         return self._series / "steps" / name / key[:16]
+
+
+@dataclass(frozen=True)
+class _Model:
+    id: str
+
+
+@dataclass(frozen=True)
+class _Listed:
+    """As much of a manifest as says which files of the folder are the bundle's."""
+
+    model: _Model
+    files: Mapping[str, Content]
+
+    @classmethod
+    def of(cls, folder: Path) -> _Listed:
+        """Read it; one that is missing or damaged lists nothing, nor does a name that leads out."""
+        try:
+            read = parse(cls, read_json(folder / MANIFEST, RECORD_BYTES))
+        except (OSError, ValueError):
+            return cls(_Model(""), {})
+        return cls(read.model, {n: c for n, c in read.files.items() if _is_inside(folder, n)})
+
+
+def _is_inside(folder: Path, name: str) -> bool:
+    try:
+        return inside(folder, name).parts[len(folder.parts)] != STATE
+    except ValueError:
+        return False
+
+
+def _owner(path: Path) -> str:
+    """Return what the process that holds a lock wrote into its file."""
+    try:
+        with path.open("rb") as file:
+            return ascii(file.read(_OWNER_BYTES).decode())[1:-1] or "unknown"
+    except (OSError, ValueError):
+        return "unknown"
 
 
 def _check_folder(out: Path, model: str) -> None:
     existing = next(path for path in (out, *out.absolute().parents) if path.exists())
     if not existing.is_dir():
         raise BundleError(f"{existing} is a file, not a folder", hint="choose a folder with -o")
-    if not out.exists() or not any(out.iterdir()):
-        return
+    with explained_full_disk(out):
+        if not out.exists() or not any(out.iterdir()):
+            return
     if not (out / STATE).is_dir() and not (out / MANIFEST).is_file():
         names = ", ".join(sorted(path.name for path in out.iterdir())[:3])
         raise BundleError(
             f"{out} holds something else: {names}",
             hint="choose a new or empty folder with -o; nothing was changed",
         )
-    try:
-        holds = json.loads((out / MANIFEST).read_text(encoding="utf-8"))["model"]["id"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return
-    if holds != model:
+    holds = _Listed.of(out).model.id
+    if holds not in ("", model):
         raise BundleError(
-            f"{out} holds a bundle of `{holds}`, not of `{model}`",
+            f"{out} holds a bundle of `{printable(holds)}`, not of `{model}`",
             hint="choose another folder with -o; nothing was changed",
         )
 
 
-def _files_below(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
+def _files_below(folder: Path, step: str) -> list[Path]:
+    """Return the files that a step has made.
 
-
-def _listed_files(manifest: Path) -> dict[str, Content]:
-    """Return the files a manifest lists, none of which may lead out of its folder."""
-    root = manifest.parent.resolve()
-    try:
-        listed = json.loads(manifest.read_text(encoding="utf-8"))["files"].items()
-        return {
-            name: Content(entry["size"], entry["sha256"])
-            for name, entry in listed
-            if (root / name).resolve().is_relative_to(root)
-        }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}
+    Raises:
+        ContractError: It made a link or something else that is no file.
+    """
+    found = sorted(walk(folder))
+    for path in found:
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            raise ContractError(
+                f"step `{step}` left {path.relative_to(folder)}, a link or no regular file",
+                hint="whoever writes the step has to copy what it refers to",
+            )
+    return [path for path in found if path.is_file()]

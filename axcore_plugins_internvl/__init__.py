@@ -68,7 +68,6 @@ def llm_build_args(job: Job) -> LlmBuildArgs:
     return LlmBuildArgs.of(
         job.profile,
         model_type=job.text_config["model_type"],
-        parallel=28,
         check_level=1,
         environment=_FASTER_PREFILL if job.target == "AX650" else {},
         notes=(_NATIVE_NOTE,) if layouts.is_native(job.config) else (),

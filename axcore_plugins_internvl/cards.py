@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from axcore import Layout, ModelCard, Profile, Published
 
 from . import layouts
+from .config import Config
 from .tiling import TILES
 
 if TYPE_CHECKING:
@@ -31,19 +32,8 @@ _BRACKETS = {
     "qwen3": {"<img>": 26, "</img>": 27, "<IMG_CONTEXT>": 28},
 }
 
-# axllm has a tokenizer type for each language model, and one vision type for all.
-_TOKENIZER_TYPES = {"qwen2": "InternVL3", "qwen3": "InternVL3_5"}
-
-_PROFILES: Mapping[str, Profile] = {
-    "image": Profile(
-        height=448,
-        width=448,
-        prefill_len=PREFILL_LEN,
-        kv_cache_len=2047,
-        last_kv_cache_len=HISTORIES,
-        about="256 tokens a tile; prompts of up to 1152 tokens in chunks of 128",
-    )
-}
+# Cache lengths of the published builds, which their clients expect.
+_KV_CACHE_LEN = {"qwen2": 2559, "qwen3": 2047}
 
 _PREFIXES: Mapping[str, tuple[str, ...]] = {
     "vision_tower.": ("vision_tower.", "model.vision_tower."),
@@ -71,18 +61,29 @@ def _card(name: str, repo: str, tiny: int, licence: str, parameters: int) -> Mod
         id=name,
         repo=f"OpenGVLab/{repo}",
         architectures=ARCHITECTURES,
-        profiles=_PROFILES,
+        profiles={"image": _profile(_KV_CACHE_LEN[language["model_type"]])},
         licence=licence,
         parameters=parameters,
         choices={"tiles": TILES},
-        layout=Layout(layouts.tensors, _PREFIXES, text_prefixes=(layouts.TEXT,)),
+        layout=Layout(layouts.tensors, _PREFIXES, (layouts.TEXT,), config=Config),
         published=replace(published, tiny=_tiny(language, tiny)),
         runtimes={
             "axllm": {
-                "tokenizer_type": _TOKENIZER_TYPES[language["model_type"]],
+                "tokenizer_type": "InternVL3",  # of either language model; every axllm has it
                 "vlm_type": "InternVL3",
             }
         },
+    )
+
+
+def _profile(kv_cache_len: int) -> Profile:
+    return Profile(
+        height=448,
+        width=448,
+        prefill_len=PREFILL_LEN,
+        kv_cache_len=kv_cache_len,
+        last_kv_cache_len=HISTORIES,
+        about="256 tokens a tile; prompts of up to 1152 tokens in chunks of 128",
     )
 
 

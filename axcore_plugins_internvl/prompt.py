@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from axcore import Prompt, Rows, encode_prompt, load_tokenizer, message_parts, read_image
+from axcore import Control, Prompt, Rows, encode_prompt, load_tokenizer, message_parts, read_image
 
 from . import layouts, preprocess
 
@@ -42,7 +42,7 @@ def prepare(job: Job, messages: Sequence[Mapping[str, Any]]) -> Prompt:
     Raises:
         CheckpointError: The tokenizer is missing or does not fit the model.
         ImageError: An image cannot be read.
-        UsageError: A part is of another type.
+        UsageError: A role or part is of another kind.
     """
     height, width = job.profile.height, job.profile.width
     preprocess.check_size(height, width)
@@ -51,9 +51,9 @@ def prepare(job: Job, messages: Sequence[Mapping[str, Any]]) -> Prompt:
     parts = list(_parts(job, messages))
     ids, rows = encode_prompt(
         tokenizer,
-        [part if isinstance(part, str) else Rows(CONTEXT, len(part) * tokens) for part in parts],
+        [Rows(CONTEXT, len(p) * tokens) if isinstance(p, list) else p for p in parts],
     )
-    cut = [pixels for part in parts if not isinstance(part, str) for pixels in part]
+    cut = [pixels for part in parts if isinstance(part, list) for pixels in part]
     return Prompt(
         input_ids=ids,
         position_ids=np.arange(len(ids))[None],
@@ -69,30 +69,32 @@ def _markers(config: Mapping[str, Any]) -> dict[str, int | None]:
     return {**plain, CONTEXT: config.get("image_token_id")}
 
 
-def _parts(job: Job, messages: Sequence[Mapping[str, Any]]) -> Iterator[str | list[Pixels]]:
+def _parts(
+    job: Job, messages: Sequence[Mapping[str, Any]]
+) -> Iterator[str | Control | list[Pixels]]:
     """Yield text, and the tiles of each image.
 
     The images of a message with several are numbered, except in the native layout.
     """
     native, numbers = layouts.is_native(job.config), count(1)
-    if not native and (not messages or messages[0]["role"] != "system"):
-        yield f"<|im_start|>system\n{SYSTEM}<|im_end|>\n"
+    if not native and (not messages or messages[0].get("role") != "system"):
+        yield Control(f"<|im_start|>system\n{SYSTEM}<|im_end|>\n")
     for message in messages:
         parts = message_parts(message, ("text", "image"))
         several = sum(part["type"] == "image" for part in parts) > 1
-        yield f"<|im_start|>{message['role']}\n"
+        yield Control(f"<|im_start|>{message['role']}\n")
         for part in parts:
             if part["type"] == "text":
                 yield part["text"]
             else:
                 name = f"Image-{next(numbers)}: "
                 yield from _image(job, part["image"], "" if native or not several else name)
-        yield "<|im_end|>\n"
-    yield "<|im_start|>assistant\n"
+        yield Control("<|im_end|>\n")
+    yield Control("<|im_start|>assistant\n")
 
 
-def _image(job: Job, source: Any, name: str) -> Iterator[str | list[Pixels]]:
+def _image(job: Job, source: Any, name: str) -> Iterator[Control | list[Pixels]]:
     height, width = job.profile.height, job.profile.width
-    yield f"{name}<img>"
+    yield Control(f"{name}<img>")
     yield preprocess.pieces(read_image(source), int(job.choice("tiles")), height, width)
-    yield "</img>\n"
+    yield Control("</img>\n")

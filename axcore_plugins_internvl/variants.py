@@ -111,7 +111,9 @@ def _is_computed(config: Mapping[str, Any]) -> bool:
 
 def _size(config: Mapping[str, Any]) -> Size:
     text = text_config(config)
-    return tuple(text.get(name) for name in ("model_type", "hidden_size", "num_hidden_layers"))
+    values = (text.get(name) for name in ("model_type", "hidden_size", "num_hidden_layers"))
+    # Anything else cannot be looked up, and is of no model.
+    return tuple(value if isinstance(value, (str, int)) else None for value in values)
 
 
 def _id(repo: str) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL.Image import Image
 
-from axcore import Prompt, Rows, encode_prompt, load_tokenizer, message_parts, read_image
+from axcore import Control, Prompt, Rows, encode_prompt, load_tokenizer, message_parts, read_image
 
 from . import preprocess
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from .slicing import Slicing
 
-    Part = str | Image
-    Piece = str | Rows
+    Part = str | Control | Image
+    Piece = Control | Rows
     Write = Callable[[int, Slicing], Iterable[Piece]]
     Samples = Callable[[Sequence[Image]], Iterable[Sample]]
 
@@ -43,7 +43,7 @@ def assemble(
 
     Args:
         job: Its option ``fit`` says how an image is brought to the static size.
-        parts: Text and images, in order.
+        parts: Text, what is written around it, and images, in order.
         write: Returns the text and places of an image, given its number and how it is cut.
         samples: Turns images into the tower's inputs, as for calibration.
         components: Names of the component that takes images and of the one whose rows the prompt
@@ -54,7 +54,7 @@ def assemble(
     tokenizer = load_tokenizer(job.checkpoint.folder, markers)
     pieces, images = list[Any](), list[Image]()
     for part in parts:
-        if isinstance(part, str):
+        if isinstance(part, (str, Control)):
             pieces.append(part)
         else:
             cut = preprocess.cut(*part.size, job.choice("fit"))
@@ -94,32 +94,35 @@ def chatml(
         write: Returns the content of one: `lines` or `trimmed`.
     """
     for message in messages:
-        yield f"<|im_start|>{message['role']}\n"
-        yield from write(message)
-        yield "<|im_end|>\n"
-    yield "<|im_start|>assistant\n"
+        content = write(message)
+        yield Control(f"<|im_start|>{message['role']}\n")
+        yield from content
+        yield Control("<|im_end|>\n")
+    yield Control("<|im_start|>assistant\n")
 
 
 def trimmed(message: Mapping[str, Any]) -> list[Part]:
     """Return the content of a message without white space at its beginning and end."""
     parts = lines(message)
-    if parts and isinstance(parts[0], str):
-        parts[0] = parts[0].lstrip()
-    if parts and isinstance(parts[-1], str):
-        parts[-1] = parts[-1].rstrip()
+    for place, strip in ((0, "lstrip"), (-1, "rstrip")):
+        end = parts[place] if parts else None
+        if isinstance(end, str):
+            parts[place] = getattr(end, strip)()
+        elif isinstance(end, Control):
+            parts[place] = Control(getattr(end.text, strip)())
     return parts
 
 
 def bracketed(tag: str, rows: Rows) -> list[Piece]:
     """Return places for the rows of a piece between ``<tag>`` and ``</tag>``."""
-    return [f"<{tag}>", rows, f"</{tag}>"]
+    return [Control(f"<{tag}>"), rows, Control(f"</{tag}>")]
 
 
 def cells(cut: Slicing, tag: str, rows: Rows) -> Iterator[Piece]:
     """Yield the cells of an image, with a line for each row; nothing if it is not cut."""
     for row in range(cut.rows):
         if row:
-            yield "\n"
+            yield Control("\n")
         yield from bracketed(tag, rows) * cut.columns
 
 
@@ -127,7 +130,7 @@ def numbered(rows: Rows) -> Write:
     """Return how V-4 and V-4.6 write an image: its number, the thumbnail, and slices."""
 
     def write(number: int, cut: Slicing) -> Iterator[Piece]:
-        yield f"<image_id>{number}</image_id>"
+        yield Control(f"<image_id>{number}</image_id>")
         yield from bracketed("image", rows)
         yield from cells(cut, "slice", rows)
 
@@ -140,8 +143,8 @@ def nested(rows: Rows) -> Write:
     def write(_: int, cut: Slicing) -> Iterator[Piece]:
         yield from bracketed("image", rows)
         if cut.rows:
-            yield "<slice>"
+            yield Control("<slice>")
             yield from cells(cut, "image", rows)
-            yield "</slice>"
+            yield Control("</slice>")
 
     return write

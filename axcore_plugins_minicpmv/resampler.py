@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from axcore import Calibration, Component, Port, Stage, Weight
 
 from . import preprocess, siglip
+from .configs import HEAD_DIM
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
     BuildOptions = Mapping[str, Mapping[str, Any]]
 
-HEAD_DIM = 128
 EPS = 1e-6  # upstream's constant, not in config.json
 THETA = 10_000.0  # likewise, the base of the position frequencies
 
@@ -104,7 +104,7 @@ def components(
     *,
     placed_queries: bool,
     calibration: Calibration,
-    build_options: tuple[BuildOptions, BuildOptions] = ({}, {}),
+    build_options: BuildOptions | None = None,
 ) -> list[Component]:
     """Return a tower and the resampler that follows it.
 
@@ -116,7 +116,7 @@ def components(
         hidden: Hidden size of the tower.
         placed_queries: Whether the checkpoint stores positions of the queries.
         calibration: How the samples of both are stored.
-        build_options: See `axcore.Component`; for the tower and for the resampler.
+        build_options: See `axcore.Component`; of both.
     """
     grid, queries = preprocess.grid(job), job.config["query_num"]
     patches = Port("vision_embedding", (1, prod(grid), hidden))
@@ -128,7 +128,7 @@ def components(
         outputs=(patches,),
         preprocess=samples,
         calibration=calibration,
-        build_options=build_options[0],
+        build_options=build_options or {},
     )
     module = Resampler(job.text_width, hidden, queries, grid, placed_queries=placed_queries)
     behind = Component(
@@ -138,7 +138,7 @@ def components(
         inputs=(patches,),
         outputs=(Port("vision_embedding_out", (1, queries, job.text_width)),),
         calibration=calibration,
-        build_options=build_options[1],
+        build_options=build_options or {},
     )
     return [tower, behind]
 

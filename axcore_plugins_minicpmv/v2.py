@@ -11,6 +11,7 @@ from axcore import (
     Calibration,
     Choice,
     Component,
+    Control,
     Embedding,
     Layout,
     LlmBuildArgs,
@@ -27,7 +28,7 @@ from axcore import (
     llama_tensors,
 )
 
-from . import layouts, preprocess, slicing, versions
+from . import configs, layouts, preprocess, slicing, versions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -131,7 +132,12 @@ def card() -> ModelCard:
         parameters=3_434_965_792,
         choices={"fit": preprocess.FIT, "fold-scales": _FOLD},
         recognises=_recognises,
-        layout=Layout(tensors, text_prefixes=(LANGUAGE,), text_model=versions.TEXT_MODEL),
+        layout=Layout(
+            tensors,
+            text_prefixes=(LANGUAGE,),
+            text_model=versions.TEXT_MODEL,
+            config=configs.V2,
+        ),
         published=Published.read(
             versions.DATA / "minicpm-v-2", tiny=_TINY, tokens=lambda _: TOKENS
         ),
@@ -307,26 +313,47 @@ def prepare_prompt(job: Job, messages: Sequence[Mapping[str, Any]]) -> Prompt:
     )
 
 
-def _written(messages: Sequence[Mapping[str, Any]]) -> Iterator[str | Image]:
+def _written(messages: Sequence[Mapping[str, Any]]) -> Iterator[str | Control | Image]:
     from . import prompt
 
-    yield "<s>"
+    yield Control("<s>")
     for message in messages:
-        if (role := message["role"]) not in ROLES:
+        if (role := str(message.get("role"))) not in ROLES:
             raise UsageError(
                 f"MiniCPM-V-2 does not support messages of role `{role}`",
                 hint=f"put it into a message of role {' or '.join(ROLES)}",
             )
-        yield ROLES[role]
-        yield from prompt.lines(message)
-    yield ROLES["assistant"]
+        content = prompt.lines(message)
+        if role == "user":
+            _check_said(content)
+        yield Control(ROLES[role])
+        yield from content
+    yield Control(ROLES["assistant"])
+
+
+def _check_said(content: Sequence[str | Control | Image]) -> None:
+    """Refuse what the model could not tell from the beginning of somebody's turn."""
+    for name in ROLES.values():
+        if any(isinstance(part, str) and name in part for part in content):
+            raise UsageError(
+                f"a message contains `{name}`, with which MiniCPM-V-2 begins a turn, as plain text",
+                hint="write it in another way; --raw-prompt, or `axcore.Control` in place of the"
+                " text, lets it begin a turn",
+            )
 
 
 # Layout ------------------------------------------------------------------------------------------
 
 
 def tensors(config: Mapping[str, Any]) -> dict[str, Shape]:
-    """Return the key and shape of every tensor that `config` implies."""
+    """Return the key and shape of every tensor that `config` implies.
+
+    Raises:
+        ValueError: The tower is not known.
+    """
+    if config["vision_encoder"] not in ENCODERS:
+        named = config["vision_encoder"][:80]
+        raise ValueError(f"vision_encoder: {named!a} is not one of {', '.join(ENCODERS)}")
     encoder = ENCODERS[config["vision_encoder"]]
     width, queries = config["hidden_size"], config["query_num"]
     return {

@@ -12,6 +12,7 @@ from axcore import (
     Calibration,
     Choice,
     Component,
+    Control,
     Layout,
     LlmBuildArgs,
     ModelCard,
@@ -23,7 +24,7 @@ from axcore import (
     affine_tensors,
 )
 
-from . import layouts, preprocess, slicing, versions
+from . import configs, layouts, preprocess, slicing, versions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -122,6 +123,7 @@ def card() -> ModelCard:
             text_prefixes=("model.language_model.", "lm_head.", "mtp."),
             # Only 16x uses the merger inside the tower; multi-token prediction is not used.
             spare=("model.vision_tower.vit_merger.", "mtp."),
+            config=configs.V46,
         ),
         published=published,
         runtimes={
@@ -186,7 +188,7 @@ def prepare_prompt(job: Job, messages: Sequence[Mapping[str, Any]]) -> Prompt:
     preprocess.check_size(job.profile.height, job.profile.width, _cell_px(job))
     return prompt.assemble(
         job,
-        [*prompt.chatml(messages, prompt.trimmed), NO_THINKING],
+        [*prompt.chatml(messages, prompt.trimmed), Control(NO_THINKING)],
         prompt.numbered(Rows(PLACEHOLDER, _tokens(job))),
         partial(_samples, job),
         components=("vision", "vision"),

@@ -32,7 +32,7 @@ def version(config: Mapping[str, Any]) -> float | None:
     """Return the version in a config, a number or a numeric string; None if there is none."""
     try:
         return float(config["version"])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return None
 
 

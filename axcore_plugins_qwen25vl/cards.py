@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from axcore import Layout, ModelCard, Profile, Published, affine_tensors, llama_tensors
+from axcore import Layout, Lengths, ModelCard, Profile, Published, affine_tensors, llama_tensors
+
+from .config import Config
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -40,21 +42,28 @@ _TINY: Mapping[str, Any] = {
     "vocab_size": 512,
 }
 
+# axllm runs chunks whose length is a power of two, and needs a history to allocate a cache.
+PREFILL_LEN, HISTORIES = 128, (128, 256, 384)
+
 _PROFILES: Mapping[str, Profile] = {
     "image": Profile(
         height=448,
         width=448,
-        prefill_len=320,
+        prefill_len=PREFILL_LEN,
         kv_cache_len=1023,
-        about="one image: 256 tokens, and 64 for the question",
+        last_kv_cache_len=HISTORIES,
+        about="one image: 256 tokens, and as many for the question",
+        published=Lengths(prefill_len=320, kv_cache_len=1023),
     ),
     VIDEO: Profile(
         height=308,
         width=308,
-        prefill_len=512,
+        prefill_len=PREFILL_LEN,
         kv_cache_len=1023,
+        last_kv_cache_len=HISTORIES,
         images=4,
         about="four temporal steps of two frames each, one run of the graph per step: 484 tokens",
+        published=Lengths(prefill_len=512, kv_cache_len=1023),
     ),
 }
 
@@ -91,13 +100,14 @@ def _card(size: str, licence: str, parameters: int) -> ModelCard:
         aliases=(f"qwen25vl-{size}",),
         licence=licence,
         parameters=parameters,
-        layout=Layout(tensors, _PREFIXES, text_model=_TEXT_MODEL),
+        layout=Layout(tensors, _PREFIXES, text_model=_TEXT_MODEL, config=Config),
         published=published,
         runtimes={
             "axllm": {
                 "tokenizer_type": "Qwen3VL",  # the tokenizer is known by the later model's name
                 "vlm_type": "Qwen2_5VL",
                 "system_prompt": "You are a helpful assistant.",
+                "vision_fps": 2,
                 "vision_tokens_per_second": published.config["vision_config"]["tokens_per_second"],
             }
         },

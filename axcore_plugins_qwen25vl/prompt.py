@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from axcore import (
+    Control,
     Job,
     Prompt,
     Rows,
@@ -29,7 +30,9 @@ if TYPE_CHECKING:
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 
-SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"  # if the messages have none
+SYSTEM = Control(
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+)  # if the messages have none
 FPS = 2.0  # frames per second of a video without `fps`
 IMAGE, VIDEO = "<|image_pad|>", "<|video_pad|>"
 STOP = ("<|im_end|>", "<|endoftext|>")
@@ -60,7 +63,7 @@ def prepare(job: Job, messages: Sequence[Mapping[str, Any]]) -> Prompt:
     Raises:
         CheckpointError: The tokenizer is missing or does not fit the model.
         ImageError: An image cannot be read.
-        UsageError: A part is of another type, or a video has no frame.
+        UsageError: A role or part is of another kind, or a video has no frame.
     """
     height, width = job.profile.height, job.profile.width
     check_size(height, width)
@@ -92,21 +95,24 @@ def _markers(config: Mapping[str, Any]) -> dict[str, int | None]:
     }
 
 
-def _parts(messages: Sequence[Mapping[str, Any]], speed: float) -> Iterator[str | _Vision]:
+def _parts(
+    messages: Sequence[Mapping[str, Any]], speed: float
+) -> Iterator[str | Control | _Vision]:
     """Yield text, images and videos; `speed` is in positions per second."""
-    if not messages or messages[0]["role"] != "system":
+    if not messages or messages[0].get("role") != "system":
         yield SYSTEM
     for message in messages:
-        yield f"<|im_start|>{message['role']}\n"
-        for part in message_parts(message, ("text", "image", "video")):
+        parts = message_parts(message, ("text", "image", "video"))
+        yield Control(f"<|im_start|>{message['role']}\n")
+        for part in parts:
             if part["type"] == "text":
                 yield part["text"]
             else:
-                yield "<|vision_start|>"
+                yield Control("<|vision_start|>")
                 yield _vision(part, speed)
-                yield "<|vision_end|>"
-        yield "<|im_end|>\n"
-    yield "<|im_start|>assistant\n"
+                yield Control("<|vision_end|>")
+        yield Control("<|im_end|>\n")
+    yield Control("<|im_start|>assistant\n")
 
 
 def _vision(part: Mapping[str, Any], speed: float) -> _Vision:

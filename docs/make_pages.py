@@ -2,7 +2,7 @@
 
 ``hooks.md`` comes from the docstrings of `axcore.hookspecs`, ``options.md`` from `axcore.Request`
 and the installed models and toolchains, ``json.md`` from the schema of what commands print,
-``limits.md`` from `axcore.limits`.
+``limits.md`` from `axcore.limits`, ``lint.md`` from the rules of the toolchains' targets.
 """
 
 from __future__ import annotations
@@ -206,11 +206,56 @@ def _amount(name: str) -> str:
     return f"{value // size:,} {unit}"
 
 
+LINT = """\
+# What graphs are checked against
+
+Written by `docs/make_pages.py`; the rules below are those of the toolchains' targets.
+
+Exported graphs are rewritten into forms that builds take, whatever the target: a power of 3 or 5
+to 8 is written as multiplications, Reciprocal as a division, Squeeze as Reshape; constants are the
+second operand of Add and Mul; reductions name their axes; a vector added to the product of two
+computed matrices has the shape `[1, N]`; and every attribute that has a default is written out, as
+some front ends know no defaults. The results are the same to the bit (tested under ONNX Runtime),
+but for powers above the third, where each multiplication rounds. Layer models are written so, too.
+
+`axcore convert` and `axcore lint` then check what is left, against the published operator table of
+the chip and against what builds and devices showed beside it. A finding names the node, the
+restriction, what was found, what happens otherwise, what to do, and who says so:
+
+- **severity**: `error` where a build fails or a result is wrong; `warning` where the table does not
+  list the operator, the file does not tell, or the build need not fail.
+- **confidence**: seen on a `device`, in a real `build` or in the vendor's `simulator`; in its
+  `documentation`; or `inferred` from these. None of it was run here.
+
+An observation that a file does not decide, for want of a shape, is passed over; a restriction of
+the table is then a warning. The newest of every source counts: where a later table lifts a
+restriction it is gone, and the versions in which something was seen stand with the source.
+"""
+
+
+def lint() -> str:
+    """Return the page about the lint."""
+    page = LINT
+    for name, toolchain in Registry().toolchains.items():
+        tables = [target.operators for target in toolchain.targets.values()]
+        rules = dict.fromkeys(rule for table in tables if table for rule in table.rules)
+        if rules:
+            page += f"\n## Rules of `{name}`\n\n"
+            page += "| operators | rule | severity | otherwise | confidence | source |\n"
+            page += "| --- | --- | --- | --- | --- | --- |\n"
+        for rule in rules:
+            told = (rule.constraint, rule.severity, rule.consequence, rule.confidence, rule.source)
+            cells = [", ".join(rule.operators), *(cell.replace("|", BAR) for cell in told)]
+            page += f"| {' | '.join(cells)} |\n"
+    return page
+
+
 PAGES = {
     "hooks.md": hooks,
     "options.md": options,
     "json.md": json_output,
     "limits.md": limit_table,
+    "lint.md": lint,
 }
 
 if __name__ == "__main__":

@@ -99,3 +99,18 @@ def test_other_c_libraries_and_systems(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace())
     system.trim_memory()
     assert called == [0]
+
+
+def test_an_answer_is_shown_by_a_terminal_and_not_obeyed() -> None:
+    """Pieces may part an escape sequence; a pipe gets every byte.
+
+    Oracle: what arrives at the other end of a terminal, and of a pipe.
+    """
+    code = r"from axcore.display import stream; [stream(c) for c in '\x1b]0;x\x07é\u202e\n']"
+    near, far = pty.openpty()
+    subprocess.run([sys.executable, "-c", code], stdout=far, check=True)
+    os.close(far)
+    assert os.read(near, 999).decode() == "\\x1b]0;x\\x07é\\u202e\r\n"
+    os.close(near)
+    piped = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True)
+    assert piped.stdout.decode() == "\x1b]0;x\x07é\u202e\n"

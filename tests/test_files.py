@@ -30,6 +30,7 @@ from axcore.files import (
     appearing,
     check_writable_file,
     explained_full_disk,
+    lock,
     write_atomic,
 )
 
@@ -232,7 +233,7 @@ def test_what_a_killed_process_left_is_cleared(tmp_path: Path, phase: str) -> No
     """
     path = tmp_path / "it"
     write(path, "old", "folder")
-    (tmp_path / ".it.other.1.partial").write_text("theirs")
+    (tmp_path / ".axcore.othersss.partial").write_text("theirs")
     before = contents(tmp_path)
     died = subprocess.run([sys.executable, "-c", DYING, str(path), phase], check=False)
     assert died.returncode == -signal.SIGKILL
@@ -261,6 +262,37 @@ def test_what_a_running_process_writes_is_left_to_it(tmp_path: Path) -> None:
     assert contents(path).keys() == {"a"}
     assert (path / "a").read_text() == "new"
     assert names(tmp_path) == ["it"]
+
+
+def test_two_writers_of_one_process_id(tmp_path: Path) -> None:
+    """As processes of two containers have; neither takes the other's for a leftover.
+
+    Oracle: what each wrote, the last one in place.
+    """
+    path = tmp_path / "it"
+    with appearing(path) as first:
+        first.write_text("first")
+        with appearing(path) as second:
+            second.write_text("second")
+            assert first.read_text() == "first"
+        assert path.read_text() == "second"
+    assert path.read_text() == "first"
+    assert names(tmp_path) == ["it"]
+
+
+def test_a_lock_is_no_link(tmp_path: Path) -> None:
+    """And ends with its descriptor. Oracle: the file that a link leads to."""
+    (tmp_path / "link").symlink_to("made")
+    with pytest.raises(OSError, match="symbolic links"):
+        lock(tmp_path / "link")
+    assert names(tmp_path) == ["link"]
+    held = lock(tmp_path / "it")
+    assert held is not None
+    assert lock(tmp_path / "it") is None
+    os.close(held)
+    again = lock(tmp_path / "it")
+    assert again is not None
+    os.close(again)
 
 
 # Checksums ---------------------------------------------------------------------------------------
@@ -361,4 +393,4 @@ def test_a_damaged_record_only_costs_time(record: bytes) -> None:
         assert checksums.of(path) == expected
         checksums.save()
         noted: dict[str, Any] = json.loads(sums.read_text())
-        assert noted["a"][3] == expected.sha256
+        assert noted["a"][4] == expected.sha256

@@ -12,6 +12,8 @@ import pytest
 
 from axcore import ContractError, PluginNotFound, Registry, UnsupportedProfile
 
+from .bundles import install as site_install
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -80,6 +82,23 @@ BAD = {
     "fails while importing": ("1 / 0", "ZeroDivisionError"),
     "is not Python": ("def (", "SyntaxError"),
     "exits": ("import sys\nsys.exit('bye')", "SystemExit: bye"),
+    "panics": ("class Panic(BaseException): pass\nraise Panic('gone')", "Panic: gone"),
+    "cannot be shown": (
+        "class Odd(Exception):\n    def __str__(self): return 1 / 0\nraise Odd",
+        "Odd",
+    ),
+    "has a card of wrong types": (
+        hook("model_cards()", "return [ModelCard('x', 'y/x', ('A',), PROFILES, parameters='7B')]"),
+        "parameters is '7B', of a wrong type",
+    ),
+    "has profiles of another type": (
+        hook("model_cards()", "return [ModelCard('x', 'y/x', ('A',), {'image': 448})]"),
+        "profiles is {'image': 448}, of a wrong type",
+    ),
+    "has options of another type": (
+        hook("toolchains()", "return [type('T', (), {'name': 't', 'options': {'o': 'v'}})]"),
+        "its option 'o' is no axcore.Choice",
+    ),
     "has no hook": ("x = 1", "implements no hook"),
     "misspells a hook": (hook("model_card()", "return []"), "model_card"),
     "takes a wrong argument": (hook("export_vision(work)", "return []"), "work"),
@@ -126,6 +145,26 @@ def test_a_bad_plugin_is_named_and_the_others_work(install: Install, fault: str)
     names = {entry.card.id for entry in registry.entries}
     assert names == {"good-1b", "good-3b", "late-1b", "late-3b"}
     assert registry.toolchains.keys() == {"pulsar2", "onnx"}
+
+
+def test_metadata_that_are_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a distribution that need not even be a plugin: named, and the others are found.
+
+    Oracle: the bytes that were written.
+    """
+    for name in ("damaged", "fine"):
+        site_install(tmp_path, name, GOOD.replace("good", name))
+    damaged = tmp_path / "axcore_damaged-1.dist-info"
+    (damaged / "entry_points.txt").write_bytes(b"[axcore]\nx = \xff\xfe\n")
+    nameless = tmp_path / "axcore_fine-1.dist-info"
+    (nameless / "METADATA").unlink()
+    monkeypatch.syspath_prepend(tmp_path)
+    registry = Registry()
+    assert "fine" in registry.plugins
+    assert "qwen25vl" in registry.plugins
+    (problem,) = registry.problems
+    assert problem.plugin.name == "axcore-damaged"
+    assert "UnicodeDecodeError" in problem.error
 
 
 def test_reserved_and_repeated_names(install: Install) -> None:

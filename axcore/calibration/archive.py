@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import tarfile
 import urllib.request
-import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
-from urllib.error import HTTPError
+from urllib.error import HTTPError, URLError
 from urllib.parse import unquote, urlsplit
 
 from ..errors import DownloadError, ImageError
 from ..files import appearing, cache_folder, sha256
+from ..limits import ARCHIVE_DOWNLOAD_BYTES
+from ..paths import expanded
+from .members import ERRORS, members
 
 if TYPE_CHECKING:
     from ..component import CalibrationFormat
@@ -76,52 +76,56 @@ def find_archive(source: str, progress: Progress) -> Archive:
         DownloadError: The download failed.
     """
     remote = source.startswith(("http://", "https://"))
-    name = PurePosixPath(unquote(urlsplit(source).path)).name if remote else Path(source).name
+    try:
+        name = PurePosixPath(unquote(urlsplit(source).path)).name if remote else Path(source).name
+    except ValueError as error:
+        raise ImageError(f"`{source}` is no URL: {error}", hint=_HINT) from error
     if not name.endswith(SUFFIXES):
         raise ImageError(
             f"`{source}` does not end in {', '.join(SUFFIXES)}, which toolchains read",
             hint=_HINT,
         )
-    path = _fetched(source, name, progress) if remote else Path(source).expanduser()
     try:
-        return Archive(path, source, sha256(path), tuple(_members(path)))
-    except (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile, zlib.error) as error:
+        path = _fetched(source, name, progress) if remote else expanded(source)
+        names = tuple(member.name for member in members(path))
+        return Archive(path, source, sha256(path), names)
+    except ERRORS as error:
         raise ImageError(f"`{source}` cannot be read\n  {error}", hint=_HINT) from error
-
-
-def _members(path: Path) -> list[str]:
-    if path.suffix == ".zip":
-        with zipfile.ZipFile(path) as archive:
-            return [info.filename for info in archive.infolist() if not info.is_dir()]
-    with tarfile.open(path) as archive:
-        return [member.name for member in archive if member.isreg()]
 
 
 def _fetched(url: str, name: str, progress: Progress) -> Path:
     """Return the cached archive, downloading it first if needed; no partial file is left."""
     target = cache_folder("archives") / hashlib.sha256(url.encode()).hexdigest()[:16] / name
-    if target.is_file():
-        return target
     try:
-        with appearing(target) as partial:
-            _download(url, partial, progress)
+        if not target.is_file():
+            with appearing(target) as partial:
+                _download(url, partial, progress)
+        return target
     except (OSError, HTTPException, ValueError) as error:
         if isinstance(error, HTTPError):
             error.close()  # an HTTPError is also the response, and holds the connection
         raise DownloadError(
-            f"`{url}` cannot be fetched: {error}",
-            hint="check the address and the network, or fetch it elsewhere and give the file:"
-            f" --calibration-archive {name}",
+            f"`{url}` cannot be fetched: {error}", hint=_remedy(error, name)
         ) from error
-    return target
+
+
+def _remedy(error: Exception, name: str) -> str:
+    """Return what helps: the disk and the network fail with errors of one class."""
+    elsewhere = f"fetch it elsewhere and give the file: --calibration-archive {name}"
+    if isinstance(error, OSError) and not isinstance(error, URLError) and error.filename:
+        return f"set AXCORE_CACHE to a folder that you may write to, or {elsewhere}"
+    return f"check the address and the network, or {elsewhere}"
 
 
 def _download(url: str, target: Path, progress: Progress) -> None:
     with urllib.request.urlopen(url, timeout=TIMEOUT_S) as response:  # noqa: S310  (http alone)
         promised = int(response.headers.get("Content-Length") or 0)
+        received = 0
         with target.open("wb") as file, progress.task(f"fetch {url}", promised, "B") as task:
             while chunk := response.read(_CHUNK_BYTES):
-                file.write(chunk)
+                received += file.write(chunk)
                 task.advance(len(chunk))
-    if promised and (received := target.stat().st_size) != promised:
+                if received > (promised or ARCHIVE_DOWNLOAD_BYTES):
+                    raise ValueError(f"it has more than {received} bytes")
+    if promised and received != promised:
         raise OSError(f"{received} of {promised} bytes received")

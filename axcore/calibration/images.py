@@ -4,34 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import re
-import tarfile
-import zipfile
-import zlib
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from importlib import resources
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ImageError
+from ..foreign import open_regular, read_bytes, reason
+from ..limits import ARCHIVE_BYTES, FOLDER_FILES, IMAGE_BYTES
+from .decode import decode, kind_of, tiles, to_rgb
+from .members import ERRORS, members
 from .parallel import in_order
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     import numpy as np
     from PIL.Image import Image
-    from PIL.ImageFile import ImageFile
 
     from ..progress import Progress
 
     Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
-MAX_IMAGE_BYTES = 128 << 20  # encoded
-MAX_ARCHIVE_BYTES = 256 << 20  # of a compressed archive, unpacked: its images stay in memory
-MAX_PIXELS = 100_000_000  # 300 MB as RGB
 LISTED = 20  # bad images named in one message
 
 SOLID_DEVIATION = 2.0  # of 255, in the most varied channel; the dullest of 40 images had 10
@@ -39,6 +37,7 @@ SOLID_DEVIATION = 2.0  # of 255, in the most varied channel; the dullest of 40 i
 # have 0.69 (grass) and more.
 NOISE_CORRELATION = 0.5
 SAMPLED_ROWS = 256  # pairs of adjacent rows that the check of an image looks at
+SAMPLED_COLUMNS = 8192  # of each, at most
 
 
 @dataclass(frozen=True)
@@ -53,29 +52,53 @@ class SourceImage:
     name: str
     read: Callable[[], bytes]
 
+    @classmethod
+    def of_file(cls, path: Path) -> SourceImage:
+        """Return the image in a file, which is not looked at yet."""
+        return cls(str(path), partial(read_bytes, path, IMAGE_BYTES))
+
     @cached_property
     def sha256(self) -> str:
-        """Hexadecimal sha256 of the encoded bytes; read once, then cached."""
-        return hashlib.sha256(self.read()).hexdigest()
+        """Hexadecimal sha256 of the encoded bytes; read once, then cached.
+
+        Raises:
+            ImageError: They cannot be read.
+        """
+        with self._explained():
+            return hashlib.sha256(self.read()).hexdigest()
 
     def load(self, *, upright: bool = True) -> Image:
-        """Decode the image.
+        """Decode the image; see `loaded`."""
+        with self.loaded(upright=upright) as image:
+            return image
+
+    @contextmanager
+    def loaded(self, *, upright: bool = True) -> Iterator[Image]:
+        """Decode the image for a block. Large images are in memory one at a time, in all threads.
 
         Args:
             upright: Apply the EXIF orientation.
 
-        Returns:
+        Yields:
             An RGB image; transparency is blended with white, 16-bit gray is cut to the high byte.
 
         Raises:
             ImageError: It cannot be decoded, or is too large.
         """
+        with ExitStack() as stack:
+            with self._explained():
+                image = decode(self.read(), upright, stack)
+            yield image
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
         try:
-            return _decode(self.read(), upright)
+            yield
         except Exception as error:  # decoders raise many kinds on damaged bytes
+            why = reason(error) if isinstance(error, OSError) else str(error)
             raise ImageError(
-                f"`{self.name}` cannot be read as an image\n  {error}",
-                hint="replace the file, or leave it out",
+                f"`{self.name}` cannot be read as an image\n  {why}",
+                hint="replace the file, make it smaller, or leave it out",
             ) from error
 
 
@@ -91,8 +114,8 @@ def read_image(source: Image | str | Path) -> Image:
     from PIL.Image import Image as PillowImage
 
     if isinstance(source, PillowImage):
-        return _to_rgb(source)
-    return SourceImage(str(source), partial(_read, Path(source))).load()
+        return to_rgb(source)
+    return SourceImage.of_file(Path(source)).load()
 
 
 def embedded_images() -> list[Path]:
@@ -117,94 +140,92 @@ def find_images(sources: Sequence[Path]) -> list[SourceImage]:
         In natural order of their names: ``img2`` before ``img10``.
 
     Raises:
-        ImageError: A source is missing, holds no image, or unpacks to more than
-            `MAX_ARCHIVE_BYTES`.
+        ImageError: A source is missing, holds no image, has too many files, or unpacks to more
+            than `ARCHIVE_BYTES`.
     """
     found = [image for source in sources for image in _images_of(source)]
     return sorted(found, key=lambda image: _natural(image.name))
+
+
+def files_below(folder: Path) -> list[Path]:
+    """Return the regular files in a folder and below it, in no order; links to folders are not
+    followed.
+
+    Raises:
+        ImageError: A folder cannot be read, or there are more than `FOLDER_FILES`.
+    """
+    found: list[Path] = []
+    for path in _explained_walk(folder):
+        if len(found) == FOLDER_FILES:
+            raise ImageError(
+                f"there are more than {FOLDER_FILES} files in {folder}",
+                hint="give a folder of fewer images",
+            )
+        found.append(path)
+    return [path for path in found if path.is_file()]
+
+
+def _explained_walk(folder: Path) -> Iterator[Path]:
+    def fail(error: OSError) -> None:
+        raise ImageError(
+            f"`{error.filename}` cannot be read\n  {reason(error)}",
+            hint="make the folder readable, or leave it out",
+        ) from error
+
+    for root, _, names in os.walk(folder, onerror=fail):
+        yield from (Path(root, name) for name in names)
 
 
 def _images_of(source: Path) -> list[SourceImage]:
     hint = "give JPEG, PNG or WebP files, a folder of them, or a TAR or ZIP archive"
     try:
         found = list(_walk(source))
-    except (OSError, EOFError, RuntimeError, tarfile.TarError, *_ZIP_ERRORS) as error:
+    except ERRORS as error:
         raise ImageError(f"`{source}` cannot be read\n  {error}", hint=hint) from error
     if not found:
         raise ImageError(f"`{source}` holds no JPEG, PNG or WebP image", hint=hint)
     return found
 
 
-_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error)
-
-
 def _walk(source: Path) -> Iterator[SourceImage]:
     if source.is_dir():
-        for path in source.rglob("*"):
-            if path.is_file() and _kind(_read(path, size=16)):
-                yield SourceImage(str(path), partial(_read, path))
-    elif _kind(_read(source, size=16)):
-        yield SourceImage(str(source), partial(_read, source))
-    # Before compressed archives, because these images can be read in place.
-    elif _is_plain_tar(source):
-        yield from _stored_in(source)
-    elif tarfile.is_tarfile(source):
-        yield from _kept(source, _tar_members(source))
-    elif zipfile.is_zipfile(source):
-        yield from _kept(source, _zip_members(source))
+        for path in files_below(source):
+            if kind_of(_read(path, 0, 16)):
+                yield SourceImage.of_file(path)
+    elif kind_of(_read(source, 0, 16)):
+        yield SourceImage.of_file(source)
+    else:
+        yield from _members(source)
 
 
-def _is_plain_tar(path: Path) -> bool:
-    try:
-        tarfile.open(path, "r:").close()
-    except tarfile.ReadError:
-        return False
-    return True
+def _members(archive: Path) -> Iterator[SourceImage]:
+    """Yield the images of an archive.
+
+    Of a plain TAR each is a range of the file; else they are kept in memory, as seeking is slow.
+    """
+    kept = 0
+    for member in members(archive):
+        if not kind_of(member.read(0, 16)):
+            continue
+        read: Callable[[], bytes]
+        size = min(member.size, IMAGE_BYTES + 1)  # one more than is decoded
+        if member.offset is not None:
+            read = partial(_read, archive, member.offset, size)
+        else:
+            kept += size
+            if kept > ARCHIVE_BYTES:
+                raise ImageError(
+                    f"`{archive}` unpacks to more than {ARCHIVE_BYTES >> 20} MiB of images",
+                    hint="unpack it and give the folder, or give an uncompressed TAR",
+                )
+            read = partial(bytes, member.read(0, size))
+        yield SourceImage(f"{archive}/{member.name}", read)
 
 
-def _stored_in(archive: Path) -> Iterator[SourceImage]:
-    """Yield the images of an uncompressed TAR: each is a range of the file."""
-    with tarfile.open(archive, "r:") as tar:
-        for member in tar:
-            if member.isreg() and not member.issparse():
-                read = partial(_read, archive, member.offset_data)
-                if _kind(read(min(member.size, 16))):
-                    yield SourceImage(f"{archive}/{member.name}", partial(read, member.size))
-
-
-def _kept(archive: Path, members: Iterable[tuple[str, bytes]]) -> Iterator[SourceImage]:
-    """Yield the images of a compressed archive, kept in memory as seeking is slow."""
-    unpacked = 0
-    for name, data in members:
-        unpacked += len(data)
-        if unpacked > MAX_ARCHIVE_BYTES:
-            raise ImageError(
-                f"`{archive}` unpacks to more than {MAX_ARCHIVE_BYTES >> 20} MiB",
-                hint="unpack it and give the folder, or give an uncompressed TAR",
-            )
-        if _kind(data):
-            yield SourceImage(f"{archive}/{name}", partial(bytes, data))
-
-
-def _tar_members(archive: Path) -> Iterator[tuple[str, bytes]]:
-    with tarfile.open(archive) as tar:
-        for member in tar:
-            if member.isreg() and (file := tar.extractfile(member)):
-                yield member.name, file.read(MAX_ARCHIVE_BYTES + 1)
-
-
-def _zip_members(archive: Path) -> Iterator[tuple[str, bytes]]:
-    with zipfile.ZipFile(archive) as members:
-        for info in members.infolist():
-            with members.open(info) as file:
-                yield info.filename, file.read(MAX_ARCHIVE_BYTES + 1)
-
-
-def _read(path: Path, offset: int = 0, size: int = MAX_IMAGE_BYTES + 1) -> bytes:
-    # One byte more than allowed is enough to see that a file is too large.
-    with path.open("rb") as file:
+def _read(path: Path, offset: int, size: int) -> bytes:
+    with open_regular(path) as file:
         file.seek(offset)
-        return file.read(min(size, MAX_IMAGE_BYTES + 1))
+        return file.read(size)
 
 
 def _natural(name: str) -> list[tuple[list[str | int], str]]:
@@ -213,55 +234,6 @@ def _natural(name: str) -> list[tuple[list[str | int], str]]:
         ([int(text) if text.isdecimal() else text for text in re.split("([0-9]+)", part)], part)
         for part in Path(name).parts
     ]
-
-
-# Decode ------------------------------------------------------------------------------------------
-
-
-def _kind(data: bytes) -> str:
-    if data.startswith(b"\xff\xd8\xff"):
-        return "JPEG"
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "PNG"
-    return "WebP" if data[:4] == b"RIFF" and data[8:12] == b"WEBP" else ""
-
-
-def _decode(data: bytes, upright: bool) -> Image:
-    from PIL import ImageOps
-
-    if len(data) > MAX_IMAGE_BYTES:
-        raise ValueError(f"the file has more than {MAX_IMAGE_BYTES >> 20} MiB")
-    with _open(data) as image:
-        if math.prod(image.size) > MAX_PIXELS:
-            width, height = image.size
-            raise ValueError(f"{width} x {height} are more than {MAX_PIXELS} pixels")
-        return _to_rgb(ImageOps.exif_transpose(image) if upright else image)
-
-
-def _open(data: bytes) -> ImageFile:
-    # Not Image.open, which only warns about huge images; they must be refused.
-    from PIL.JpegImagePlugin import JpegImageFile
-    from PIL.PngImagePlugin import PngImageFile
-    from PIL.WebPImagePlugin import WebPImageFile
-
-    decoders: dict[str, Callable[[BytesIO], ImageFile]]
-    decoders = {"JPEG": JpegImageFile, "PNG": PngImageFile, "WebP": WebPImageFile}
-    if (kind := _kind(data)) not in decoders:
-        raise ValueError("the content is neither JPEG, PNG nor WebP")
-    return decoders[kind](BytesIO(data))
-
-
-def _to_rgb(image: Image) -> Image:
-    import numpy as np
-    from PIL import Image as PillowImage
-
-    if image.mode.startswith("I"):  # 16-bit gray, which convert() would clip at 255
-        return PillowImage.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        white = PillowImage.new("RGBA", image.size, "white")
-        white.alpha_composite(image.convert("RGBA"))
-        return white.convert("RGB")
-    return image.convert("RGB")
 
 
 # Check -------------------------------------------------------------------------------------------
@@ -320,33 +292,44 @@ def _refused(images: Sequence[SourceImage], progress: Progress) -> Iterator[str]
 
 def _look(image: SourceImage) -> tuple[bytes, str]:
     """Return a digest of the pixels, and why the image is bad, if it is."""
-    import numpy as np
-
     try:
-        pixels = np.asarray(image.load())
+        with image.loaded() as decoded:
+            return _digest(decoded), _fault(image.name, decoded)
     except ImageError as error:
         return b"", error.message.replace("\n ", ":")
-    digest = hashlib.blake2b(repr(pixels.shape).encode())
-    digest.update(pixels.data)
-    fault = _fault(pixels)
-    return digest.digest(), f"`{image.name}` {fault}" if fault else ""
 
 
-def _fault(pixels: Pixels) -> str:
+def _digest(image: Image) -> bytes:
+    digest = hashlib.blake2b(repr(image.size).encode())
+    for box in tiles(image):
+        digest.update(image.crop(box).tobytes())
+    return digest.digest()
+
+
+def _fault(name: str, image: Image) -> str:
     import numpy as np
 
-    height = len(pixels)
-    upper = np.unique(np.linspace(0, max(height - 2, 0), SAMPLED_ROWS).astype(int))
-    rows = pixels[upper].astype(np.float32)
-    below = pixels[np.minimum(upper + 1, height - 1)].astype(np.float32)
+    last = image.height - 1
+    upper = np.unique(np.linspace(0, max(last - 1, 0), SAMPLED_ROWS).astype(int))
+    rows, below = _rows(image, upper), _rows(image, np.minimum(upper + 1, last))
     deviation = float(np.concatenate([rows, below]).std(axis=(0, 1)).max())
     if deviation < SOLID_DEVIATION:
-        return f"has only one colour (standard deviation {deviation:.2f} of 255)"
+        return f"`{name}` has only one colour (standard deviation {deviation:.2f} of 255)"
     gray, gray_below = rows.mean(axis=2), below.mean(axis=2)
     across, down = _correlation(gray[:, :-1], gray[:, 1:]), _correlation(gray, gray_below)
     if max(abs(across), abs(down)) < NOISE_CORRELATION:
-        return f"is noise (neighbouring pixels correlate by {across:.2f} and {down:.2f})"
+        return f"`{name}` is noise (neighbouring pixels correlate by {across:.2f} and {down:.2f})"
     return ""
+
+
+def _rows(image: Image, places: Any) -> Any:
+    """Return the middle of some rows as float32 ``[rows, columns, 3]``."""
+    import numpy as np
+
+    left = max(0, (image.width - SAMPLED_COLUMNS) // 2)
+    right = left + min(image.width, SAMPLED_COLUMNS)
+    strips = [image.crop((left, int(top), right, int(top) + 1)) for top in places]
+    return np.concatenate([np.asarray(strip, np.float32) for strip in strips])
 
 
 def _correlation(one: Any, other: Any) -> float:

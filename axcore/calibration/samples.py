@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tarfile
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
@@ -10,7 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ContractError, ImageError
+from ..foreign import read_bytes
+from ..limits import FEATURES_BYTES
 from ..progress import Silent
+from .objects import object_npy
 from .parallel import in_order
 
 if TYPE_CHECKING:
@@ -142,7 +146,8 @@ def load_samples(
     for number in range(count):
         sample: dict[str, Array] = {}
         for archive, path in _members(name, ports, calibration, number).items():
-            sample |= _decode(locate(str(path)).read_bytes(), archive, calibration)
+            content = read_bytes(locate(str(path)), FEATURES_BYTES)
+            sample |= _decode(content, archive, calibration)
         yield sample
 
 
@@ -191,7 +196,8 @@ def _groups(
 
 
 def _make(make: Make, group: Sequence[SourceImage]) -> list[Sample]:
-    return list(make([image.load() for image in group]))
+    with ExitStack() as stack:
+        return list(make([stack.enter_context(image.loaded()) for image in group]))
 
 
 # Encode ------------------------------------------------------------------------------------------
@@ -203,17 +209,17 @@ def _encode(
     """Return the file content for each archive."""
     checked = _checked(name, ports, calibration, sample)
     if calibration.format == "NumpyObject":
-        return {name: _npy(checked)}
+        return {name: object_npy(checked)}
     if calibration.format == "Numpy":
         return {port: _npy(array) for port, array in checked.items()}
     return {port: _png(array, calibration) for port, array in checked.items()}
 
 
-def _npy(content: Array | dict[str, Array]) -> bytes:
+def _npy(array: Array) -> bytes:
     import numpy as np
 
     file = BytesIO()
-    np.save(file, content, allow_pickle=isinstance(content, dict))  # type: ignore[arg-type]
+    np.save(file, array, allow_pickle=False)
     return file.getvalue()
 
 
@@ -237,7 +243,7 @@ def _decode(content: bytes, archive: str, calibration: Calibration) -> dict[str,
     file = BytesIO(content)
     if calibration.format == "Numpy":
         return {archive: np.load(file, allow_pickle=False)}
-    with PillowImage.open(file) as image:
+    with PillowImage.open(file, formats=["PNG"]) as image:
         stored = np.asarray(image)
     return {archive: stored[..., ::-1] if calibration.tensor_format == "BGR" else stored}
 

@@ -1,5 +1,6 @@
 """Read, check, fetch and fabricate Hugging Face checkpoints; no model is known here."""
 
+from .assets import ASSETS, find_assets
 from .check import check_layout
 from .config import read_config
 from .fabricate import fabricate
@@ -10,6 +11,7 @@ from .quantised import as_stored
 from .reader import Checkpoint
 
 __all__ = [
+    "ASSETS",
     "Checkpoint",
     "TensorInfo",
     "as_stored",
@@ -18,5 +20,6 @@ __all__ = [
     "disk_key",
     "fabricate",
     "fetch",
+    "find_assets",
     "read_config",
 ]

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..errors import CheckpointError
+from ..foreign import decode_json, open_regular, reason
+from ..limits import HEADER_BYTES, NAME_LENGTH, RANK, TENSORS
+from ..plain import shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
+    from typing import IO
 
     from ..component import Shape
 
@@ -69,14 +72,15 @@ class Shard:
     Attributes:
         path: The file.
         nbytes: Its size.
-        mtime_ns: Its modification time.
+        version: Inode, and the times of its last modification and of its last change in any
+            respect, in ns. Unlike the former, the latter cannot be set.
         header_sha256: Digest of the header bytes, in hex.
         tensors: Key in the file to tensor, in the order of the data.
     """
 
     path: Path
     nbytes: int
-    mtime_ns: int
+    version: tuple[int, int, int]
     header_sha256: str
     tensors: Mapping[str, TensorInfo]
 
@@ -91,41 +95,63 @@ def read_shard(path: Path) -> Shard:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             status = os.fstat(file.fileno())
-            prefix = file.read(8)
-            if prefix == b"version ":
-                _refuse(path, "is a Git LFS pointer, not the weights", "run `git lfs pull` there")
+            raw = _header(path, file, status.st_size)
+            # Before safetensors, which takes long for many dimensions.
+            _check_entries(decode_json(raw, unique=True))
             # The file is mapped for a moment, but only the pages of its header are touched.
             with safe_open(path, "numpy") as opened:
-                raw = file.read(int.from_bytes(prefix, "little"))
                 tensors = _tensors(path, opened, 8 + len(raw))
-            # safetensors takes the last of several entries of one name; the format forbids them.
-            json.loads(raw, object_pairs_hook=unique_object)
-    except (SafetensorError, ValueError) as error:
+    except SafetensorError as error:
         _refuse(path, f"is not a valid safetensors file: {error}\n  size: {status.st_size} bytes")
+    except ValueError as error:
+        _refuse(path, f"is not a valid safetensors file: {error}")
     except OSError as error:
         raise CheckpointError(
-            f"`{path.name}` cannot be read: {error.strerror or error}\n  file: {path}",
+            f"`{path.name}` cannot be read: {reason(error)}\n  file: {path}",
             hint="check the file's permissions and the disk",
         ) from error
     digest = hashlib.sha256(raw).hexdigest()
-    return Shard(path, status.st_size, status.st_mtime_ns, digest, tensors)
+    version = (status.st_ino, status.st_mtime_ns, status.st_ctime_ns)
+    return Shard(path, status.st_size, version, digest, tensors)
 
 
-def unique_object(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """Build a JSON object, for `json.loads` as ``object_pairs_hook``.
+def check_names(names: Iterable[str]) -> None:
+    """Refuse names of tensors that could not be shown, or that are too many.
 
     Raises:
-        ValueError: A key appears twice, or is not valid Unicode.
+        ValueError: A name is long, or has characters that cannot be printed.
     """
-    result: dict[str, Any] = {}
-    for key, value in pairs:
-        key.encode()
-        if key in result:
-            raise ValueError(f"`{key}` appears twice")
-        result[key] = value
-    return result
+    for count, name in enumerate(names):
+        if count == TENSORS:
+            raise ValueError(f"it names more than {TENSORS} tensors")
+        if len(name) > NAME_LENGTH or not name.isprintable():
+            raise ValueError(f"{shown(name)} is not the name of a tensor")
+
+
+def _header(path: Path, file: IO[bytes], size: int) -> bytes:
+    prefix = file.read(8)
+    if prefix == b"version ":
+        _refuse(path, "is a Git LFS pointer, not the weights", "run `git lfs pull` there")
+    length = int.from_bytes(prefix, "little")
+    if length > min(HEADER_BYTES, size - 8):
+        raise ValueError(
+            f"its header has {length} bytes; the file has {size}, and at most {HEADER_BYTES} of a"
+            " header are read"
+        )
+    return file.read(length)
+
+
+def _check_entries(header: Any) -> None:
+    """Bound what safetensors is given; whether it is valid, safetensors says."""
+    if not isinstance(header, dict):
+        return
+    check_names(header)
+    for name, entry in header.items():
+        shape = entry.get("shape") if isinstance(entry, dict) else None
+        if isinstance(shape, list) and len(shape) > RANK:
+            raise ValueError(f"{shown(name)} has {len(shape)} dimensions; at most {RANK} are read")
 
 
 def _tensors(path: Path, opened: Any, offset: int) -> dict[str, TensorInfo]:

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 from ..errors import AxcoreError, DownloadError
 from ..progress import Progress, Silent, Task
 from ..request import Source
+from .assets import ASSETS
 from .shards import INDEX, read_index, sole_shard
 
 Report = Callable[[float], None]
 """Takes the bytes of a file that are there by now."""
 
-# Only data in formats that can be inspected: no code and no pickles.
-SETTINGS_SUFFIXES = (".json", ".txt", ".jinja", ".model", ".tiktoken")
 LISTING_TIMEOUT_S = 30
+_BRIEF = 300  # characters of a message of others
+_NAME_BYTES = 255  # the longest name of Linux
+_FULL = {errno.ENOSPC, errno.EDQUOT}
 ELSEWHERE = (
     "give `--checkpoint` a local folder, set HF_ENDPOINT to a mirror, or try another `--source`"
 )
@@ -55,22 +58,33 @@ def fetch(
     kind = _ModelScope if source == "modelscope" else _HuggingFace
     hub: _Hub = kind(repo_id, revision)
     with _explained(repo_id):
-        sizes = {name: size for name, size in hub.sizes().items() if "/" not in name}
+        sizes = _plain(hub.sizes())
         if "config.json" not in sizes:
             raise DownloadError(
                 f"`{repo_id}` has no `config.json`, so it holds no model\n"
                 f"  found: {', '.join(sorted(sizes)[:5]) or 'nothing'}",
                 hint="check the repository's name",
             )
-        settings = [name for name in sizes if name.endswith(SETTINGS_SUFFIXES)]
+        # No code, and no pickles.
+        settings = [name for name in sizes if name in ASSETS or name == INDEX]
         folder = _transfer(hub, settings, sizes, f"settings of {repo_id}", progress)
         shards = _needed_shards(folder, sizes, repo_id, needed)
         _transfer(hub, shards, sizes, f"weights of {repo_id}", progress)
     return folder
 
 
+def _plain(listed: Mapping[Any, Any]) -> dict[str, int]:
+    """Return the files whose names are plain, with sizes that can be: a hub may list anything."""
+    return {
+        name: max(0, size) if isinstance(size, int) else 0
+        for name, size in listed.items()
+        if isinstance(name, str) and name.isprintable() and not {"/", "\\"} & set(name)
+        and name not in ("", ".", "..") and len(name.encode()) <= _NAME_BYTES
+    }  # fmt: skip
+
+
 class _Hub(Protocol):
-    def sizes(self) -> Mapping[str, int]:
+    def sizes(self) -> Mapping[str, Any]:
         """Return the path of every file in the repository and its size in bytes."""
 
     def get(self, name: str, report: Report) -> Path:
@@ -83,7 +97,7 @@ class _HuggingFace:
     _revision: str | None
     _commit: str | None = None
 
-    def sizes(self) -> Mapping[str, int]:
+    def sizes(self) -> Mapping[str, Any]:
         from huggingface_hub import HfApi
 
         try:
@@ -98,7 +112,7 @@ class _HuggingFace:
                 raise
             return self._cached_sizes(error)
         self._commit = info.sha
-        return {file.rfilename: file.size or 0 for file in info.siblings or ()}
+        return {file.rfilename: file.size for file in info.siblings or ()}
 
     def get(self, name: str, report: Report) -> Path:
         from huggingface_hub import hf_hub_download
@@ -108,7 +122,7 @@ class _HuggingFace:
         bar = _reporting(report)
         return Path(hf_hub_download(self._repo_id, name, revision=revision, tqdm_class=bar))
 
-    def _cached_sizes(self, unreachable: Exception) -> Mapping[str, int]:
+    def _cached_sizes(self, unreachable: Exception) -> Mapping[str, Any]:
         from huggingface_hub import try_to_load_from_cache
 
         config = try_to_load_from_cache(self._repo_id, "config.json", revision=self._revision)
@@ -120,7 +134,7 @@ class _HuggingFace:
             ) from unreachable
         folder = Path(config).parent
         self._revision = self._commit = folder.name
-        return {path.name: path.stat().st_size for path in folder.iterdir()}
+        return {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
 
 
 class _ModelScope:
@@ -128,7 +142,7 @@ class _ModelScope:
         self._repo_id = repo_id
         self._revision = {"revision": revision} if revision else {}
 
-    def sizes(self) -> Mapping[str, int]:
+    def sizes(self) -> Mapping[str, Any]:
         try:
             from modelscope.hub.api import HubApi
         except ImportError as error:
@@ -137,7 +151,7 @@ class _ModelScope:
                 hint="pip install 'axcore[modelscope]'",
             ) from error
         files = HubApi().get_model_files(self._repo_id, recursive=False, **self._revision)
-        return {file["Path"]: int(file["Size"] or 0) for file in files}
+        return {file["Path"]: file["Size"] for file in files}
 
     def get(self, name: str, report: Report) -> Path:
         del report  # the package shows its own bar and offers no other
@@ -241,16 +255,26 @@ def _explain(error: Exception) -> tuple[str, str]:
         return "it has no such revision", "name a branch, tag or commit that the repository has"
     if isinstance(error, errors.HFValidationError):
         return _brief(error), "name it as `owner/name`"
+    if _of_disk(error):
+        fact = f"cannot write {error.filename}: {error.strerror}"
+        if error.errno in _FULL:
+            return fact, "make room, or set HF_HOME to a folder on another disk"
+        return fact, "set HF_HOME (MODELSCOPE_CACHE) to a folder that you may write to"
     return _brief(error), f"check the network and the free disk space; or {ELSEWHERE}"
 
 
 def _is_final(error: Exception) -> bool:
-    """Whether the hub has refused the request; then the cache must not be used instead."""
+    """Whether the hub has refused the request, or the disk: the cache is of no use then."""
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     refused = isinstance(error, HfHubHTTPError) and error.response.status_code < 500
-    return refused or isinstance(error, HFValidationError)
+    return refused or isinstance(error, HFValidationError) or _of_disk(error)
+
+
+def _of_disk(error: Exception) -> TypeGuard[OSError]:
+    # What a network raises names no file.
+    return isinstance(error, OSError) and bool(error.filename and error.strerror)
 
 
 def _brief(error: Exception) -> str:
-    return next(filter(None, str(error).splitlines()), type(error).__name__)
+    return next(filter(None, str(error).splitlines()), type(error).__name__)[:_BRIEF]

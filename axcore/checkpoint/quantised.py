@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from ..errors import CheckpointError
 from ..model_config import config_parts
+from ..plain import parse, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from torch import Tensor
 
@@ -20,15 +21,35 @@ if TYPE_CHECKING:
 
 PACKED = (".qweight", ".qzeros", ".g_idx")  # int32; all other tensors are float
 _WORD_BITS = 32
+_BITS = (2, 4, 8)
 _HINT = "use the original checkpoint, or a language model quantised by GPTQ"
+
+Format = Literal["gptq", "gptq_v2"]
 
 
 @dataclass(frozen=True)
 class Scheme:
-    """How projections are quantised: bits per weight, and number of inputs that share a scale."""
+    """How projections are quantised, by the names of ``quantization_config``.
+
+    Attributes:
+        bits: Bits per weight: 2, 4 or 8, so that words hold whole weights.
+        group_size: Number of inputs that share a scale; -1 if all do.
+        checkpoint_format: Whether stored zero points are one less than the real ones ("gptq").
+        pack_dtype: Of the words.
+        is_marlin_format: How some versions mark words that are ordered for a certain kernel.
+    """
 
     bits: int
     group_size: int
+    checkpoint_format: Format = "gptq"
+    pack_dtype: Literal["int32"] = "int32"
+    is_marlin_format: Literal[False] = False
+
+    def __post_init__(self) -> None:
+        if self.bits not in _BITS:
+            raise ValueError(f"bits: {shown(self.bits)} is not one of {_BITS}")
+        if self.group_size != -1 and self.group_size < 1:
+            raise ValueError(f"group_size: {shown(self.group_size)} is neither positive nor -1")
 
     def tensors(self, stem: str, weight: Shape) -> dict[str, Shape]:
         """Return key and shape of the tensors that replace ``<stem>.weight`` ``[out, in]``."""
@@ -105,18 +126,50 @@ def float_tensor(checkpoint: Checkpoint, key: str) -> Tensor:
     Raises:
         CheckpointError: The tensor is unknown, or quantised by another method than GPTQ.
 
-    Source: GPTQModel's ``gptq`` format; a stored zero point is one less than the real one.
+    Source: GPTQModel's formats ``gptq`` and ``gptq_v2``. In the former, 1 was subtracted from every
+    zero point, word by word, so that a zero point of 0 borrowed from its neighbour.
     """
     stem = key.removesuffix(".weight")
     if key in checkpoint.tensors or f"{stem}.qweight" not in checkpoint.tensors:
         return checkpoint.tensor(key)
-    bits = _scheme(checkpoint).bits
+    scheme = _scheme(checkpoint)
     words, zeros, scales, group = (
         checkpoint.tensor(f"{stem}.{name}") for name in ("qweight", "qzeros", "scales", "g_idx")
     )
-    steps = _unpacked(words, bits, axis=0) - (_unpacked(zeros, bits, axis=1) + 1)[group.long()]
-    weight: Tensor = (steps * scales[group.long()]).T
+    if scheme.checkpoint_format == "gptq":
+        zeros = zeros + sum(1 << shift for shift in range(0, _WORD_BITS, scheme.bits))
+    offsets = _unpacked(zeros, scheme.bits, axis=1)[group.long()]
+    weight: Tensor = ((_unpacked(words, scheme.bits, axis=0) - offsets) * scales[group.long()]).T
     return weight.to(scales.dtype)
+
+
+def float_sources(checkpoint: Checkpoint, keys: Iterable[str]) -> set[str]:
+    """Return the float tensors that hold tensors of the float model: itself, or its scales."""
+    return {
+        key if key in checkpoint.tensors else f"{key.removesuffix('.weight')}.scales"
+        for key in keys
+    }
+
+
+def check_groups(checkpoint: Checkpoint) -> None:
+    """Check that every input of a quantised projection belongs to a group that has a scale.
+
+    Raises:
+        CheckpointError: One does not; the message names tensor, place and value.
+    """
+    for key in checkpoint.tensors:
+        if not key.endswith(".g_idx"):
+            continue
+        groups = checkpoint.info(f"{key.removesuffix('.g_idx')}.scales").shape[0]
+        values = checkpoint.array(key)
+        outside = (values < 0) | (values >= groups)
+        if outside.any():
+            place = int(outside.argmax())
+            raise CheckpointError(
+                f"`{key}` puts input {place} into group {values[place]} of {groups}\n"
+                f"  file: {checkpoint.info(key).file}",
+                hint="fetch the file again: it is damaged, or of another checkpoint",
+            )
 
 
 def _unpacked(words: Tensor, bits: int, axis: int) -> Tensor:
@@ -135,16 +188,20 @@ def _scheme(checkpoint: Checkpoint) -> Scheme:
     found: Mapping[str, Any] = next((part for part in said if isinstance(part, Mapping)), {})
     method = found.get("quant_method") or found.get("method")
     if method != "gptq":
+        named = shown(method) if method else "an unnamed method"
         raise CheckpointError(
-            f"the language model is quantised by {method or 'an unnamed method'}, not by gptq\n"
+            f"the language model is quantised by {named}, not by gptq\n"
             f"  read from: {checkpoint.folder / 'config.json'}, quantization_config",
             hint=_HINT,
         )
+    # Early versions of GPTQModel call it by the other name.
+    form = found.get("checkpoint_format") or found.get("format") or "gptq"
     try:
-        return Scheme(int(found["bits"]), int(found["group_size"]))
-    except (KeyError, TypeError, ValueError) as error:
+        return parse(Scheme, {**found, "checkpoint_format": form})
+    except ValueError as error:
         raise CheckpointError(
-            f"`quantization_config` lacks bits or group_size: {error!r}\n"
-            f"  file: {checkpoint.folder / 'config.json'}",
-            hint=_HINT,
+            f"{checkpoint.folder / 'config.json'} describes a quantisation that is not read\n"
+            f"  quantization_config.{error}",
+            hint=f"{_HINT}: in {', '.join(map(str, _BITS))} bits, packed as"
+            f" {' or '.join(get_args(Format))}",
         ) from error

@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError
 from ..files import write_at
+from ..foreign import reason
 from ..system import require_linux
 from .config import read_config
+from .finite import Finite, refuse_others
 from .headers import DAMAGED, Shard, TensorInfo, read_shard
 from .keys import Prefixes, canonical_key
 from .shards import INDEX, read_index, sole_shard
@@ -158,11 +160,11 @@ class Checkpoint:
     def signature(self) -> str:
         """Return an identity of the opened shards, without reading tensors.
 
-        SHA-256, in hex, of their names, sizes, headers and modification times, but not of the
-        folder's path.
+        SHA-256, in hex, of their names, sizes, headers, inodes and times, but not of the folder's
+        path. It changes whenever a file is written or replaced, and may change without that.
         """
         facts = [
-            (shard.path.name, shard.nbytes, shard.mtime_ns, shard.header_sha256)
+            (shard.path.name, shard.nbytes, shard.version, shard.header_sha256)
             for shard in sorted(self._shards, key=lambda shard: shard.path.name)
         ]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
@@ -185,13 +187,23 @@ class Checkpoint:
         """Return an identity of the content of some tensors, wherever they are stored.
 
         SHA-256, in hex, of canonical key, dtype, shape and bytes of each, sorted by key.
+
+        Raises:
+            CheckpointError: As `check_finite`.
         """
-        ordered = sorted(set(keys))
-        with ThreadPoolExecutor(HASHING_THREADS) as pool:
-            contents = list(pool.map(self._content_sha256, ordered))
-        infos = map(self.info, ordered)
-        facts = [(i.key, i.dtype, i.shape, sha) for i, sha in zip(infos, contents, strict=True)]
+        contents = {key: hashlib.sha256() for key in sorted(set(keys))}
+        self._scan(contents, lambda key, chunk: contents[key].update(chunk))
+        infos = map(self.info, contents)
+        facts = [(i.key, i.dtype, i.shape, contents[i.key].hexdigest()) for i in infos]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+    def check_finite(self, keys: Iterable[str]) -> None:
+        """Read tensors and refuse those in which a value is NaN or infinite.
+
+        Raises:
+            CheckpointError: Some are; the message says which tensor, how many values, and where.
+        """
+        self._scan(sorted(set(keys)), lambda key, chunk: None)
 
     def close(self) -> None:
         """Close the files; later reads open them again."""
@@ -205,11 +217,18 @@ class Checkpoint:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _content_sha256(self, key: str) -> str:
-        content = hashlib.sha256()
-        for chunk in self.chunks(key):
-            content.update(chunk)
-        return content.hexdigest()
+    def _scan(self, keys: Iterable[str], take: Callable[[str, memoryview], None]) -> None:
+        """Give `take` all chunks of tensors, several at a time; refuse what is not finite."""
+
+        def scanned(key: str) -> Finite:
+            found = Finite(self.info(key))
+            for chunk in self.chunks(key):
+                found.add(chunk)
+                take(key, chunk)
+            return found
+
+        with ThreadPoolExecutor(HASHING_THREADS) as pool:
+            refuse_others(list(pool.map(scanned, keys)))
 
     def _read(self, info: TensorInfo, start: int, target: memoryview) -> None:
         """Fill `target` with the tensor's bytes from its byte `start` on."""
@@ -236,13 +255,19 @@ class Checkpoint:
 
 def _shard_keys(folder: Path) -> Mapping[str, frozenset[str] | None]:
     """Map each shard's name to the disk keys that the index lists, None without an index."""
-    if (folder / INDEX).is_file():
+    if os.path.lexists(folder / INDEX):
         return read_index(folder / INDEX)
-    return {sole_shard((path.name for path in folder.iterdir()), str(folder)): None}
+    try:
+        names = [path.name for path in folder.iterdir()]
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder} cannot be read: {reason(error)}", hint="check the folder's permissions"
+        ) from error
+    return {sole_shard(names, str(folder)): None}
 
 
 def _open_shard(path: Path, promised: frozenset[str] | None) -> Shard:
-    if not path.is_file():
+    if _is_missing(path):
         raise CheckpointError(
             f"the shard `{path.name}` is missing\n"
             f"  tensors in it: {len(promised or ())}\n  in: {path.parent}",
@@ -253,6 +278,16 @@ def _open_shard(path: Path, promised: frozenset[str] | None) -> Shard:
         _compare("lacks", promised - shard.tensors.keys(), path)
         _compare("holds", shard.tensors.keys() - promised, path)
     return shard
+
+
+def _is_missing(path: Path) -> bool:
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False  # something is there: reading it says what is wrong
+    return False
 
 
 def _compare(verb: str, keys: Iterable[str], path: Path) -> None:

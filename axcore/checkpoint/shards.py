@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError
-from .headers import unique_object
+from ..foreign import decode_json, read_bytes, reason
+from ..limits import INDEX_BYTES, SHARDS
+from ..plain import shown
+from .headers import check_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -28,18 +29,14 @@ def read_index(path: Path) -> dict[str, frozenset[str]]:
         CheckpointError: The index is not valid, or names a file outside its folder.
     """
     try:
-        index = json.loads(path.read_bytes(), object_pairs_hook=unique_object)
-        weight_map = index["weight_map"]
-        shards: dict[str, set[str]] = {}
-        for key, shard in weight_map.items():
-            shards.setdefault(os.fspath(shard), set()).add(key)
-    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        shards = _grouped(decode_json(read_bytes(path, INDEX_BYTES), unique=True))
+    except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"`{path.name}` is not an index with a `weight_map` of key to file: {error!r}\n"
+            f"`{path.name}` is not an index with a `weight_map` of key to file: {reason(error)}\n"
             f"  file: {path}",
             hint="fetch the file again",
         ) from error
-    _check_names(path, shards)
+    _check_files(path, shards)
     return {shard: frozenset(keys) for shard, keys in shards.items()}
 
 
@@ -78,12 +75,27 @@ def sole_shard(names: Iterable[str], place: str) -> str:
     )
 
 
-def _check_names(path: Path, shards: Mapping[str, object]) -> None:
+def _grouped(index: Any) -> dict[str, set[str]]:
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(weight_map, dict):
+        raise ValueError("it has no `weight_map` with an object in it")
+    check_names(weight_map)
+    shards: dict[str, set[str]] = {}
+    for key, shard in weight_map.items():
+        if not isinstance(shard, str):
+            raise ValueError(f"weight_map.{key}: {shown(shard)} is not the name of a file")
+        shards.setdefault(shard, set()).add(key)
+    if len(shards) > SHARDS:
+        raise ValueError(f"it names {len(shards)} files; at most {SHARDS} are read")
+    return shards
+
+
+def _check_files(path: Path, shards: Mapping[str, object]) -> None:
     for shard in shards:
         plain = shard == Path(shard).name and "\\" not in shard and shard.isprintable()
         if not plain or not shard.endswith(SUFFIX):
             raise CheckpointError(
-                f"`{path.name}` names {shard!r}, which is not a safetensors file beside it\n"
+                f"`{path.name}` names {shown(shard)}, which is not a safetensors file beside it\n"
                 f"  file: {path}",
                 hint="do not use this checkpoint unless you trust its source; a valid index "
                 "names only files of its own folder",

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import sys
 
+from ..display import guard_output
 from ..errors import AxcoreError, UsageError
 from . import package, run  # noqa: F401 - they register their commands
 from .app import app
-from .console import explained_output
 from .evaluate import evaluate_app
+from .explain import explained
 from .invocation import Invocation
 from .quantize import quantize_app
 
@@ -20,15 +21,16 @@ app.add_typer(evaluate_app, name="evaluate")
 
 
 def main() -> None:
-    """Run `axcore`: exit 0, 1 for an expected failure, 2 for a wrong request.
+    """Run `axcore`: exit 0, 1 for an expected failure, 2 for a wrong request, 130 after Ctrl-C.
 
     Any other exception is a bug and keeps its traceback; ``AXCORE_TRACEBACK`` shows that of
     expected failures too.
     """
+    guard_output()
     with Invocation() as invocation:
         try:
-            with explained_output():
-                app(obj=invocation)
+            with explained():
+                sys.exit(app(obj=invocation, standalone_mode=False))
         except AxcoreError as error:
             if os.environ.get("AXCORE_TRACEBACK"):
                 raise

@@ -11,10 +11,10 @@ import typer
 from .. import __version__, api
 from ..display import size
 from ..request import Request
-from ..system import require_linux
+from ..system import require_linux, require_working_folder
 from .console import emit, table
 from .invocation import Invocation, LogFile, Quiet, Root, Verbose
-from .options import given_choices, models, of_conversion, of_toolchain, toolchains
+from .options import given_choices, models, of_conversion, of_toolchain, path, toolchains
 from .request_options import spelt_out
 
 if TYPE_CHECKING:
@@ -22,12 +22,14 @@ if TYPE_CHECKING:
     from ..model_card import Entry
     from ..pipeline.plan import Plan
     from ..plugins import Registry
+    from ..toolchains.contract import Estimate
 
 app = typer.Typer(
     no_args_is_help=True,
     cls=Root,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    # Coloured, so that typer leaves out nothing of a name: what a terminal obeys is made visible.
+    context_settings={"help_option_names": ["-h", "--help"], "color": True},
     rich_markup_mode=None,
 )
 plugins_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
@@ -37,6 +39,8 @@ app.add_typer(plugins_app, name="plugins", help="Look at the installed plugins."
 OWN_OPTIONS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
+_MINUTES_FROM_S = 120
+
 Json = Annotated[bool, typer.Option("--json", help="Print data as JSON on stdout.")]
 Model = Annotated[
     str,
@@ -45,13 +49,18 @@ Model = Annotated[
         autocompletion=models,
     ),
 ]
-BundleFolder = Annotated[Path, typer.Argument(help="Folder written by `axcore convert`.")]
+BundleFolder = Annotated[
+    Path, typer.Argument(parser=path, help="Folder written by `axcore convert`.")
+]
 Out = Annotated[
-    Path | None, typer.Option("-o", "--out", help="Bundle folder; default: ./MODEL-bundle.")
+    Path | None,
+    typer.Option("-o", "--out", parser=path, help="Bundle folder; default: ./MODEL-bundle."),
 ]
 Images = Annotated[
     list[Path] | None,
-    typer.Option("--images", help="Calibration images: folder, archive or file; repeatable."),
+    typer.Option(
+        "--images", parser=path, help="Calibration images: folder, archive or file; repeatable."
+    ),
 ]
 
 
@@ -71,6 +80,7 @@ def root(
         typer.echo(f"axcore {__version__}")
         raise typer.Exit
     require_linux()
+    require_working_folder()
 
 
 @app.command("list-models")
@@ -133,12 +143,12 @@ def convert(
         target = out or _bundle_folder(request)
         bundle = api.convert(chosen, target, progress=reporter, registry=registry)
     if as_json:
-        return emit({"bundle": str(bundle.folder), **bundle.manifest})
-    total = sum(entry["size"] for entry in bundle.manifest["files"].values())
-    for note in bundle.manifest["notes"]:
+        return emit({"bundle": str(bundle.folder), **bundle.manifest.data()})
+    total = sum(content.size for content in bundle.manifest.files.values())
+    for note in bundle.manifest.notes:
         invocation.note(note)
     typer.echo(
-        f"{bundle.folder}: {len(bundle.manifest['files'])} files, {size(total)},"
+        f"{bundle.folder}: {len(bundle.manifest.files)} files, {size(total)},"
         f" in {time.perf_counter() - started:.1f} s, peak memory {size(_peak_bytes())}"
     )
     return invocation.reporter.say(f"next: {_next(bundle, registry)}")
@@ -202,8 +212,8 @@ def build(
         )
     if as_json:
         return emit({"files": made})
-    for path in made:
-        typer.echo(path)
+    for file in made:
+        typer.echo(file)
     return None
 
 
@@ -233,14 +243,14 @@ def verify(
 @app.command(context_settings=OWN_OPTIONS)
 def lint(
     context: typer.Context,
-    target: Annotated[Path, typer.Argument(help="ONNX file or bundle folder.")],
+    target: Annotated[Path, typer.Argument(parser=path, help="ONNX file or bundle folder.")],
     toolchain: Annotated[
         str | None,
         typer.Option(help="Default: that of the bundle, or pulsar2.", autocompletion=toolchains),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Check graphs against an operator table, e.g. --chip AX650; exits 1 with findings."""
+    """Check graphs against a chip's operators and what builds showed; exits 1 with findings."""
     registry = Invocation.of(context).registry()
     options = given_choices(context, *of_toolchain(registry, toolchain))
     findings = api.lint(target, toolchain=toolchain, options=options, registry=registry)
@@ -250,7 +260,11 @@ def lint(
         for finding in findings:
             where = f" in stage {finding.stage}" if finding.stage else ""
             typer.echo(f"{finding.severity}: {finding.file}: {finding.node} ({finding.op}){where}")
-            typer.echo(f"  {finding.constraint}: {finding.detail}\n  {finding.remedy}")
+            typer.echo(f"  {finding.constraint}: {finding.detail}")
+            source = f"source: {finding.source} ({finding.confidence})" if finding.source else ""
+            for line in (finding.consequence, finding.remedy, source):
+                if line:
+                    typer.echo(f"  {line}")
         Invocation.of(context).reporter.say(f"{len(findings)} findings")
     if findings:
         raise typer.Exit(1)
@@ -313,10 +327,10 @@ def _model(entry: Entry) -> dict[str, Any]:
 
 def _next(bundle: Bundle, registry: Registry) -> str:
     """Return what follows a conversion: no command that would fail on this machine."""
-    folder, name = bundle.folder, bundle.manifest["toolchain"]
+    folder, name = bundle.folder, bundle.manifest.toolchain
     if registry.toolchains[name].availability().available:
         return f"axcore build {folder} --toolchain {name}"
-    scripts = [folder / file for file in bundle.manifest["files"] if file.endswith(".sh")]
+    scripts = [folder / file for file in bundle.manifest.files if file.endswith(".sh")]
     elsewhere = f"{name} is not installed here: run {scripts[0] if scripts else name} where it is"
     if not _builds_layers(bundle, registry):
         return elsewhere
@@ -328,7 +342,7 @@ def _builds_layers(bundle: Bundle, registry: Registry) -> bool:
     from ..language.layer_types import other_layers
     from ..runtime.deployment import Deployment
 
-    if bundle.manifest["vision_only"]:
+    if bundle.manifest.vision_only:
         return False
     return not other_layers(Deployment.open(bundle.folder, registry).job.text_config)
 
@@ -337,6 +351,15 @@ def _peak_bytes() -> int:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _estimate(item: Estimate) -> tuple[str, str, str]:
+    value = f"{item.value:.3g} {item.unit}"
+    if item.unit == "B":
+        value = size(item.value)
+    elif item.unit == "s" and item.value >= _MINUTES_FROM_S:
+        value = f"{item.value / 60:.0f} min"
+    return f"  {item.subject}", value, item.certainty
 
 
 def _print_plan(plan: Plan) -> None:
@@ -361,7 +384,12 @@ def _print_plan(plan: Plan) -> None:
         f"\npeak memory about {size(plan.peak_bytes)}, disk {size(plan.disk_bytes)},"
         f" about {plan.seconds:.0f} s on two cores"
     )
-    for note in plan.notes:
+    if plan.board.estimates:
+        typer.echo("\non the board (foreseen, not measured)")
+        table([_estimate(item) for item in plan.board.estimates])
+        for item in plan.board.estimates:
+            typer.echo(f"  {item.subject}: {item.basis}")
+    for note in (*plan.board.notes, *plan.notes):
         typer.echo(f"note: {note}")
     for name, text in plan.prepared_files.items():
         if text.startswith("#!"):

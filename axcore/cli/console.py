@@ -4,76 +4,52 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from dataclasses import asdict, is_dataclass
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from ..errors import BudgetError
+from ..display import UNPRINTABLE, drawn_on, printable
 
 if TYPE_CHECKING:
     from ..errors import AxcoreError
+
+
+_BREAK = re.compile("[\n\t]")
 
 
 def emit(data: object, indent: int | None = 2) -> None:
     """Print data as JSON on stdout: over several lines, or on one where `indent` is None."""
     text = json.dumps(data, indent=indent, default=_jsonable, ensure_ascii=False)
     try:
-        text.encode(sys.stdout.encoding or "utf-8")
-    except UnicodeEncodeError:  # an encoding of few characters, or a file name that is no text
+        text.encode(sys.stdout.encoding or "utf-8", "surrogatepass")
+    except UnicodeEncodeError:  # an encoding of few characters
         text = json.dumps(data, indent=indent, default=_jsonable)
-    typer.echo(text)
+    # What a terminal would obey, or is no text, as JSON spells it: programs read what it was.
+    typer.echo(UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
 
 
 def table(rows: Sequence[Sequence[str]]) -> None:
-    """Print rows in aligned columns on stdout."""
+    """Print rows in aligned columns on stdout; a row is a line, whatever its cells are."""
+    rows = [[_BREAK.sub(" ", printable(cell)) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         typer.echo("  ".join(cells).rstrip())
 
 
-@contextmanager
-def explained_output() -> Iterator[None]:
-    """Explain a standard output that takes no more; a closed pipe never comes here.
-
-    Raises:
-        BudgetError: Something printed could not be written.
-    """
-    try:
-        yield
-    except OSError as error:
-        if not _is_stuck(sys.stdout):
-            raise
-        raise BudgetError(
-            f"standard output cannot be written: {error.strerror}",
-            hint="free space where it goes, or send it elsewhere",
-        ) from error
-
-
-def _is_stuck(stream: TextIO) -> bool:
-    """Say whether a stream takes not even an empty line, and close it then."""
-    try:
-        stream.write("\n")
-        stream.flush()
-    except OSError:
-        with suppress(OSError):
-            stream.close()  # lest the interpreter tries once more as it ends
-        return True
-    return False
-
-
 def fail(error: AxcoreError) -> None:
     """Print fact, evidence and, after a blank line, the remedy."""
-    colour = False if os.environ.get("NO_COLOR") else None  # None: on a terminal
-    typer.secho("error: ", fg="red", bold=True, err=True, nl=False, color=colour)
-    typer.echo(error.message, err=True)
+    terminal = drawn_on(sys.stderr)
+    colour = terminal.isatty() and not os.environ.get("NO_COLOR")
+    typer.secho("error: ", fg="red", bold=True, file=terminal, nl=False, color=colour)
+    typer.echo(error.message, err=True, color=True)
     if error.hint:
-        typer.secho("\nhint: ", fg="cyan", err=True, nl=False, color=colour)
-        typer.echo(error.hint, err=True)
+        typer.secho("\nhint: ", fg="cyan", file=terminal, nl=False, color=colour)
+        typer.echo(error.hint, err=True, color=True)
 
 
 def _jsonable(value: object) -> Any:

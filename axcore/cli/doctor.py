@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
@@ -14,12 +15,15 @@ import psutil
 from packaging.requirements import Requirement
 
 from ..display import size
+from ..files import cache_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from ..availability import Availability
     from ..plugins import Registry
+    from ..runtime.contract import Backend
+    from ..toolchains.contract import Toolchain
 
 
 @dataclass(frozen=True)
@@ -71,14 +75,35 @@ def _plugins(registry: Registry) -> Iterator[Check]:
 
 def _toolchains(registry: Registry) -> Iterator[Check]:
     for name, toolchain in registry.toolchains.items():
-        yield _available(f"toolchain {name}", toolchain.availability(), toolchain.options)
-        for what, found in toolchain.checks().items():
-            yield _available(f"{name}: {what}", found)
+        yield from _asked(f"toolchain {name}", toolchain)
+        with _isolated(problems := list[Check](), f"{name}: checks"):
+            yield from [_available(f"{name}: {what}", found)
+                        for what, found in toolchain.checks().items()]  # fmt: skip
+        yield from problems
 
 
 def _backends(registry: Registry) -> Iterator[Check]:
     for name, backend in registry.backends.items():
-        yield _available(f"backend {name}", backend.availability(), backend.options)
+        yield from _asked(f"backend {name}", backend)
+
+
+def _asked(name: str, plugin: Toolchain | Backend) -> list[Check]:
+    """Ask a toolchain or backend whether it can run here; one that fails is a failed check."""
+    with _isolated(problems := list[Check](), name):
+        return [_available(name, plugin.availability(), plugin.options)]
+    return problems
+
+
+@contextmanager
+def _isolated(problems: list[Check], name: str) -> Iterator[None]:
+    """Add a failed check where the code of a plugin raises anything but Ctrl-C."""
+    try:
+        yield
+    except (KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as error:
+        remedy = "upgrade or uninstall the plugin that has it (`axcore plugins list`)"
+        problems.append(Check(name, "failed", f"{type(error).__name__}: {error}", remedy))
 
 
 def _available(name: str, found: Availability, options: Iterable[str] = ()) -> Check:
@@ -97,6 +122,17 @@ def _machine() -> Iterator[Check]:
     yield Check("cores", "ok", str(psutil.cpu_count() or 1))
     yield Check("memory", "ok", f"{size(memory.available)} of {size(memory.total)} available")
     yield Check("disk here", "ok", f"{size(shutil.disk_usage(Path.cwd()).free)} free")
+    yield _cache()
+
+
+def _cache() -> Check:
+    """Say whether what is fetched and fabricated has a place."""
+    folder = cache_folder("").absolute()
+    existing = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
+        return Check("cache", "ok", str(folder))
+    remedy = "set AXCORE_CACHE to a folder that you may write to"
+    return Check("cache", "failed", f"{folder} cannot be written", remedy)
 
 
 def _environment() -> Iterator[Check]:

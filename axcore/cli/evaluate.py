@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import UsageError
+from ..limits import MEASUREMENTS
+from ..plain import shown
 from .app import OWN_OPTIONS, BundleFolder, Json
 from .console import emit, table
 from .invocation import Invocation
-from .options import backends, given_choices, of_backend
+from .options import backends, given_choices, of_backend, path
 from .run import (
     BACKENDS,
     Backend,
@@ -32,8 +34,10 @@ if TYPE_CHECKING:
 
 evaluate_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
-ImageFolder = Annotated[Path, typer.Option("--images", help="Folder of images, archive or image.")]
-Answers = Annotated[list[Path], typer.Argument(help="Prediction files, one or more.")]
+ImageFolder = Annotated[
+    Path, typer.Option("--images", parser=path, help="Folder of images, archive or image.")
+]
+Answers = Annotated[list[Path], typer.Argument(parser=path, help="Prediction files, one or more.")]
 Common = Annotated[bool, typer.Option("--common", help="Judge the images that are in all files.")]
 _AGAINST = "against-"
 LISTED = 10
@@ -55,7 +59,7 @@ def captions(
     context: typer.Context,
     bundle: BundleFolder,
     images: ImageFolder,
-    out: Annotated[Path, typer.Option("-o", "--out", help="Prediction file.")],
+    out: Annotated[Path, typer.Option("-o", "--out", parser=path, help="Prediction file.")],
     sample: Annotated[int | None, typer.Option(help="Images to draw; default: all.", min=1)] = None,
     seed: Annotated[
         int, typer.Option(help="Of the draw, and of sampling at a temperature.", min=0)
@@ -120,10 +124,12 @@ def clip_score(
     files: Answers,
     images: ImageFolder,
     clip: Annotated[
-        Path, typer.Option(help="Weights: open_clip's file, or a Hugging Face CLIP folder.")
+        Path,
+        typer.Option(parser=path, help="Weights: open_clip's file, or a Hugging Face CLIP folder."),
     ],
     tokenizer: Annotated[
-        Path | None, typer.Option(help="Vocabulary of the CLIP; default: beside its weights.")
+        Path | None,
+        typer.Option(parser=path, help="Vocabulary of the CLIP; default: beside its weights."),
     ] = None,
     common: Common = False,
     confidence: Annotated[float, typer.Option(help="Level of the interval.")] = 0.95,
@@ -152,10 +158,11 @@ def clip_score(
 
 @evaluate_app.command()
 def agreement(
-    first: Annotated[Path, typer.Argument(help="Prediction file.")],
-    second: Annotated[Path, typer.Argument(help="Prediction file to compare with.")],
+    first: Annotated[Path, typer.Argument(parser=path, help="Prediction file.")],
+    second: Annotated[Path, typer.Argument(parser=path, help="Prediction file to compare with.")],
     tokenizer: Annotated[
-        Path | None, typer.Option(help="tokenizer.json or its folder; default: compare words.")
+        Path | None,
+        typer.Option(parser=path, help="tokenizer.json or its folder; default: compare words."),
     ] = None,
     common: Common = False,
     as_json: Json = False,
@@ -188,11 +195,13 @@ def vision(
     ] = "torch",
     onnx: Annotated[
         list[Path] | None,
-        typer.Option(help="A quantised file in place of the graph it fits; repeatable."),
+        typer.Option(
+            parser=path, help="A quantised file in place of the graph it fits; repeatable."
+        ),
     ] = None,
     features: Annotated[
         Path | None,
-        typer.Option(help="Features from elsewhere: FOLDER/COMPONENT/photo.jpg.npy."),
+        typer.Option(parser=path, help="Features from elsewhere: FOLDER/COMPONENT/photo.jpg.npy."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -239,8 +248,12 @@ def vision(
 def throughput(
     context: typer.Context,
     bundle: BundleFolder,
-    out: Annotated[Path, typer.Option("-o", "--out", help="Table, as CSV; JSON goes beside it.")],
-    image: Annotated[Path | None, typer.Option(help="An image; default: text alone.")] = None,
+    out: Annotated[
+        Path, typer.Option("-o", "--out", parser=path, help="Table, as CSV; JSON goes beside it.")
+    ],
+    image: Annotated[
+        Path | None, typer.Option(parser=path, help="An image; default: text alone.")
+    ] = None,
     prompt: Annotated[
         str | None, typer.Option("-p", "--prompt", help="Default: a long essay is asked for.")
     ] = None,
@@ -254,7 +267,8 @@ def throughput(
         bool, typer.Option("--mindie-columns", help="Name the columns as MindIE does.")
     ] = False,
     plot: Annotated[
-        Path | None, typer.Option(help="PNG, SVG or PDF; default: a PNG beside the table.")
+        Path | None,
+        typer.Option(parser=path, help="PNG, SVG or PDF; default: a PNG beside the table."),
     ] = None,
     no_plot: Annotated[bool, typer.Option("--no-plot", help="Draw nothing.")] = False,
     as_json: Json = False,
@@ -292,10 +306,18 @@ def _numbers(option: str, text: str) -> list[int]:
     """Return the numbers of a list such as ``1-4,8``."""
     found: list[int] = []
     for part in filter(None, text.replace(" ", "").split(",")):
-        if not (match := re.fullmatch(r"(\d+)(?:-(\d+))?", part)):
-            raise UsageError(f"{option} {text} is no list of numbers", hint="write it as in 1-4,8")
-        low, high = match.groups()
-        found += range(int(low), int(high or low) + 1)
+        # Nine digits: a number that has more is no batch and no length.
+        if not (match := re.fullmatch(r"([0-9]{1,9})(?:-([0-9]{1,9}))?", part)):
+            raise UsageError(
+                f"{option} {shown(text)} is no list of numbers", hint="write it as in 1-4,8"
+            )
+        low, high = int(match[1]), int(match[2] or match[1])
+        if not 0 <= high - low < MEASUREMENTS - len(found):
+            raise UsageError(
+                f"{option} {shown(text)} has {'no' if high < low else 'too many'} numbers",
+                hint=f"write it as in 1-4,8, with at most {MEASUREMENTS}",
+            )
+        found += range(low, high + 1)
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import sys
 import traceback
@@ -13,11 +14,12 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from ..display import for_people
+from ..display import for_people, printable
 from ..errors import UsageError
 from ..plugins import Registry
 from ..progress import Silent
 from .console import fail
+from .options import path
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -82,7 +84,7 @@ class Invocation:
             self._attach(_log_handler(self.log_file), logging.INFO, root, _LOG)
 
     def _attach(self, handler: logging.Handler, level: int, *loggers: logging.Logger) -> None:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        handler.setFormatter(_Formatter())
         handler.setLevel(level)
         self._logging.callback(handler.close)
         for logger in loggers:
@@ -158,14 +160,27 @@ class _Logged:
         _LOG.info("%s: done", label)
 
 
-def _log_handler(path: Path) -> logging.Handler:
+def _log_handler(file: Path) -> logging.Handler:
     try:
-        return logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+        if file.is_fifo():  # opening it waits for a reader
+            raise OSError(errno.EINVAL, "it is a pipe")
+        return logging.FileHandler(file, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise UsageError(
-            f"--log-file {path} cannot be written: {error.strerror}",
+            f"--log-file {file} cannot be written: {error.strerror}",
             hint="name a file in a folder that exists",
         ) from error
+
+
+class _Formatter(logging.Formatter):
+    """A time before each message, in which nothing is left that a terminal obeys."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(message)s")
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the lines of a record, its traceback included."""
+        return printable(super().format(record))
 
 
 # Options of every command ------------------------------------------------------------------------
@@ -176,8 +191,8 @@ def _configure(context: typer.Context, parameter: typer.CallbackParam, value: An
         Invocation.of(context).configure(str(parameter.name), value)
 
 
-def _option(*names: str, help: str) -> Any:  # noqa: A002 - typer's name
-    return typer.Option(*names, help=help, callback=_configure, expose_value=False)
+def _option(*names: str, **others: Any) -> Any:
+    return typer.Option(*names, callback=_configure, expose_value=False, **others)
 
 
 Quiet = Annotated[bool, _option("--quiet", "-q", help="Show errors and warnings only.")]
@@ -185,7 +200,8 @@ Verbose = Annotated[
     bool, _option("--verbose", "-v", help="Also show log messages of libraries, and tracebacks.")
 ]
 LogFile = Annotated[
-    Path | None, _option("--log-file", help="Append every message to this file, with a timestamp.")
+    Path | None,
+    _option("--log-file", parser=path, help="Append every message to this file, with a timestamp."),
 ]
 
 

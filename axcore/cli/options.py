@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
 from ..choices import unknown_option
+from ..errors import UsageError
+from ..paths import given_path
 from ..plugins import Registry
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
+
+
+def path(text: str) -> Path:
+    """Read the value of an argument that is a path; typer says which one is wrong.
+
+    Raises:
+        typer.BadParameter: See `given_path`.
+    """
+    try:
+        return given_path(text)
+    except UsageError as error:
+        raise typer.BadParameter(f"{error.message} ({error.hint})") from error
 
 
 def given_choices(context: typer.Context, owner: str, declared: Collection[str]) -> dict[str, str]:
@@ -31,7 +46,9 @@ def given_choices(context: typer.Context, owner: str, declared: Collection[str])
     while waiting:
         name, equals, value = waiting.pop(0).partition("=")
         if not name.startswith("--"):
-            raise typer.BadParameter(f"unexpected argument {name!r}")
+            raise UsageError(
+                f"unexpected argument {name!r}", hint="write options as --NAME VALUE; see --help"
+            )
         if not equals:
             alone = not waiting or waiting[0].startswith("--")
             value = "yes" if alone else waiting.pop(0)
@@ -53,7 +70,7 @@ def of_conversion(registry: Registry, model: str, toolchain: str) -> tuple[str, 
     Where the model has to be recognised, they are those of all models.
     """
     tool, options = of_toolchain(registry, toolchain)
-    if Path(model).expanduser().is_dir():
+    if os.path.isdir(os.path.expanduser(model)):  # noqa: PTH111, PTH112 - those of Path raise
         choices = {name for entry in registry.entries for name in entry.card.choices}
         return f"a model with {tool}", sorted(choices | set(options))
     card = registry.find(model).card

@@ -12,6 +12,7 @@ from ..display import size
 from .app import BundleFolder, Json, app
 from .console import emit
 from .invocation import Invocation
+from .options import path
 
 
 @app.command()
@@ -24,7 +25,7 @@ def package(
     ],
     out: Annotated[
         Path | None,
-        typer.Option("-o", "--out", help="New folder; default: ./BUNDLE-RUNTIME."),
+        typer.Option("-o", "--out", parser=path, help="New folder; default: ./BUNDLE-RUNTIME."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -36,7 +37,7 @@ def package(
             bundle, target, runtime=runtime, progress=reporter, registry=invocation.registry()
         )
     if as_json:
-        return emit({"folder": str(packaged.folder), **packaged.manifest})
-    files = packaged.manifest["files"]
-    total = sum(entry["size"] for entry in files.values())
+        return emit({"folder": str(packaged.folder), **packaged.manifest.data()})
+    files = packaged.manifest.files
+    total = sum(content.size for content in files.values())
     return typer.echo(f"{packaged.folder}: {len(files)} files, {size(total)}")

@@ -13,6 +13,7 @@ from ..request import CheckpointRequest
 from .app import Json
 from .console import emit, table
 from .invocation import Invocation
+from .options import path
 from .request_options import spelt_out
 
 if TYPE_CHECKING:
@@ -33,7 +34,9 @@ def gptq(
     request: CheckpointRequest,
     out: Annotated[
         Path | None,
-        typer.Option("-o", "--out", help="New folder; default: ./REPOSITORY-GPTQ-IntBITS."),
+        typer.Option(
+            "-o", "--out", parser=path, help="New folder; default: ./REPOSITORY-GPTQ-IntBITS."
+        ),
     ] = None,
     bits: Annotated[int, typer.Option(help="Bits of a weight: 4 or 8.")] = 4,
     group_size: Annotated[
@@ -42,11 +45,15 @@ def gptq(
     device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where to compute.")] = "cpu",
     text: Annotated[
         Path | None,
-        typer.Option(help="Text to calibrate with: plain or JSONL, a file or a folder."),
+        typer.Option(
+            parser=path, help="Text to calibrate with: plain or JSONL, a file or a folder."
+        ),
     ] = None,
     python: Annotated[
         Path | None,
-        typer.Option(help="A Python that has gptqmodel; default: the one that runs axcore."),
+        typer.Option(
+            parser=path, help="A Python that has gptqmodel; default: the one that runs axcore."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import inspect
 from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 
-from .options import models, toolchains
+from .options import models, path, toolchains
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,13 +52,19 @@ def _parameter(item: Field[Any], kind: Any) -> inspect.Parameter:
         flag = f"--{item.name.replace('_', '-')}"  # without a --no- form
     names = (flag,) if flag else ()
     completion = toolchains if item.name == "toolchain" else None
+    read = _on_the_command_line(kind)
     return inspect.Parameter(
         item.name,
         inspect.Parameter.KEYWORD_ONLY,
         default=item.default or None if kind is not bool else item.default,
         annotation=Annotated[
-            _on_the_command_line(kind),
-            typer.Option(*names, help=text, autocompletion=completion),
+            read,
+            typer.Option(
+                *names,
+                help=text,
+                autocompletion=completion,
+                parser=path if read == list[Path] | None else None,
+            ),
         ],
     )
 

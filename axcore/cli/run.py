@@ -15,11 +15,13 @@ import typer
 
 from .. import api
 from ..calibration.images import find_images, read_image
+from ..display import stream
 from ..errors import AxcoreError, BudgetError, UsageError
+from ..language.prompt import Control
 from .app import OWN_OPTIONS, BundleFolder, Json, app
 from .console import emit
 from .invocation import INTERRUPTED, Invocation
-from .options import backends, given_choices, of_backend
+from .options import backends, given_choices, of_backend, path
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -32,13 +34,19 @@ if TYPE_CHECKING:
     from ..runtime.sampling import Sampling
 
 Images = Annotated[
-    list[Path] | None, typer.Option("--image", help="An image; repeatable, in order.")
+    list[Path] | None, typer.Option("--image", parser=path, help="An image; repeatable, in order.")
 ]
 Video = Annotated[
     list[Path] | None,
-    typer.Option(help="Frames of a video: a folder, or files; repeatable, in order."),
+    typer.Option(parser=path, help="Frames of a video: a folder, or files; repeatable, in order."),
 ]
 Fps = Annotated[float, typer.Option(help="Frames per second of the video.", min=0.01)]
+Raw = Annotated[
+    bool,
+    typer.Option(
+        "--raw-prompt", help="Markers in prompt and system message act, as control tokens."
+    ),
+]
 System = Annotated[str | None, typer.Option(help="System message; default: the model's own.")]
 Tokens = Annotated[
     int | None, typer.Option("--max-new-tokens", help="Length of an answer at most.", min=1)
@@ -61,6 +69,7 @@ def run(
     video: Video = None,
     fps: Fps = 2.0,
     system: System = None,
+    raw_prompt: Raw = False,
     max_new_tokens: Tokens = None,
     temperature: Temperature = 0.0,
     top_k: TopK = 0,
@@ -83,7 +92,9 @@ def run(
     options = given_choices(context, *of_backend(registry, backend))
     sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
     images = [read_image(path) for path in image or ()]
-    messages = [*_system(system), _message(prompt, images, _frames(video or ()), fps)]
+    said = Control(prompt) if raw_prompt else prompt
+    told = Control(system) if raw_prompt and system else system
+    messages = [*_system(told), _message(said, images, _frames(video or ()), fps)]
     asked = prepare_prompt(Deployment.open(bundle, registry), registry, messages)
     runner = _open(invocation, bundle, backend, options, registry)
     answer = _stream(runner, asked, sampling, max_new_tokens, shown=not as_json)
@@ -248,15 +259,14 @@ def _stream(
     with contextlib.suppress(KeyboardInterrupt):
         for piece in runner.answer(prompt, sampling, max_new_tokens, answer):
             if shown:
-                typer.echo(piece, nl=False)
-                sys.stdout.flush()
+                stream(piece)
     if shown:
-        typer.echo()
+        stream("\n")
     return answer
 
 
 def _message(
-    text: str, images: Sequence[Image], frames: Sequence[Image] = (), fps: float = 1.0
+    text: str | Control, images: Sequence[Image], frames: Sequence[Image] = (), fps: float = 1.0
 ) -> dict[str, Any]:
     parts: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]
     if frames:
@@ -269,7 +279,7 @@ def _frames(sources: Sequence[Path]) -> list[Image]:
     return [frame.load() for source in sources for frame in find_images([source])]
 
 
-def _system(text: str | None) -> list[dict[str, Any]]:
+def _system(text: str | Control | None) -> list[dict[str, Any]]:
     return [] if text is None else [{"role": "system", "content": text}]
 
 

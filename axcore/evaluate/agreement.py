@@ -6,7 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..errors import UsageError
+from ..errors import CheckpointError, UsageError
+from ..language.tokenizer_files import read_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -68,14 +69,12 @@ def tokens_of(path: Path) -> Tokenize:
     Raises:
         UsageError: It cannot be read as a tokenizer.
     """
-    from tokenizers import Tokenizer
-
     file = path / "tokenizer.json" if path.is_dir() else path
     try:
-        tokenizer = Tokenizer.from_file(str(file))
-    except Exception as error:  # tokenizers raises nothing narrower
+        tokenizer = read_tokenizer(file)
+    except CheckpointError as error:
         raise UsageError(
-            f"{file} cannot be read as a tokenizer\n  {error}",
+            f"{file} cannot be read as a tokenizer\n  {error.message}",
             hint="name a `tokenizer.json` or its folder, or leave it out to compare words",
         ) from error
     return lambda text: list(tokenizer.encode(text, add_special_tokens=False).tokens)

@@ -150,8 +150,8 @@ def _settings(
     """Return what the answers depend on. Not the draw of images: a later run may add others."""
     manifest = (bundle.folder / MANIFEST).read_bytes()
     return {
-        "model": bundle.manifest["model"]["id"],
-        "task": bundle.manifest["model"]["task"],
+        "model": bundle.manifest.model.id,
+        "task": bundle.manifest.model.task,
         "manifest_sha256": hashlib.sha256(manifest).hexdigest(),
         **asdict(captions),
         "backend": backend,

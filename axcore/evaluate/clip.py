@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from ..calibration import SourceImage, find_images
+from ..calibration import SourceImage, files_below, find_images
 from ..calibration.parallel import in_order
 from ..errors import ImageError
 from ..progress import Progress, as_progress
@@ -118,8 +118,7 @@ def _candidates(source: Path) -> list[SourceImage]:
     if not source.is_dir():
         return find_images([source])
     # By name, not by content: a damaged image has to be found to be reported.
-    files = sorted(path for path in source.rglob("*") if path.is_file())
-    return [SourceImage(str(path), path.read_bytes) for path in files]
+    return [SourceImage.of_file(path) for path in sorted(files_below(source))]
 
 
 def _image_features(
@@ -146,7 +145,8 @@ def _image_features(
 def _load(clip: Clip, image: SourceImage) -> Array | str:
     """Return the pixels of an image as it is stored, or why it cannot be read."""
     try:
-        return clip.pixels(image.load(upright=False))
+        with image.loaded(upright=False) as shown:
+            return clip.pixels(shown)
     except ImageError as error:
         return error.message
 

@@ -8,12 +8,15 @@ import re
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from ..checkpoint import Checkpoint
-from ..checkpoint.config import read_config, read_json
+from ..checkpoint.config import read_config
 from ..checkpoint.headers import DAMAGED, read_shard
 from ..errors import CheckpointError, UsageError
+from ..foreign import load, open_regular
+from ..limits import CLIP_LAYERS, CLIP_MERGES_BYTES, CONFIG_BYTES
+from ..plain import shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     Config = dict[str, Any]
+
+T = TypeVar("T")
 
 # In a folder, the first of these is read.
 WEIGHTS = (
@@ -137,17 +142,25 @@ def read_merges(path: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
     from tokenizers.pre_tokenizers import ByteLevel
 
     try:
-        lines = gzip.decompress(path.read_bytes()).decode().split("\n")[1 : MERGES + 1]
+        lines = _unpacked(path).decode().split("\n", MERGES + 1)[1 : MERGES + 1]
         merges = [(first, second) for first, second in map(str.split, filter(None, lines))]
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise UsageError(
-            f"{path} cannot be read as CLIP's merges\n  {error}",
+            f"{path} cannot be read as CLIP's merges\n  {str(error)[:200]}",
             hint=f"give the `{BPE}` that the package open-clip-torch contains",
         ) from error
     letters = sorted(ByteLevel.alphabet())  # CLIP's order: printable bytes, then stand-ins
     tokens = [*letters, *(f"{letter}</w>" for letter in letters), *map("".join, merges)]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
     return {token: number for number, token in enumerate(tokens)}, merges
+
+
+def _unpacked(path: Path) -> bytes:
+    with open_regular(path) as file, gzip.open(file) as unpacked:
+        content = unpacked.read(CLIP_MERGES_BYTES + 1)
+    if len(content) > CLIP_MERGES_BYTES:
+        raise ValueError(f"it unpacks to more than {CLIP_MERGES_BYTES >> 20} MiB")
+    return content
 
 
 # Read --------------------------------------------------------------------------------------------
@@ -181,9 +194,14 @@ def _mapped(file: Path) -> Iterator[tuple[str, Tensor]]:
         ) from error
     if not isinstance(state, dict):
         _refuse(file, f"holds {type(state).__name__} instead of named weights")
+    left = file.stat().st_size
     for key, value in state.items():
         if not isinstance(value, torch.Tensor):
-            _refuse(file, f"holds `{key}`, which is not a tensor but {type(value).__name__}")
+            _refuse(file, f"holds {shown(key)}, which is not a tensor but {type(value).__name__}")
+        # A view can repeat its numbers for ever; converting it would store each.
+        left -= value.numel() * value.element_size()
+        if left < 0 or value.layout != torch.strided or value.device.type != "cpu":
+            _refuse(file, f"holds {shown(key)}, whose numbers are not in the file")
         yield str(key), value.float()
 
 
@@ -199,29 +217,95 @@ def _refuse(file: Path, fact: str) -> NoReturn:
 
 def _of_transformers(path: Path, folder: Path, tensors: Mapping[str, Tensor]) -> ClipFiles:
     config = read_config(folder)
-    processor = _optional_json(folder / "preprocessor_config.json")
-    mean, std = processor.get("image_mean", MEAN), processor.get("image_std", STD)
-    return ClipFiles(path, config, tensors, tuple(mean), tuple(std))
+    for tower in ("text_config", "vision_config"):
+        _check_layers(path, config.get(tower))
+    described = _described(_Processor, folder / "preprocessor_config.json")
+    mean, std = _colours(folder, described.image_mean, described.image_std)
+    return ClipFiles(path, config, tensors, mean, std)
 
 
 def _of_open_clip(path: Path, folder: Path, tensors: Mapping[str, Tensor]) -> ClipFiles:
-    described = _optional_json(folder / DESCRIPTION)
-    shown = described.get("preprocess_cfg", {})
+    described = _described(_Description, folder / DESCRIPTION)
+    preprocess = described.preprocess_cfg
     for name, known in (("resize_mode", "shortest"), ("interpolation", "bicubic")):
-        if shown.get(name, known) != known:
+        if (asked := getattr(preprocess, name)) != known:
             raise CheckpointError(
-                f"this CLIP needs `{name}` {shown[name]}; only {known} is supported\n"
+                f"this CLIP needs `{name}` {shown(asked)}; only {known} is supported\n"
                 f"  file: {folder / DESCRIPTION}",
                 hint="judge with a CLIP such as open_clip's ViT-H-14, laion2b_s32b_b79k",
             )
     renamed = dict(_renamed(tensors))
-    config = _config(path, renamed, described.get("model_cfg", {}))
-    mean, std = shown.get("mean", MEAN), shown.get("std", STD)
-    return ClipFiles(path, config, renamed, tuple(mean), tuple(std))
+    config = _config(path, renamed, described.model_cfg)
+    mean, std = _colours(folder, preprocess.mean, preprocess.std)
+    return ClipFiles(path, config, renamed, mean, std)
 
 
-def _optional_json(path: Path) -> Config:
-    return read_json(path) if path.is_file() else {}
+# What is read of the files beside the weights; they hold more.
+
+
+@dataclass(frozen=True)
+class _Processor:
+    image_mean: tuple[float, ...] = MEAN
+    image_std: tuple[float, ...] = STD
+
+
+@dataclass(frozen=True)
+class _Preprocess:
+    resize_mode: str = "shortest"
+    interpolation: str = "bicubic"
+    mean: tuple[float, ...] = MEAN
+    std: tuple[float, ...] = STD
+
+
+@dataclass(frozen=True)
+class _VisionTower:
+    head_width: int | None = None
+
+
+@dataclass(frozen=True)
+class _TextTower:
+    heads: int | None = None
+
+
+@dataclass(frozen=True)
+class _Model:
+    quick_gelu: bool = False
+    vision_cfg: _VisionTower = _VisionTower()
+    text_cfg: _TextTower = _TextTower()
+
+
+@dataclass(frozen=True)
+class _Description:
+    preprocess_cfg: _Preprocess = _Preprocess()
+    model_cfg: _Model = _Model()
+
+
+def _described(kind: type[T], path: Path) -> T:
+    if not path.exists():
+        return kind()
+    return load(kind, path, CONFIG_BYTES, CheckpointError, hint="fetch the file again")
+
+
+def _colours(
+    folder: Path, mean: tuple[float, ...], std: tuple[float, ...]
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+        raise CheckpointError(
+            f"mean {shown(mean)} and deviation {shown(std)} are not those of RGB images\n"
+            f"  in: {folder}",
+            hint="each has three numbers, and deviations are positive",
+        )
+    return mean, std
+
+
+def _check_layers(path: Path, tower: Any) -> None:
+    """Refuse a count of layers that no CLIP has, before so many are made."""
+    count = tower.get("num_hidden_layers", 12) if isinstance(tower, dict) else 12
+    if not isinstance(count, int) or not 0 < count <= CLIP_LAYERS:
+        raise CheckpointError(
+            f"the configuration is not that of a CLIP: {shown(count)} layers\n  read from: {path}",
+            hint="use weights, `config.json` and tokenizer of one and the same CLIP",
+        )
 
 
 def _renamed(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
@@ -237,10 +321,10 @@ def _renamed(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
             yield name, value.T if name.endswith("_projection.weight") else value
 
 
-def _config(path: Path, tensors: Mapping[str, Tensor], described: Config) -> Config:
+def _config(path: Path, tensors: Mapping[str, Tensor], described: _Model) -> Config:
     """Derive a configuration from shapes and, where they do not tell, from `described`."""
     common = {
-        "hidden_act": "quick_gelu" if described.get("quick_gelu") else "gelu",
+        "hidden_act": "quick_gelu" if described.quick_gelu else "gelu",
         "projection_dim": _shape(path, tensors, "text_projection.weight")[0],
     }
     words, _ = _shape(path, tensors, "text_model.embeddings.token_embedding.weight")
@@ -250,8 +334,11 @@ def _config(path: Path, tensors: Mapping[str, Tensor], described: Config) -> Con
     places, _ = _shape(path, tensors, "vision_model.embeddings.position_embedding.weight")
     text, vision = _tower(path, tensors, "text_model"), _tower(path, tensors, "vision_model")
     heads = 16 if width > 1024 else max(1, width // 64)
-    head_width = described.get("vision_cfg", {}).get("head_width", width // heads)
-    text_heads = described.get("text_cfg", {}).get("heads", max(1, text["hidden_size"] // 64))
+    # No width of zero, whatever is said.
+    head_width = max(1, described.vision_cfg.head_width or width // heads)
+    text_heads = described.text_cfg.heads or max(1, text["hidden_size"] // 64)
+    for tower in (text, vision):
+        _check_layers(path, tower)
     return {
         **common,
         "text_config": {

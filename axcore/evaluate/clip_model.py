@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..checkpoint.assets import TEXT_ASSETS, find_assets
 from ..errors import CheckpointError, UsageError
+from ..language.tokenizer_files import WHOLE, read_tokenizer
 from .clip_files import BPE, ClipFiles, read_clip, read_merges, weights_file
 
 if TYPE_CHECKING:
@@ -204,9 +206,20 @@ def _tokenizer(place: Path) -> Any:
         vocabulary, merges = read_merges(file)
         return library.CLIPTokenizer(vocab=vocabulary, merges=merges)
     try:
+        _check_tokenizer_files(file.parent)
         return library.CLIPTokenizer.from_pretrained(file.parent, local_files_only=True)
     except Exception as error:  # transformers and tokenizers raise many kinds
         raise UsageError(
             f"the tokenizer in {file.parent} cannot be read\n  {error}",
             hint="fetch its files again",
         ) from error
+
+
+def _check_tokenizer_files(folder: Path) -> None:
+    """Refuse what transformers would read whatever it is.
+
+    Raises:
+        CheckpointError: A file is no regular one, too large, or hostile.
+    """
+    if WHOLE in find_assets(folder, TEXT_ASSETS):
+        read_tokenizer(folder / WHOLE)

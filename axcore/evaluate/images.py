@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..calibration import SourceImage, find_images
+from ..calibration import SourceImage, files_below, find_images
 from ..errors import AxcoreError
 from .memory import explained_memory
 
@@ -57,9 +57,9 @@ def images_to_judge(source: Path) -> list[SourceImage]:
     """
     found = {image.name: image for image in find_images([source])}
     if source.is_dir():
-        for path in source.rglob("*"):
-            if path.suffix.lower() in SUFFIXES and path.is_file():
-                found.setdefault(str(path), SourceImage(str(path), path.read_bytes))
+        for path in files_below(source):
+            if path.suffix.lower() in SUFFIXES:
+                found.setdefault(str(path), SourceImage.of_file(path))
     return [found[name] for name in sorted(found, key=lambda name: Path(name).parts)]
 
 

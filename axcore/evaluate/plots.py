@@ -7,8 +7,11 @@ from itertools import groupby
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from ..display import printable
 from ..errors import ToolchainError, UsageError
 from ..files import explained_full_disk
+from ..foreign import read_bytes
+from ..limits import PLOT_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -38,7 +41,7 @@ def check_plot(path: Path) -> None:
             hint=f"choose a name that ends in {', '.join(FORMATS)}",
         )
     # matplotlib signs what it draws, in all these formats.
-    if path.is_file() and b"atplotlib" not in path.read_bytes():
+    if path.is_file() and not _is_plot(path):
         raise UsageError(
             f"{path} exists and is not a plot, so it is not replaced",
             hint="choose another name with --plot, or leave the plot out with --no-plot",
@@ -48,6 +51,13 @@ def check_plot(path: Path) -> None:
             "a plot needs matplotlib, which is not installed",
             hint='pip install "axcore[evaluate]", or leave the plot out with --no-plot',
         )
+
+
+def _is_plot(path: Path) -> bool:
+    try:
+        return b"atplotlib" in read_bytes(path, PLOT_BYTES)
+    except (OSError, ValueError):
+        return False
 
 
 def plot_throughput(measurements: Sequence[Measurement], path: Path, title: str) -> None:
@@ -82,7 +92,8 @@ def plot_throughput(measurements: Sequence[Measurement], path: Path, title: str)
         figure.legend(
             handles, labels, title="prompt [tokens]", loc="outside right upper", frameon=False
         )
-    figure.suptitle(title, fontsize="medium", wrap=True)
+    # A name is text, whatever it has of mathematics or of no character at all.
+    figure.suptitle(printable(title), fontsize="medium", wrap=True, parse_math=False)
     with explained_full_disk(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=150)

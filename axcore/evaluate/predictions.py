@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
 from ..files import explained_full_disk, write_atomic
+from ..foreign import decode_json, read_bytes, reason
+from ..limits import PREDICTIONS_BYTES
+from ..plain import shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
 LISTED = 5  # images named in one message
+_SHOWN = 200  # characters of a setting
+_HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair: no character, and no text
 
 
 @dataclass(frozen=True)
@@ -132,13 +138,16 @@ def read_predictions(path: Path) -> Predictions:
     """Read a prediction file, of axcore or of another tool.
 
     Raises:
-        UsageError: It is missing, or not a flat JSON object of image to text.
+        UsageError: It is missing, larger than `PREDICTIONS_BYTES`, not a flat JSON object of image
+            to text, or names an image twice.
     """
     answers = _json_object(path)
     for image, answer in answers.items():
-        if not isinstance(answer, str):
+        if not isinstance(answer, str) or _HALF.search(answer):
+            what = type(answer).__name__
             raise UsageError(
-                f"{path} gives `{image}` no text but {type(answer).__name__}",
+                f"{path} gives {shown(image)} no text but"
+                f" {'half a character' if isinstance(answer, str) else what}",
                 hint="a prediction file is one JSON object from image to answer",
             )
     return Predictions(path, answers)
@@ -225,7 +234,8 @@ def _check_distinct(images: Iterable[str], place: str) -> None:
 def _changes(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Return a line for every setting that differs."""
     return [
-        f"  {name}: then {json.dumps(earlier.get(name))}, now {json.dumps(now.get(name))}"
+        f"  {name[:_SHOWN]}: then {json.dumps(earlier.get(name))[:_SHOWN]},"
+        f" now {json.dumps(now.get(name))[:_SHOWN]}"
         for name in sorted({*earlier, *now})
         if earlier.get(name) != now.get(name)
     ]
@@ -239,10 +249,10 @@ def _listed(names: Iterable[str]) -> str:
 
 def _json_object(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+        content = decode_json(read_bytes(path, PREDICTIONS_BYTES), unique=True)
+    except (OSError, ValueError) as error:
         raise UsageError(
-            f"{path} cannot be read as JSON\n  {error}", hint="name a prediction file"
+            f"{path} cannot be read as JSON\n  {reason(error)}", hint="name a prediction file"
         ) from error
     if not isinstance(content, dict):
         raise UsageError(

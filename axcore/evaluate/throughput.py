@@ -17,6 +17,9 @@ import numpy as np
 from ..calibration import read_image
 from ..errors import BudgetError, UsageError
 from ..files import check_writable_file, explained_full_disk, write_atomic
+from ..foreign import read_json
+from ..limits import MEASUREMENTS, RECORD_BYTES
+from ..plain import shown
 from ..plugins import Registry
 from ..progress import as_progress
 from ..runtime.runner import Runner
@@ -263,8 +266,8 @@ def _check_details(path: Path) -> None:
     if not path.is_file():
         return
     try:
-        known = isinstance(json.loads(path.read_bytes())["measurements"], list)
-    except (LookupError, TypeError, ValueError):
+        known = isinstance(read_json(path, RECORD_BYTES)["measurements"], list)
+    except (OSError, LookupError, TypeError, ValueError):
         known = False
     if not known:
         raise UsageError(
@@ -278,6 +281,12 @@ def _padded(runner: Runner, prompt: str, image: Image | None, length: int | None
     plain = Question(prompt)
     if length is None:
         return plain
+    if length > runner.language.context:  # before a text of that length is made
+        raise UsageError(
+            f"a prompt of {length} tokens is asked for; this build has"
+            f" {runner.language.context} positions",
+            hint="leave it out of --input-lens, or convert with a longer --kv-cache-len",
+        )
 
     def count(fillers: int) -> int:
         try:
@@ -298,11 +307,13 @@ def _padded(runner: Runner, prompt: str, image: Image | None, length: int | None
 
 
 def _check_numbers(batch_sizes: Sequence[int], input_lens: Sequence[int], output_len: int) -> None:
-    if not batch_sizes or min((*batch_sizes, *input_lens)) < 1 or output_len < WARM_UP:
+    sensible = batch_sizes and min((*batch_sizes, *input_lens)) >= 1 and output_len >= WARM_UP
+    if not sensible or max(len(batch_sizes), len(input_lens)) > MEASUREMENTS:
         raise UsageError(
-            f"batch sizes {list(batch_sizes)}, input lengths {list(input_lens)} and an output"
-            f" length of {output_len} cannot be measured",
-            hint="give sizes and lengths of 1 or more, and 2 output tokens or more",
+            f"batch sizes {shown(list(batch_sizes))}, input lengths {shown(list(input_lens))} and"
+            f" an output length of {output_len} cannot be measured",
+            hint=f"give sizes and lengths of 1 or more, at most {MEASUREMENTS}, and 2 output"
+            " tokens or more",
         )
 
 

@@ -30,7 +30,15 @@ def check_component(component: Component, checkpoint: Checkpoint) -> None:
     for name in (component.name, component.stem):
         if not re.fullmatch(r"\w[\w.+-]*", name):
             raise ContractError(f"{where} has a name that cannot be a file name: {name!r}")
-    _check_unique(where, "port", [p.name for p in (*component.inputs, *component.outputs)])
+    ports = [port.name for port in (*component.inputs, *component.outputs)]
+    _check_unique(where, "port", ports)
+    # Parts of a graph pass values on under the names of stages.
+    for name in (*ports, *(stage.name for stage in component.stages)):
+        if "/" in name:
+            raise ContractError(
+                f'{where} has "/" in the name {name!r}',
+                hint="tools on boards name a file after each tensor of a graph",
+            )
     check_stages(where, component.stages, checkpoint)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
@@ -13,32 +13,43 @@ from ..errors import GraphError
 from ..foreign import decode_json
 from ..plain import shown
 from .names import STAGES_KEY
-from .restrictions import Seen, Unknown, parse_restriction
+from .observations import GRAPH, GRAPH_CHECKS, OPERATOR
+from .restrictions import parse_restriction
+from .seen import Seen, Unknown
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     import onnx_ir as ir
 
-    from .restrictions import Check
+    from .observations import GraphCheck
+    from .seen import Check
 
 Severity = Literal["error", "warning"]
+Confidence = Literal["device", "build", "simulator", "documentation", "inferred"]
+"""How a restriction is known: seen on a device, in a real build or in the vendor's simulator,
+documented, or concluded from these."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One node that the operator table does not promise to run.
+    """One node that the operator table does not promise to run, or that was seen to fail.
 
     Attributes:
         file: The linted file; empty for a model in memory.
         node: Name of the node, or of its first output where it has none.
         op: Operator, with its domain where that is not ONNX's own.
-        constraint: What the table says.
+        constraint: What the table says, or a rule of what was observed.
         severity: "error": a restriction is violated. "warning": the operator is not in the table,
-            which the toolchain's front-end may still fold or rewrite, or the file does not tell.
+            which the toolchain's front-end may still fold or rewrite, or the file does not tell, or
+            the build need not fail.
         stage: The stage that the node came from; empty where the file names none.
         detail: The value that was found.
         remedy: What to do.
+        consequence: What happens otherwise; empty where no source says.
+        confidence: How that is known.
+        source: Who says so.
     """
 
     file: str
@@ -49,6 +60,30 @@ class Finding:
     stage: str
     detail: str
     remedy: str
+    consequence: str = ""
+    confidence: Confidence = "documentation"
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What is known of operators beyond their table.
+
+    Attributes:
+        operators: ONNX operators; "graph" for rules about a graph's inputs and outputs.
+        constraint: A sentence that `parse_restriction` reads. With one of the operator's
+            restrictions, the rule takes its place.
+        severity, consequence, confidence, source: See `Finding`.
+        remedy: What to do; empty for what `OperatorTable.remedies` says.
+    """
+
+    operators: tuple[str, ...]
+    constraint: str
+    severity: Severity
+    consequence: str
+    confidence: Confidence
+    source: str
+    remedy: str = ""
 
 
 @dataclass(frozen=True)
@@ -63,34 +98,73 @@ class OperatorTable:
         remedies: What to do, by ``Operator.subject``, ``*.subject``, ``Operator`` or ``*``; the
             first that is there counts, where the subject is what stands before the colon of a
             restriction.
+        source: Where the table is published.
+        rules: What is known beside it.
     """
 
     device: str
     operators: Mapping[str, tuple[str, ...]]
     minimum_opset: int = 1
     remedies: Mapping[str, str] = field(default_factory=dict)
+    source: str = ""
+    rules: tuple[Rule, ...] = ()
 
     @cached_property
-    def checks(self) -> Mapping[str, Mapping[str, Check]]:
-        """The restrictions of every operator, parsed.
+    def checks(self) -> Mapping[str, Sequence[tuple[Rule, Check]]]:
+        """Restrictions and rules of every operator, parsed.
 
         Raises:
             ValueError: A sentence is of no known form.
         """
-        return {
-            op: {text: parse_restriction(text) for text in restrictions}
+        found: dict[str, dict[str, Rule]] = {
+            op: {text: self._restriction(op, text) for text in restrictions}
             for op, restrictions in self.operators.items()
         }
+        for rule in self.rules:
+            for op in rule.operators:
+                found.setdefault(op, {})[rule.constraint] = rule
+        found.pop(GRAPH, None)
+        return {
+            op: [(rule, parse_restriction(text)) for text, rule in rules.items()]
+            for op, rules in found.items()
+        }
+
+    @cached_property
+    def graph_checks(self) -> Sequence[tuple[Rule, GraphCheck]]:
+        """The rules about a graph as a whole, parsed.
+
+        Raises:
+            ValueError: A sentence is not known.
+        """
+        rules = [rule for rule in self.rules if GRAPH in rule.operators]
+        if unknown := {rule.constraint for rule in rules} - GRAPH_CHECKS.keys():
+            raise ValueError(f"no check of a graph is called {min(unknown)!r}")
+        return [(rule, GRAPH_CHECKS[rule.constraint]) for rule in rules]
+
+    def _restriction(self, op: str, text: str) -> Rule:
+        return Rule((op,), text, "error", "", "documentation", self.source)
+
+    def absent(self, op: str) -> Rule | None:
+        """Return what to say of an operator that is not in the table; None if a rule speaks."""
+        ruled = any(
+            op in rule.operators and rule.constraint.startswith(OPERATOR) for rule in self.rules
+        )
+        if op in self.operators or ruled:
+            return None
+        constraint = f"not in the operator table of {self.device}"
+        return replace(self._restriction(op, constraint), severity="warning")
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 over everything that a finding depends on."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
-    def remedy(self, op: str, subject: str) -> str:
+    def remedy(self, op: str, rule: Rule) -> str:
         """Return what to do about a restriction; empty where nothing is known."""
+        subject = rule.constraint.partition(":")[0]
         keys = (f"{op}.{subject}", f"*.{subject}", op, "*")
-        return next((self.remedies[key] for key in keys if key in self.remedies), "")
+        known = next((self.remedies[key] for key in keys if key in self.remedies), "")
+        return rule.remedy or known
 
 
 def lint_model(path_or_model: Path | ir.Model, table: OperatorTable) -> list[Finding]:
@@ -110,6 +184,7 @@ def lint_model(path_or_model: Path | ir.Model, table: OperatorTable) -> list[Fin
         ("", path_or_model) if isinstance(path_or_model, ir.Model) else _load(path_or_model)
     )
     report = _Report(file, table, _stages(model), [])
+    report.check_graph(model.graph)
     scopes: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
     for scope in scopes:
         opset = scope.opset_imports.get("", 0)
@@ -127,32 +202,50 @@ class _Report:
     stages: frozenset[str]
     findings: list[Finding]
 
+    def check_graph(self, graph: ir.Graph) -> None:
+        for rule, check in self.table.graph_checks:
+            for name, evidence in check(graph):
+                self._add(name, "", rule, evidence)
+
     def check_opset(self, opset: int) -> None:
         # A scope without ONNX's own domain has only foreign operators, each a finding by itself.
-        minimum = self.table.minimum_opset
+        minimum, table = self.table.minimum_opset, self.table
         if 0 < opset < minimum:
-            self._add("", "", f"opset: >= {minimum}", "error", f"opset is {opset}")
+            rule = Rule((), f"opset: >= {minimum}", "error", "", "documentation", table.source)
+            self._add("", "", rule, f"opset is {opset}")
 
     def check_node(self, seen: Seen) -> None:
         op, where = seen.node.op_type, (seen.name, seen.op)
-        if op not in self.table.checks:
-            constraint = f"not in the operator table of {self.table.device}"
-            self._add(*where, constraint, "warning", f"operator {seen.op}")
-        for text, check in self.table.checks.get(op, {}).items():
+        if absent := self.table.absent(op):
+            self._add(*where, absent, f"operator {seen.op}")
+        for rule, check in self.table.checks.get(op, ()):
             try:
                 evidence = check(seen)
             except Unknown as unknown:
-                self._add(*where, text, "warning", f"cannot be checked: {unknown}")
+                # A table promises nothing else; of an observation more files hold than violate it.
+                if rule.confidence == "documentation":
+                    doubt = replace(rule, severity="warning")
+                    self._add(*where, doubt, f"cannot be checked: {unknown}")
             else:
                 if evidence:
-                    self._add(*where, text, "error", evidence)
+                    self._add(*where, rule, evidence)
 
-    def _add(self, node: str, op: str, constraint: str, severity: Severity, detail: str) -> None:
+    def _add(self, node: str, op: str, rule: Rule, detail: str) -> None:
         stage = node.partition("/")[0]
-        remedy = self.table.remedy(op.rpartition("::")[2], constraint.partition(":")[0])
-        known = stage if stage in self.stages else ""
         self.findings.append(
-            Finding(self.file, node, op, constraint, severity, known, detail, remedy)
+            Finding(
+                file=self.file,
+                node=node,
+                op=op,
+                constraint=rule.constraint,
+                severity=rule.severity,
+                stage=stage if stage in self.stages else "",
+                detail=detail,
+                remedy=self.table.remedy(op.rpartition("::")[2], rule),
+                consequence=rule.consequence,
+                confidence=rule.confidence,
+                source=rule.source,
+            )
         )
 
 

@@ -8,111 +8,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from . import observations
+from .seen import dimensions
+
 if TYPE_CHECKING:
-    import onnx
-    import onnx_ir as ir
+    from collections.abc import Mapping
 
-
-# What is known of a node -------------------------------------------------------------------------
-
-
-class Unknown(Exception):
-    """A restriction cannot be decided from the file; the message says what is missing."""
-
-
-class Seen:
-    """A node and the ONNX schema it is written in: what the restrictions ask about."""
-
-    def __init__(self, node: ir.Node, opset: int) -> None:
-        self.node = node
-        self.schema = _schema(node.op_type, node.domain, opset)
-
-    @property
-    def name(self) -> str:
-        """Name of the node, or of its first named output."""
-        return self.node.name or next((value.name for value in self.node.outputs if value.name), "")
-
-    @property
-    def op(self) -> str:
-        """The operator, with its domain where that is not ONNX's own."""
-        return f"{self.node.domain}::{self.node.op_type}" if self.node.domain else self.node.op_type
-
-    def written(self, name: str) -> Any:
-        """Return an attribute as the node gives it: a number, a string, a list, or None."""
-        attribute = self.node.attributes.get(name)
-        if attribute is None:
-            return None
-        if attribute.is_ref():
-            raise Unknown(f"{name} is set by the caller of the function")
-        if name == "to":
-            return _dtype_name(attribute.as_int())
-        return list(attribute.value) if isinstance(attribute.value, tuple) else attribute.value
-
-    def default(self, name: str) -> Any:
-        """Return an attribute's default, or None where the schema has none."""
-        import onnx
-
-        attribute = self.schema.attributes.get(name) if self.schema else None
-        if attribute is None or not attribute.default_value.type:
-            return None
-        value = onnx.helper.get_attribute_value(attribute.default_value)
-        return value.decode() if isinstance(value, bytes) else value
-
-    def value_of(self, name: str) -> Any:
-        """Return an attribute as it takes effect: written, or the default."""
-        written = self.written(name)
-        return self.default(name) if written is None else written
-
-    def input(self, name: str) -> ir.Value | None:
-        """Return what is connected to the input that the schema calls `name`."""
-        names = [formal.name for formal in self.schema.inputs] if self.schema else []
-        index = names.index(name) if name in names else len(self.node.inputs)
-        return self.node.inputs[index] if index < len(self.node.inputs) else None
-
-
-@cache
-def _schema(op: str, domain: str, opset: int) -> onnx.defs.OpSchema | None:
-    import onnx
-
-    try:
-        return onnx.defs.get_schema(op, opset, domain)
-    except onnx.defs.SchemaError:  # an operator that ONNX does not know
-        return None
-
-
-def _dtype_name(number: int) -> str:
-    import onnx_ir as ir
-
-    try:
-        return str(ir.DataType(number).numpy().name)
-    except (TypeError, ValueError):  # no number has such a type, or ONNX has none of that number
-        return f"ONNX type {number}"
-
-
-def _shape(value: ir.Value | None) -> list[Any]:
-    """Return the dimensions of a value: numbers, or names where they are not static."""
-    import onnx_ir as ir
-
-    if value is None:
-        raise Unknown("the input is missing")
-    constant = ir.convenience.get_const_tensor(value)
-    shape = value.shape if constant is None else constant.shape
-    if shape is None:
-        raise Unknown(f"the shape of `{value.name}` is not in the file")
-    return [dim if isinstance(dim, int) else str(dim) for dim in shape]
-
-
-# What a restriction means ------------------------------------------------------------------------
-
-Check = Callable[[Seen], str]
-"""Returns what violates the restriction, with the value found, or the empty string.
-
-Raises `Unknown` where the file does not tell.
-"""
+    from .seen import Check, Seen
 
 _VALUE = r'(?:"\w+"|-?[\w.]+)'
 _ONLY = re.compile(rf"(\w+): only ({_VALUE}(?:(?:, | or ){_VALUE})*)(?: \([^)]*\))?")
@@ -149,7 +53,7 @@ def _only(sentence: str) -> Check | None:
     def check(seen: Seen) -> str:
         value = seen.value_of(subject)
         if subject == "axis" and isinstance(value, int) and value >= 0:  # allowed: from the end
-            value -= len(_shape(seen.node.inputs[0]))
+            value -= len(dimensions(seen.node.inputs[0]))
         stray = [item for item in _as_list(value) if not any(_same(item, one) for one in allowed)]
         return f"{subject} is {seen.value_of(subject)}" if stray else ""
 
@@ -163,7 +67,7 @@ def _rank(sentence: str) -> Check | None:
     subject, rank = match[1], int(match[2])
 
     def check(seen: Seen) -> str:
-        shape = _shape(seen.input(subject))
+        shape = dimensions(seen.input(subject))
         return "" if len(shape) == rank else f"{subject} has {len(shape)} dimensions: {shape}"
 
     return check
@@ -240,12 +144,12 @@ def _scalar_exponent(seen: Seen) -> str:
     constant = None if exponent is None else ir.convenience.get_const_tensor(exponent)
     if exponent is not None and constant is None:
         return f"exponent `{exponent.name}` is computed"
-    shape = _shape(exponent)
+    shape = dimensions(exponent)
     return "" if math.prod(shape) == 1 else f"exponent has shape {shape}"
 
 
 def _channel_slope(seen: Seen) -> str:
-    shape, slope = (_shape(value) for value in seen.node.inputs[:2])
+    shape, slope = (dimensions(value) for value in seen.node.inputs[:2])
     if len(shape) != 4 or slope in ([shape[1]], [1, shape[1], 1, 1]):
         return ""
     return f"input has shape {shape}, slope {slope}"
@@ -253,6 +157,8 @@ def _channel_slope(seen: Seen) -> str:
 
 def _output_padding_within_pads(seen: Seen) -> str:
     padding = _as_list(seen.written("output_padding"))
+    if not padding:
+        return ""
     pads = _as_list(seen.written("pads")) or [0] * 2 * len(padding)
     trailing = pads[len(padding) :]
     if all(extra <= pad for extra, pad in zip(padding, trailing, strict=True)):
@@ -277,4 +183,4 @@ _PROSE: Mapping[str, Check] = {
     ),
 }
 
-FORMS = (_only, _rank, _except, _refused, _PROSE.get, _information)
+FORMS = (_only, _rank, _except, _refused, _PROSE.get, _information, *observations.FORMS)

@@ -20,7 +20,7 @@ from torch import nn
 from ..errors import ContractError
 from ..request import OPSETS
 from .older import Older
-from .passes import DefaultAttributesPass, SplitToSlicesPass
+from .passes import WEIGHT, NewerAttributesPass, SplitToSlicesPass, rewrite
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -96,7 +96,7 @@ def trace(
                 dynamo=True,
                 input_names=[
                     *(f"state.{i}" for i in range(len(examples))),
-                    *(f"weight.{name}" for name in names),
+                    *(f"{WEIGHT}{name}" for name in names),
                 ],
                 dynamic_shapes=_dynamic(dynamic, len(weights)),
                 opset_version=max(opset, _EXPORTER_OPSET),
@@ -154,12 +154,12 @@ class _Pure(nn.Module):
 
 
 def _finish(model: ir.Model, stage: Stage, opset: int) -> ir.Model:
-    """Name the outputs, convert to `opset`, slim, and check that the tools kept the interface."""
+    """Name the outputs, convert to `opset`, slim, check that the interface stayed, and rewrite."""
     for index, value in enumerate(model.graph.outputs):
         value.name = f"out.{index}"
     _lift_constants(model)
-    DefaultAttributesPass()(model)
     if opset < _EXPORTER_OPSET:
+        NewerAttributesPass(opset)(model)
         SplitToSlicesPass()(model)
     proto = ir.to_proto(model)
     before = _signature(proto)
@@ -174,9 +174,10 @@ def _finish(model: ir.Model, stage: Stage, opset: int) -> ir.Model:
             f"  before: {before}\n  after: {after}",
             hint="report this with the versions that `axcore doctor` prints",
         )
-    onnx.checker.check_model(slimmed, full_check=True)
     result: ir.Model = ir.from_proto(slimmed)
     _lift_constants(result)
+    rewrite(result)
+    onnx.checker.check_model(ir.to_proto(result), full_check=True)
     return result
 
 
@@ -190,12 +191,12 @@ def _absorb_transposes(graph: ir.Graph) -> dict[str, tuple[int, ...]]:
         users = [use.node for use in value.uses()]
         kinds = {(node.op_type, tuple(node.attributes.get_ints("perm", ()))) for node in users}
         # A weight that is also used untransposed has to stay as it is.
-        if not str(value.name).startswith("weight.") or len(kinds) != 1:
+        if not str(value.name).startswith(WEIGHT) or len(kinds) != 1:
             continue
         ((operator, order),) = kinds
         if operator == "Transpose" and order and value.shape is not None:
             value.shape = ir.Shape([value.shape[axis] for axis in order])
-            orders[str(value.name).removeprefix("weight.")] = order
+            orders[str(value.name).removeprefix(WEIGHT)] = order
             for node in users:
                 ir.convenience.replace_all_uses_with(node.outputs[0], value)
                 graph.remove(node, safe=True)

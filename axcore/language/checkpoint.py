@@ -3,29 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 from typing import TYPE_CHECKING
 
+from ..checkpoint.assets import TEXT_ASSETS, find_assets
 from ..checkpoint.writer import Entry, total_bytes, write_shards
 from .embedding import scaled
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from ..checkpoint import Checkpoint
     from ..language_model import LlmCheckpoint
     from ..progress import Progress
-
-# Files that a builder or its tokenizer reads besides config and weights.
-SETTINGS = (
-    "generation_config.json",
-    "tokenizer*.json",
-    "*.model",
-    "*.tiktoken",
-    "vocab.*",
-    "merges.txt",
-    "*tokens*.json",
-)
 
 
 def write_checkpoint(
@@ -33,7 +24,7 @@ def write_checkpoint(
     wanted: LlmCheckpoint,
     folder: Path,
     progress: Progress,
-    settings: Sequence[str] = SETTINGS,
+    settings: Iterable[str] = TEXT_ASSETS,
 ) -> None:
     """Write config, weights and tokenizer of the language model, in chunks.
 
@@ -42,14 +33,13 @@ def write_checkpoint(
         wanted: The config and tensors to write; scaled tensors become float32, others are copied.
         folder: Created; must not exist.
         progress: Where the bytes written are reported.
-        settings: Glob patterns of further files to copy.
+        settings: Names of further files to copy, of those in `ASSETS`.
     """
     folder.mkdir(parents=True)
     config = json.dumps(wanted.config, indent=2, ensure_ascii=False)
     (folder / "config.json").write_text(config + "\n", encoding="utf-8")
-    for pattern in settings:
-        for path in sorted(source.folder.glob(pattern)):
-            (folder / path.name).write_bytes(path.read_bytes())
+    for name, path in find_assets(source.folder, settings).items():
+        shutil.copyfile(path, folder / name)
     write_shards(folder, _entries(source, wanted), progress, "language model")
 
 

@@ -23,6 +23,7 @@ from ..checkpoint.quantised import float_keys
 from ..component import Stage
 from ..errors import UnsupportedModel
 from ..language_model import Decoder
+from ..plain import shown
 from .embedding import HEAD_KEYS, find_embedding
 from .layer_types import other_layers
 from .rotary import inverse_frequencies, sections
@@ -38,6 +39,19 @@ _ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "gelu": F.gelu,
     "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
+}
+# Settings of other architectures that change what a layer computes, and what leaves it as it is.
+_FOREIGN: Mapping[str, object] = {
+    "attention_multiplier": None,
+    "attn_logit_softcapping": None,
+    "clip_qkv": None,
+    "embedding_multiplier": 1,
+    "final_logit_softcapping": None,
+    "logit_scale": 1,
+    "logits_scaling": 1,
+    "no_rope_layers": None,
+    "query_pre_attn_scalar": None,
+    "residual_multiplier": 1,
 }
 _HINT = "build the language model with a toolchain that has its own builder"
 
@@ -91,7 +105,10 @@ def default_decoder(job: Job) -> Decoder:
     head = next((key for key in HEAD_KEYS if key in float_keys(checkpoint)), embedding)
     # Where the head serves as the embedding, it is a sibling of the module that has the layers.
     prefix = embedding.removesuffix("embed_tokens.weight").replace("lm_head.weight", "model.")
-    shape = _shape(job, prefix)
+    try:
+        shape = _shape(job, prefix)
+    except KeyError as error:
+        _refuse(True, f"no {error} in its config")
     depth = config["num_hidden_layers"]
     layers = tuple(
         Stage(f"layers.{index}", Layer(shape), f"{prefix}layers.{index}.", "layer")
@@ -116,14 +133,21 @@ def default_decoder(job: Job) -> Decoder:
 
 
 def _shape(job: Job, prefix: str) -> Shape:
-    config, tensors = job.text_config, float_keys(job.checkpoint)
+    config = {name: value for name, value in job.text_config.items() if value is not None}
+    tensors = float_keys(job.checkpoint)
     first = f"{prefix}layers.0."
     heads, hidden = config["num_attention_heads"], config["hidden_size"]
     head_dim = config.get("head_dim") or hidden // heads
     activation = config.get("hidden_act", "silu")
-    _refuse(activation not in _ACTIVATIONS, f"the activation `{activation}`")
+    _refuse(activation not in _ACTIVATIONS, f"the activation {shown(activation)}")
+    context = job.profile.kv_cache_len + 1
+    window = config.get("sliding_window", context) if "use_sliding_window" not in config else None
     _refuse(bool(config.get("use_sliding_window")), "a sliding window")
-    frequencies, factor = inverse_frequencies(config, head_dim, job.profile.kv_cache_len + 1)
+    _refuse(window is not None and window < context, f"a sliding window of {window} positions")
+    for name, neutral in _FOREIGN.items():
+        value = config.get(name)
+        _refuse(value not in (None, neutral), f"`{name}` {shown(value)}")
+    frequencies, factor = inverse_frequencies(config, head_dim, context)
     return Shape(
         hidden=hidden,
         inner=config["intermediate_size"],

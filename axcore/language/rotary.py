@@ -6,12 +6,14 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UnsupportedModel
+from ..plain import shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 PLAIN = ("default", "mrope")
 _DEFAULT_THETA = 10000.0
+_AXES = 3  # time, height, width
 
 
 def inverse_frequencies(
@@ -34,7 +36,14 @@ def inverse_frequencies(
     """
     scaling = _scaling(config)
     kind = _kind(scaling)
-    theta = scaling.get("rope_theta", config.get("rope_theta", _DEFAULT_THETA))
+    part = scaling.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1
+    if part != 1 or head_dim % 2:
+        raise UnsupportedModel(
+            f"the language model rotates {shown(part)} of the {head_dim} values of a head; layers"
+            " of this kind are not built here",
+            hint="build the language model with a toolchain that has its own builder",
+        )
+    theta = scaling.get("rope_theta") or config.get("rope_theta") or _DEFAULT_THETA
     plain = [theta ** (-2 * i / head_dim) for i in range(head_dim // 2)]
     trained = scaling.get("original_max_position_embeddings") or config["max_position_embeddings"]
     # Dynamic scaling changes the frequencies only beyond the trained length.
@@ -44,6 +53,11 @@ def inverse_frequencies(
         return tuple(f / scaling["factor"] for f in plain), 1.0
     if kind == "longrope":
         stretch = scaling["long_factor" if context > trained else "short_factor"]
+        if len(stretch) != len(plain):
+            raise UnsupportedModel(
+                f"rope_scaling has {len(stretch)} factors for the {len(plain)} pairs of a head",
+                hint="check whether config.json was edited",
+            )
         frequencies = (f / s for f, s in zip(plain, stretch, strict=True))
         return tuple(frequencies), _attention_factor(config, scaling, trained)
     raise UnsupportedModel(
@@ -61,7 +75,7 @@ def sections(config: Mapping[str, Any], head_dim: int) -> tuple[int, ...] | None
     counts: Sequence[int] | None = _scaling(config).get("mrope_section")
     if counts is None:
         return None
-    if sum(counts) != head_dim // 2:
+    if sum(counts) != head_dim // 2 or len(counts) != _AXES:
         raise UnsupportedModel(
             f"mrope_section {list(counts)} does not make up the {head_dim // 2} pairs of a head",
             hint="check whether config.json was edited",

@@ -1,5 +1,6 @@
 """Package a built bundle as a folder for a board."""
 
-from .board import RUNTIMES, Runtime, package
+from .board import RUNTIMES, package
+from .target import Runtime
 
 __all__ = ["RUNTIMES", "Runtime", "package"]

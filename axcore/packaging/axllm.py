@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import BundleError, CheckpointError, ContractError, UnsupportedModel
 from ..language.tokenizer import load_tokenizer
+from ..language.tokenizer_files import SETTINGS, read_settings
+from .copying import copy_files
 from .mnn_tokenizer import mnn_text
-from .source import COMPILED, link
+from .source import COMPILED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from ..progress import Progress
+    from .sbom import Library
     from .source import Source
 
 NAME = "axllm"  # the key of `ModelCard.runtimes`
@@ -37,8 +40,8 @@ GREEDY: Mapping[str, Any] = {
 """Sampling is off, as in published packages; ``axllm`` requires every value."""
 
 
-def fill(folder: Path, source: Source, progress: Progress) -> None:
-    """Write models, embedding, tokenizer and settings into `folder`.
+def fill(folder: Path, source: Source, progress: Progress) -> list[Library]:
+    """Write models, embedding, tokenizer and settings into `folder`; no library is among them.
 
     Raises:
         UnsupportedModel: ``axllm`` cannot run this model.
@@ -51,12 +54,14 @@ def fill(folder: Path, source: Source, progress: Progress) -> None:
             f"{source.folder} holds no {COMPILED} files",
             hint=f"axllm runs on an NPU: `axcore build {source.folder} --toolchain pulsar2`",
         )
-    link([*source.models.files, source.deployment.embedding_file], folder)
+    files = [*source.models.files, source.deployment.embedding_file]
+    copy_files({path.name: path for path in files}, folder, progress)
     (folder / TOKENIZER).write_text(_tokenizer_text(source), encoding="utf-8")
     for name, content in ((CONFIG, _config(source)), (SAMPLING, GREEDY)):
         text = json.dumps(content, indent=4, ensure_ascii=False) + "\n"
         (folder / name).write_text(text, encoding="utf-8")
     progress.say(f"{len(source.models.layers)} layers; on the board: axllm run FOLDER")
+    return []
 
 
 def _check_model(source: Source) -> None:
@@ -113,13 +118,20 @@ def _tokenizer_text(source: Source) -> str:
             f"no file in {source.folder} says which token ends an answer",
             hint="put the published generation_config.json into the checkpoint and convert again",
         )
+    rows = source.deployment.embedding.shape[0]
+    if (most := max([*tokenizer.get_vocab().values(), *stops])) >= rows:
+        raise CheckpointError(
+            f"the tokenizer has the id {most}; the embedding has {rows} rows\n"
+            f"  in: {source.folder}",
+            hint="use tokenizer and weights of one checkpoint, and convert again",
+        )
     return mnn_text(tokenizer, stops)
 
 
 def _end_token(folder: Path, tokenizer: Tokenizer) -> set[int]:
     """Return the id of the end token in ``tokenizer_config.json``, if it names one."""
-    path = folder / "tokenizer_config.json"
-    named = json.loads(path.read_bytes()).get("eos_token") if path.is_file() else None
+    path = folder / SETTINGS
+    named = read_settings(path).get("eos_token") if path.exists() else None
     text = named.get("content") if isinstance(named, dict) else named
     found = tokenizer.token_to_id(text) if isinstance(text, str) else None
     return set() if found is None else {found}

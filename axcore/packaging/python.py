@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-import shutil
+from fnmatch import fnmatch
 from importlib.metadata import distribution
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,14 +12,17 @@ from typing import TYPE_CHECKING
 from ..errors import UnsupportedModel
 from ..hookspecs import PROJECT
 from ..language.layer_types import other_layers
-from .source import COMPILED, PORTABLE, link
+from .copying import copy_files
+from .sbom import Library
+from .source import COMPILED, PORTABLE
+from .target import LIBRARY
 
 if TYPE_CHECKING:
     from ..plugins import PluginInfo
     from ..progress import Progress
     from .source import Source
 
-LIBRARY, SCRIPT, README = "lib", "run.py", "README.md"
+SCRIPT, README = "run.py", "README.md"
 NEEDED = ("numpy", "ml_dtypes", "pillow", "tokenizers")
 """Distributions that must be installed on the board, besides the engine."""
 
@@ -49,8 +52,11 @@ _QUESTIONS = {"video": '--video frames/ --prompt "What happens?"'}  # by task
 _QUESTION = '--image photo.jpg --prompt "What is in the image?"'
 
 
-def fill(folder: Path, source: Source, progress: Progress) -> None:
+def fill(folder: Path, source: Source, progress: Progress) -> list[Library]:
     """Write models, embedding, tokenizer, sources and a script into `folder`.
+
+    Returns:
+        What lies in ``lib``.
 
     Raises:
         UnsupportedModel: The model has layers that the Python runtime cannot run.
@@ -60,13 +66,15 @@ def fill(folder: Path, source: Source, progress: Progress) -> None:
     models = source.models
     if models.suffix != COMPILED:
         progress.warn(f"no {COMPILED} files found: packaging the ONNX models, which run on a CPU")
-    link([*models.files, source.deployment.embedding_file], folder)
-    for asset in source.deployment.assets:
-        shutil.copyfile(asset, folder / asset.name)
-    _copy_library(folder / LIBRARY, source.plugin)
-    shutil.copyfile(Path(__file__).with_name(SCRIPT), folder / SCRIPT)
+    paths = [*models.files, source.deployment.embedding_file, *source.deployment.assets]
+    paths.append(Path(__file__).with_name(SCRIPT))
+    library = {f"{LIBRARY}/{name}": path for name, path in _library(source.plugin).items()}
+    copy_files({**{path.name: path for path in paths}, **library}, folder, progress)
+    _register(folder / LIBRARY, source.plugin)
     (folder / README).write_text(_readme(source), encoding="utf-8")
     progress.say(f"{len(models.layers)} layers; on the board: python {SCRIPT} --help")
+    plugin = Library.of(source.plugin.distribution or source.plugin.name, source.plugin.version)
+    return [Library.of(PROJECT), plugin, *map(Library.of, _BUNDLED)]
 
 
 def _check_layers(source: Source) -> None:
@@ -78,26 +86,32 @@ def _check_layers(source: Source) -> None:
         )
 
 
-def _copy_library(library: Path, plugin: PluginInfo) -> None:
-    """Copy what the script imports: axcore, the family's plugin and their dependencies."""
+def _library(plugin: PluginInfo) -> dict[str, Path]:
+    """Name what the script imports: axcore, the family's plugin and their dependencies."""
     top = plugin.module.partition(":")[0].partition(".")[0]
-    _copy_module(PROJECT, library, _NEVER + _NOT_THERE)
-    _copy_module(top, library, _NEVER)
-    _register(library, plugin)
+    found = {**_module(PROJECT, _NEVER + _NOT_THERE), **_module(top, _NEVER)}
     for name in _BUNDLED:
-        _copy_distribution(name, library)
+        found |= _distribution(name)
+    return found
 
 
-def _copy_module(name: str, library: Path, left_out: tuple[str, ...]) -> None:
+def _module(name: str, left_out: tuple[str, ...]) -> dict[str, Path]:
     spec = find_spec(name)
     assert spec is not None, f"{name} was imported a moment ago"
     assert spec.origin is not None, f"{name} has no file"
+    origin = Path(spec.origin)
     if spec.submodule_search_locations is None:
-        library.mkdir(exist_ok=True)
-        shutil.copy(spec.origin, library)
-    else:
-        ignore = shutil.ignore_patterns(*left_out)
-        shutil.copytree(Path(spec.origin).parent, library / name, ignore=ignore)
+        return {origin.name: origin}
+    files = ((path.relative_to(origin.parent), path) for path in origin.parent.rglob("*"))
+    return {
+        f"{name}/{inner.as_posix()}": path
+        for inner, path in sorted(files)
+        if path.is_file() and not any(_matches(part, left_out) for part in inner.parts)
+    }
+
+
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatch(name, pattern) for pattern in patterns)
 
 
 def _register(library: Path, plugin: PluginInfo) -> None:
@@ -110,15 +124,15 @@ def _register(library: Path, plugin: PluginInfo) -> None:
     (info / "entry_points.txt").write_text(f"[{PROJECT}]\n{plugin.name} = {plugin.module}\n")
 
 
-def _copy_distribution(name: str, library: Path) -> None:
-    """Copy an installed distribution, its licence included."""
+def _distribution(name: str) -> dict[str, Path]:
+    """Name the files of an installed distribution, its licence included."""
     found = distribution(name)
-    for file in found.files or ():
+    return {
+        file.as_posix(): Path(str(found.locate_file(file)))
+        for file in found.files or ()
         # Paths with ".." are scripts outside of site-packages; bytecode fits one Python only.
-        if file.suffix != ".pyc" and ".." not in file.parts:
-            target = library / file
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(str(found.locate_file(file)), target)
+        if file.suffix != ".pyc" and ".." not in file.parts
+    }
 
 
 def _readme(source: Source) -> str:

@@ -23,7 +23,9 @@ def main() -> None:
         answer(given)
     except AxcoreError as error:
         hint = f"\n\nhint: {error.hint}" if error.hint else ""
-        sys.stderr.write(f"error: {error.message}{hint}\n")
+        from axcore.display import printable
+
+        sys.stderr.write(printable(f"error: {error.message}{hint}\n"))
         sys.exit(2 if isinstance(error, UsageError) else 1)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
@@ -47,6 +49,11 @@ def parse() -> argparse.Namespace:
     add("--video", **files, help="frames of a video: a folder, or files; may be repeated")
     add("--fps", type=float, default=2.0, help="frames per second of the video; default: 2")
     add("--system", help="system message; default: the model's own")
+    add(
+        "--raw-prompt",
+        action="store_true",
+        help="markers in prompt and system message act, as control tokens",
+    )
     add("--max-new-tokens", type=int, help="longest answer; default: until the context is full")
     add("--temperature", type=float, default=0.0, help="0 (default): always the likeliest token")
     add(
@@ -74,6 +81,7 @@ def parse() -> argparse.Namespace:
 
 def answer(given: argparse.Namespace) -> None:
     """Stream the answer, then print how long it took."""
+    from axcore.display import stream
     from axcore.plugins import Registry
     from axcore.runtime.deployment import Deployment
     from axcore.runtime.runner import Answer, Runner, prepare_prompt
@@ -88,8 +96,8 @@ def answer(given: argparse.Namespace) -> None:
     runner = Runner.open(HERE, registry, given.backend)
     with contextlib.suppress(KeyboardInterrupt):
         for piece in runner.answer(prompt, sampling, given.max_new_tokens, said):
-            write(piece)
-    write("\n")
+            stream(piece)
+    stream("\n")
     sys.stderr.write(
         f"{said.prompt_tokens} prompt tokens, {len(said.token_ids)} new ({said.finish_reason});"
         f" first token after {said.first_token_s:.2f} s (images {said.vision_s:.2f} s),"
@@ -99,23 +107,20 @@ def answer(given: argparse.Namespace) -> None:
         sys.exit(INTERRUPTED)
 
 
-def write(text: str) -> None:
-    """Write `text` and flush."""
-    sys.stdout.write(text)
-    sys.stdout.flush()
-
-
 def messages(given: argparse.Namespace) -> list[dict[str, Any]]:
     """Return the conversation so far, images first."""
     from axcore.calibration.images import find_images, read_image
+    from axcore.language.prompt import Control
 
+    said = Control(given.prompt) if given.raw_prompt else given.prompt
+    told = Control(given.system) if given.raw_prompt and given.system else given.system
     content: list[dict[str, Any]] = [
         {"type": "image", "image": read_image(path)} for path in given.image
     ]
     if frames := [frame.load() for path in given.video for frame in find_images([path])]:
         content.append({"type": "video", "video": frames, "fps": given.fps})
-    content.append({"type": "text", "text": given.prompt})
-    system = [] if given.system is None else [{"role": "system", "content": given.system}]
+    content.append({"type": "text", "text": said})
+    system = [] if told is None else [{"role": "system", "content": told}]
     return [*system, {"role": "user", "content": content}]
 
 

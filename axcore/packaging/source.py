@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,11 +9,10 @@ from typing import TYPE_CHECKING
 
 from ..errors import BundleError
 from ..layer_files import check_provenance, read_provenance
+from ..plain import shown
 from ..runtime.deployment import Deployment
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from ..model_card import ModelCard
     from ..plugins import PluginInfo, Registry
 
@@ -107,6 +104,7 @@ class Source:
             graphs = [*layers, post]
             provenances = {path: read_provenance(path) for path in graphs}
             check_provenance(provenances, self.deployment.weights)
+        self.deployment.check([*layers, post])
         return models
 
 
@@ -116,6 +114,12 @@ def _check_models(models: Models) -> None:
             f"{empty[0]} is empty or a broken link",
             hint="remove it, and run `axcore build` again",
         )
+    for path in models.files:
+        if not path.name.isprintable():  # nor can settings in UTF-8 hold bytes that are none
+            raise BundleError(
+                f"{shown(path.name)} is not a name that every file system holds",
+                hint="rename it, and run `axcore build` again",
+            )
     first, count = models.layers[0], len(models.layers)
     beyond = first.with_name(first.name.replace("_l0_", f"_l{count}_"))
     if beyond.exists():
@@ -123,13 +127,3 @@ def _check_models(models: Models) -> None:
             f"{beyond} is from another build: the model has {count} layers",
             hint="remove the files of the other build",
         )
-
-
-def link(paths: Iterable[Path], folder: Path) -> None:
-    """Hard-link files into `folder`; copy them where linking is not possible."""
-    for path in paths:
-        try:
-            # Resolved, because a hard link to a relative symbolic link breaks.
-            os.link(path.resolve(), folder / path.name)
-        except OSError:
-            shutil.copyfile(path, folder / path.name)

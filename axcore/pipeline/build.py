@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..checkpoint import Checkpoint
 from ..choices import resolve
-from ..errors import ContractError, UsageError
+from ..errors import BundleError, CheckpointError, ContractError, UsageError
 from ..files import explained_full_disk
 from ..language_model import Decoder
+from ..plain import shown
+from ..step import BUILD
 from ..workspace import Workspace
-from .job import find_toolchain, open_job, request_of
+from .job import find_toolchain, open_job, request_of, vision_key
 
 if TYPE_CHECKING:
     from ..bundle import Bundle
@@ -48,8 +51,9 @@ def build_bundle(
         UsageError: There is no such toolchain or option.
         AxcoreError: Another subclass says what is wrong.
     """
-    toolchain = find_toolchain(registry, name or bundle.manifest["toolchain"])
-    own = toolchain.name == bundle.manifest["toolchain"]
+    manifest = bundle.manifest
+    toolchain = find_toolchain(registry, name or manifest.toolchain)
+    own = toolchain.name == manifest.toolchain
     request, converted = bundle.build_request, bundle.build_request.options if own else None
     chosen = resolve(
         f"toolchain `{toolchain.name}`", toolchain.options, {**(converted or {}), **options}
@@ -64,7 +68,91 @@ def build_bundle(
         command=command,
         progress=progress,
         decoder=partial(open_decoder, bundle, registry, progress),
+        check=_Reads(bundle, toolchain, registry, progress).check,
     )
+
+
+@dataclass(frozen=True)
+class _Reads:
+    """Compares what a build reads with what the conversion wrote, or was made from."""
+
+    bundle: Bundle
+    toolchain: Toolchain
+    registry: Registry
+    progress: Progress
+
+    def check(self, paths: Collection[Path]) -> None:
+        """Refuse or announce what is not as it was.
+
+        A file that the toolchain declares to read must be unchanged. Any other, such as a
+        configuration, may have been edited: that is said. One that the manifest does not list is
+        nobody's.
+
+        Raises:
+            BundleError: A file is not the conversion's.
+            CheckpointError: The checkpoint has other weights than the bundle was made from.
+        """
+        folder, request = self.bundle.folder.absolute(), self.bundle.build_request
+        for path in paths:
+            if path.is_relative_to(folder):
+                self._check_file(path.relative_to(folder).as_posix())
+        checkpoint = Path(request.checkpoint)
+        if checkpoint.is_absolute() and any(path.is_relative_to(checkpoint) for path in paths):
+            self._check_weights(checkpoint)
+
+    def _check_file(self, name: str) -> None:
+        listed, folder = self.bundle.manifest.files, self.bundle.folder
+        if name in self.bundle.built:
+            return
+        if name not in listed:
+            raise BundleError(
+                f"the build reads {folder / name}, which `axcore convert` did not write",
+                hint="remove it; `axcore convert` writes all that a build needs",
+            )
+        try:
+            self.bundle.check_files({name})
+        except BundleError:
+            if self.toolchain.reads(self.bundle.build_request, name):
+                raise
+            self.progress.warn(
+                f"{name} is not as `axcore convert` wrote it, and is built from as it is; the same"
+                f" `axcore convert` writes it anew, and keeps yours as {name}.orig"
+            )
+
+    def _check_weights(self, folder: Path) -> None:
+        manifest = self.bundle.manifest
+        card = self.registry.find(manifest.model.id).card
+        wanted = vision_key(card) if manifest.vision_only else None
+        with Checkpoint.open(folder, card.layout.prefixes, wanted) as checkpoint:
+            if manifest.checkpoint.fingerprint not in ("", checkpoint.fingerprint()):
+                raise other_weights(self.bundle, folder)
+
+
+def other_weights(bundle: Bundle, folder: Path) -> CheckpointError:
+    """Return what to raise where a checkpoint is no longer that of its bundle."""
+    return CheckpointError(
+        f"the checkpoint has changed since {bundle.folder} was made from it\n  folder: {folder}",
+        hint="run the same `axcore convert` again, and then build",
+    )
+
+
+def _environment(toolchain: Toolchain, given: Mapping[str, str], *, own: bool) -> Mapping[str, str]:
+    """Return the variables that `toolchain` takes; what another one's conversion says is left out.
+
+    Raises:
+        BundleError: The bundle was converted for it, and names one that it does not have.
+    """
+    taken = {
+        name: value for name, value in given.items() if value in toolchain.variables.get(name, ())
+    }
+    if own and (others := sorted(given.keys() - taken.keys())):
+        known = ", ".join(toolchain.variables) or "none"
+        raise BundleError(
+            f"build.llm.environment sets {shown(others[0])} to {shown(given[others[0]])}, which"
+            f" `{toolchain.name}` does not take\n  it takes: {known}",
+            hint="run the same `axcore convert` again, and trust no bundle that says so",
+        )
+    return taken
 
 
 def run_toolchain(
@@ -76,10 +164,18 @@ def run_toolchain(
     command: str | None = None,
     progress: Progress,
     decoder: Callable[[], Decoder],
+    check: Callable[[Collection[Path]], None] = lambda _: None,
 ) -> list[Path]:
-    """Run `toolchain` in `folder`, see `Build`; return the files made."""
-    workspace = Workspace(folder, request.model, f"build-{toolchain.name}")
-    build = _Build(folder.absolute(), request, converted, command, progress, decoder, workspace)
+    """Run `toolchain` in `folder`, see `Build`; return the files made.
+
+    `check` is given what each step reads, before it runs.
+    """
+    variables = _environment(toolchain, request.llm.environment, own=converted is not None)
+    request = replace(request, llm=replace(request.llm, environment=variables))
+    workspace = Workspace(folder, request.model, f"{BUILD}{toolchain.name}")
+    build = _Build(
+        folder.absolute(), request, converted, command, progress, decoder, workspace, check
+    )
     with workspace.locked(), explained_full_disk(folder, "finished steps"):
         toolchain.build(build)
         workspace.publish()
@@ -97,15 +193,29 @@ class _Build:
     progress: Progress
     decoder: Callable[[], Decoder]
     workspace: Workspace
+    check: Callable[[Collection[Path]], None]
 
     def step(self, name: str, inputs: Mapping[str, Any], make: Make) -> list[Path]:
         """See `Build.step`."""
+        self.check(list(_paths(inputs)))
         step = self.workspace.run(name, inputs, make)
         if step.reused:
             self.progress.say(f"{name}: already built")
-        for file in self.workspace.put(step):
-            self.progress.warn(f"{file} had been changed; your version is kept as {file}.orig")
+        for file, kept in self.workspace.put(step).items():
+            self.progress.warn(f"{file} had been changed; your version is kept as {kept}")
         return [self.folder / file for file in step.files]
+
+
+def _paths(value: Any) -> Iterator[Path]:
+    """Yield the paths in the inputs of a step."""
+    if isinstance(value, Path):
+        yield value
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            yield from _paths(inner)
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            yield from _paths(inner)
 
 
 def open_decoder(bundle: Bundle, registry: Registry, progress: Progress) -> Decoder:
@@ -113,6 +223,7 @@ def open_decoder(bundle: Bundle, registry: Registry, progress: Progress) -> Deco
 
     Raises:
         UsageError: The bundle holds the vision side alone.
+        CheckpointError: The checkpoint has other weights than the bundle was made from.
         ContractError: The plugin's answer is unfit (names plugin and hook).
         AxcoreError: Another subclass says what is wrong with the checkpoint.
     """
@@ -125,6 +236,8 @@ def open_decoder(bundle: Bundle, registry: Registry, progress: Progress) -> Deco
             hint="convert again without --vision-only",
         )
     job = open_job(request, registry, progress)
+    if bundle.manifest.checkpoint.fingerprint not in ("", job.checkpoint.fingerprint()):
+        raise other_weights(bundle, job.checkpoint.folder)
     decoder = registry.call(job.family, "decoder", job=job)
     with registry.blame(job.family, "decoder"):
         if not isinstance(decoder, Decoder):

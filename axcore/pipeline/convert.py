@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..bundle import ASSET_SUFFIXES, SCHEMA, Bundle
+from ..bundle import SCHEMA, Bundle
 from ..calibration import (
     check_images,
     find_archive,
@@ -21,9 +20,12 @@ from ..calibration import (
     store_samples,
     warn_of_few,
 )
+from ..checkpoint.assets import find_assets
+from ..files import sha256
 from ..plain import plain
+from ..step import Step
 from ..versions import code_digest, versions
-from ..workspace import Step, Workspace, digest
+from ..workspace import Workspace, digest
 from .flow import Flow
 from .job import open_job
 from .plan import check_room, make_plan, notes, sample_counts
@@ -37,8 +39,6 @@ if TYPE_CHECKING:
     from ..progress import Progress
     from ..request import Request
     from ..toolchains.contract import GraphFile
-
-_NO_ASSETS = ("axcore.json", "fabricated.json")
 
 
 def convert(request: Request, out: Path, registry: Registry, progress: Progress) -> Bundle:
@@ -71,6 +71,36 @@ def convert(request: Request, out: Path, registry: Registry, progress: Progress)
         return Bundle.open(out)
 
 
+@dataclass(frozen=True)
+class _Finding:
+    node: str
+    op: str
+    constraint: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class _Findings:
+    """What a record of a lint says at least."""
+
+    findings: tuple[_Finding, ...]
+
+
+@dataclass(frozen=True)
+class _Verified:
+    """What a record of a verification says at least."""
+
+    cosine: float
+    max_abs: float
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """What a record of stored samples says at least."""
+
+    samples: int
+
+
 class _Conversion:
     """The steps of one conversion in a locked workspace."""
 
@@ -93,6 +123,8 @@ class _Conversion:
         """Do what is not done, then publish."""
         components = []
         self._say_unchecked()
+        if not self.prepared.request.vision_only:
+            self._check_llm()
         for component, cuts in zip(self.prepared.components, self.prepared.cuts, strict=True):
             exported = self.exported[component.name] = self._export(component, cuts)
             findings, verified = self._lint(component, exported), self._verify(component)
@@ -116,16 +148,18 @@ class _Conversion:
                 for name, content in sorted(step.files.items())
             },
         }
-        for name in self.workspace.publish(json.dumps(manifest, indent=2) + "\n"):
-            self.progress.warn(f"{name} had been changed; your version is kept as {name}.orig")
+        text = json.dumps(manifest, indent=2) + "\n"
+        for name, kept in self.workspace.publish(text).items():
+            self.progress.warn(f"{name} had been changed; your version is kept as {kept}")
 
     def _run(
         self,
         name: str,
         inputs: Mapping[str, Any],
         make: Callable[[Path], Mapping[str, Any] | None],
+        metrics: type[Any] | None = None,
     ) -> Step:
-        step = self.workspace.run(name, {**inputs, **self.code}, make)
+        step = self.workspace.run(name, {**inputs, **self.code}, make, metrics)
         self.progress.say(f"{name}: {'kept' if step.reused else f'done in {step.seconds:.1f} s'}")
         return step
 
@@ -187,9 +221,14 @@ class _Conversion:
             ]
             return {"findings": [{**asdict(f), "file": Path(f.file).name} for f in findings]}
 
-        found: list[Any] = self._run(f"lint-{component.name}", inputs, make).metrics["findings"]
+        found: list[Any] = self._run(f"lint-{component.name}", inputs, make, _Findings).metrics[
+            "findings"
+        ]
         for finding in found:
-            self.progress.warn("{node} ({op}): {constraint}; {remedy}".format(**finding))
+            told = (finding[key] for key in ("constraint", "consequence", "remedy"))
+            self.progress.warn(
+                f"{finding['node']} ({finding['op']}): {'; '.join(filter(None, told))}"
+            )
         return found
 
     def _verify(self, component: Component) -> Step | None:
@@ -205,7 +244,7 @@ class _Conversion:
             "exported": [step.key for step in self.exported.values()],
             "images": _content(self.flow.chosen(self.images)),
         }
-        step = self._run(f"verify-{component.name}", inputs, make)
+        step = self._run(f"verify-{component.name}", inputs, make, _Verified)
         self.progress.say(
             f"{component.name}: cosine {step.metrics['cosine']:.9f},"
             f" max abs {step.metrics['max_abs']:.3g} against PyTorch"
@@ -223,7 +262,7 @@ class _Conversion:
                 **self._sample_inputs(index, before),
             }
             make = partial(self._write_samples, index, before)
-            steps.append(self._run(f"calibrate-{graph.stem}", inputs, make))
+            steps.append(self._run(f"calibrate-{graph.stem}", inputs, make, _Stored))
         return {
             graph.stem: int(step.metrics["samples"])
             for (_, graph), step in zip(self.flow.chain, steps, strict=True)
@@ -301,6 +340,18 @@ class _Conversion:
 
         self._run("embedding", inputs, make)
 
+    def _check_llm(self) -> None:
+        """Refuse weights that are no numbers here, though only a build will read the rest.
+
+        Hours of a vendor's build would end in a model that answers nonsense. Reading costs what the
+        disk takes, once for each version of the files.
+        """
+        checkpoint = self.job.checkpoint
+        prefixes = self.job.card.layout.text_prefixes
+        keys = [key for key in checkpoint.tensors if key.startswith(prefixes)]
+        inputs = {"weights": checkpoint.signature(), "prefixes": prefixes}
+        self._run("language-model-weights", inputs, lambda _: checkpoint.check_finite(keys))
+
     def _rewrite_llm(self) -> None:
         """Write the language model's own checkpoint where the family asks for one."""
         from ..language.checkpoint import write_checkpoint
@@ -321,14 +372,12 @@ class _Conversion:
 
     def _copy_assets(self) -> None:
         folder = self.job.checkpoint.folder
-        paths = sorted(path for path in folder.iterdir() if _is_asset(path))
-        inputs = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
         def make(target: Path) -> None:
-            for path in paths:
-                shutil.copyfile(path, target / path.name)
+            for name, path in find_assets(folder).items():
+                shutil.copyfile(path, target / name)
 
-        self._run("assets", inputs, make)
+        self._run("assets", _asset_contents(folder), make)
 
 
 def _identity(
@@ -339,12 +388,11 @@ def _identity(
     archive: Archive | None,
 ) -> dict[str, Any]:
     """Return all that a bundle depends on and that is known without looking into weights."""
-    paths = [path for path in job.checkpoint.folder.iterdir() if _is_asset(path)]
     return {
         "request": asdict(replace(request, images=())),
         "folder": str(job.checkpoint.folder.resolve()),
         "weights": job.checkpoint.signature(),
-        "assets": sorted((path.name, path.read_bytes().hex()) for path in paths),
+        "assets": _asset_contents(job.checkpoint.folder),
         "images": _content(images),
         "archive": archive and archive.sha256,
         **_code(job, registry),
@@ -365,10 +413,8 @@ def _content(images: Sequence[SourceImage]) -> list[str]:
     return [image.sha256 for image in images]
 
 
-def _is_asset(path: Path) -> bool:
-    """Configuration, tokenizer and processor files; an index speaks of shards that stay behind."""
-    named = path.suffix in ASSET_SUFFIXES and path.name not in _NO_ASSETS
-    return named and not path.name.endswith(".index.json") and path.is_file()
+def _asset_contents(folder: Path) -> dict[str, str]:
+    return {name: sha256(path) for name, path in find_assets(folder).items()}
 
 
 def _write_texts(texts: Mapping[str, str], folder: Path) -> None:

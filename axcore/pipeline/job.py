@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..checkpoint import Checkpoint, as_stored, canonical_key, check_layout, read_config
+from ..checkpoint.quantised import check_groups
 from ..choices import resolve, unknown_option
-from ..component import Shape
 from ..errors import CheckpointError, UsageError
 from ..files import cache_folder
 from ..job import Job
 from ..language.embedding import FORMATS
 from ..model_card import ModelCard, Profile
+from ..model_config import check_config
+from ..paths import expanded
+from ..plain import shown
 from ..request import OPSETS, CheckpointRequest, Options, Request
 
 if TYPE_CHECKING:
@@ -82,11 +86,11 @@ def request_of(bundle: Bundle) -> Request:
     """Return the request that opens the checkpoint of a bundle again, its images aside."""
     manifest, options = bundle.manifest, bundle.options
     return Request.of(
-        manifest["model"]["id"],
+        manifest.model.id,
         options=replace(options, choices={**options.choices, **bundle.build_request.options}),
-        checkpoint=manifest["checkpoint"]["folder"],
-        vision_only=manifest["vision_only"],
-        toolchain=manifest["toolchain"],
+        checkpoint=manifest.checkpoint.folder,
+        vision_only=manifest.vision_only,
+        toolchain=manifest.toolchain,
     )
 
 
@@ -112,15 +116,19 @@ def open_job(request: Request, registry: Registry, progress: Progress) -> Job:
 
 def _open(folder: Path, card: ModelCard, *, vision_only: bool) -> Checkpoint:
     """Open a checkpoint whose config and tensors are those of the model."""
-    layout, wanted = card.layout, _vision_key(card) if vision_only else None
+    layout, wanted = card.layout, vision_key(card) if vision_only else None
     checkpoint = Checkpoint.open(folder, layout.prefixes, only=wanted)
     _check_model(card, checkpoint)
+    with _described(card, checkpoint):
+        check_config(checkpoint.config, layout.config)
     if layout.tensors is not None:
-        expected = _expected(card, checkpoint)
+        with _described(card, checkpoint):
+            expected = layout.tensors(checkpoint.config)
         if wanted:
             expected = {key: shape for key, shape in expected.items() if wanted(key)}
         stored = as_stored(checkpoint, expected, layout.text_prefixes)
         check_layout(checkpoint, stored, layout.spare)
+        check_groups(checkpoint)
     return checkpoint
 
 
@@ -136,10 +144,13 @@ def resolve_profile(card: ModelCard, options: Options) -> tuple[str, Profile]:
             f"`{card.id}` has no task `{task}`",
             hint=f"choose --task from {', '.join(card.profiles)}",
         )
+    profile = card.profiles[task]
+    if options.lengths == "published" and profile.published:
+        profile = replace(profile, **vars(profile.published))
     names = ("height", "width", "prefill_len", "kv_cache_len", "last_kv_cache_len")
     chosen = {name: getattr(options, name) for name in names}
     changes = {name: value for name, value in chosen.items() if value is not None}
-    return task, replace(card.profiles[task], **changes)
+    return task, replace(profile, **changes)
 
 
 def _check_options(request: Request) -> None:
@@ -172,8 +183,8 @@ def _check_options(request: Request) -> None:
 
 def _locate(request: CheckpointRequest, registry: Registry) -> tuple[Entry, Path | None]:
     """Return the model and the checkpoint folder, where the request names one."""
-    folder = Path(request.model).expanduser()
-    if folder.is_dir():
+    folder = expanded(request.model)
+    if _is_folder(folder):
         if request.checkpoint or request.weights:
             raise UsageError(
                 f"{folder} is a checkpoint folder already",
@@ -183,14 +194,21 @@ def _locate(request: CheckpointRequest, registry: Registry) -> tuple[Entry, Path
         _architectures(config, folder)
         return registry.recognise(config, folder / "config.json"), folder
     entry = registry.find(request.model)
-    named = Path(request.checkpoint).expanduser() if request.checkpoint else None
-    if named is not None and named.is_dir():
+    named = expanded(request.checkpoint) if request.checkpoint else None
+    if named is not None and _is_folder(named):
         return entry, named
     if named is not None and not _looks_like_repository(request.checkpoint or ""):
         raise CheckpointError(
             f"no checkpoint folder {named}", hint="give a folder or a Hugging Face id (owner/name)"
         )
     return entry, None
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # a name too long, or a folder that may not be entered
+        return False
 
 
 def _obtain(
@@ -217,12 +235,13 @@ def fabricated_folder(card: ModelCard, size: str) -> Path:
     return cache_folder("fabricated") / f"{card.id}-{size}"
 
 
-def _vision_key(card: ModelCard) -> Callable[[str], bool]:
+def vision_key(card: ModelCard) -> Callable[[str], bool]:
+    """Return what says whether a canonical key is of the vision side."""
     return lambda key: not key.startswith(card.layout.text_prefixes)
 
 
 def _disk_key(card: ModelCard) -> Callable[[str], bool]:
-    return lambda key: _vision_key(card)(canonical_key(key, card.layout.prefixes))
+    return lambda key: vision_key(card)(canonical_key(key, card.layout.prefixes))
 
 
 def _check_model(card: ModelCard, checkpoint: Checkpoint) -> None:
@@ -246,20 +265,21 @@ def _architectures(config: Mapping[str, Any], folder: Path) -> list[str]:
     found = config.get("architectures") or []
     if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
         raise CheckpointError(
-            f"`architectures` is {found!r}, not a list of names\n  file: {folder / 'config.json'}",
+            f"`architectures` is {shown(found)}, not a list of names\n"
+            f"  file: {folder / 'config.json'}",
             hint="fetch config.json again",
         )
     return found
 
 
-def _expected(card: ModelCard, checkpoint: Checkpoint) -> Mapping[str, Shape]:
-    assert card.layout.tensors is not None
+@contextmanager
+def _described(card: ModelCard, checkpoint: Checkpoint) -> Iterator[None]:
     try:
-        return card.layout.tensors(checkpoint.config)
-    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        fact = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
         raise CheckpointError(
-            f"{checkpoint.folder / 'config.json'} does not describe a `{card.id}`"
-            f"\n  {type(error).__name__}: {error}",
+            f"{checkpoint.folder / 'config.json'} does not describe a `{card.id}`\n  {fact}",
             hint="fetch config.json again, or name the model it belongs to",
         ) from error
 

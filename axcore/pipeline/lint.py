@@ -25,8 +25,8 @@ def lint_target(
     graphs, recorded = [path], dict[str, str]()
     if path.is_dir():
         bundle = Bundle.open(path)
-        graphs, name = bundle.graphs, name or bundle.manifest["toolchain"]
-        if name == bundle.manifest["toolchain"]:
+        graphs, name = bundle.graphs, name or bundle.manifest.toolchain
+        if name == bundle.manifest.toolchain:
             recorded.update(bundle.build_request.options)
     toolchain = find_toolchain(registry, name or Request.toolchain)
     owner = f"toolchain `{toolchain.name}`"

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from ..bundle import STATE
 from ..component import Port
 from ..errors import BudgetError
 from ..language_model import LlmBuildArgs
 from ..plain import plain
-from ..toolchains.contract import BuildRequest
+from ..step import STATE
+from ..toolchains.contract import BuildRequest, Forecast, Forecaster
 from .prepared import LLM_FOLDER
 
 if TYPE_CHECKING:
@@ -74,6 +74,7 @@ class Plan:
         llm: Build arguments of the language model.
         prepared_files: What the toolchain will find: configurations and the script with the
             exact commands.
+        board: What the toolchain foresees of the board.
         notes: What the user should know.
     """
 
@@ -90,6 +91,7 @@ class Plan:
     max_prompt: int
     llm: LlmBuildArgs
     prepared_files: dict[str, str]
+    board: Forecast
     notes: tuple[str, ...]
 
 
@@ -120,6 +122,7 @@ def make_plan(prepared: Prepared, images: Sequence[SourceImage]) -> Plan:
         max_prompt=job.profile.max_prompt,
         llm=prepared.llm,
         prepared_files=texts,
+        board=_board(prepared, build, files),
         notes=tuple(notes(prepared, len(images))),
     )
 
@@ -189,6 +192,15 @@ def check_room(plan: Plan, out: Path) -> None:
             f" {available / 1e9:.1f} GB are available",
             hint="close other programs, or leave verification for later with --no-verify",
         )
+
+
+def _board(prepared: Prepared, build: BuildRequest, files: Sequence[PlannedFile]) -> Forecast:
+    toolchain = prepared.chosen.toolchain
+    if prepared.request.vision_only or not isinstance(toolchain, Forecaster):
+        return Forecast()
+    data = {f"{graph.stem}.onnx.data": graph.stem for graph in build.graphs}
+    sizes = {data[file.name]: file.bytes for file in files if file.name in data}
+    return toolchain.forecast(build, prepared.job.text_config, sizes)
 
 
 def _component(component: Component) -> PlannedComponent:

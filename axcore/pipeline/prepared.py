@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ..job import Job
     from ..plugins import Registry
     from ..request import Request
+    from ..toolchains.contract import Toolchain
     from .job import Chosen
 
 
@@ -145,12 +146,13 @@ def prepare(
     if embedding is not None:
         with registry.blame(job.family, "embed_extract"):
             _check_embedding(embedding, job)
+    chosen = choose(request, job.card, registry)
     llm = call("llm_build_args")
     with registry.blame(job.family, "llm_build_args"):
         _check_types([llm], LlmBuildArgs)
         for key, _ in llm.checkpoint.tensors.values() if llm.checkpoint else ():
             job.checkpoint.info(key)
-    chosen = choose(request, job.card, registry)
+        _check_environment(llm, chosen.toolchain)
     return Prepared(
         request, registry, job, chosen, components, tuple(cuts), embedding, llm, archive
     )
@@ -208,6 +210,15 @@ def _check_embedding(embedding: object, job: Job) -> None:
             f" {list(embedding.shape)} by its config",
             hint="config.json and the tensors belong to different models",
         )
+
+
+def _check_environment(llm: LlmBuildArgs, toolchain: Toolchain) -> None:
+    for name, value in llm.environment.items():
+        if value not in toolchain.variables.get(name, ()):
+            raise ContractError(
+                f"sets {name}={value}, which toolchain `{toolchain.name}` does not take",
+                hint=f"it takes: {', '.join(toolchain.variables) or 'none'}",
+            )
 
 
 def _same_parameters(plain: Stage, patched: object) -> Stage:

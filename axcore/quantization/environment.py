@@ -10,21 +10,30 @@ import subprocess
 import sys
 from collections import deque
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from ..errors import ToolchainError
-from ..process import child, ending, short_of_memory
+from ..foreign import decode_json, load
+from ..limits import MESSAGE_BYTES, RECORD_BYTES
+from ..plain import shown
+from ..process import child, ending, output_of, short_of_memory
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from ..progress import Progress
+
+T = TypeVar("T")
 
 WORKER = Path(__file__).with_name("worker.py")
 LIBRARY = "gptqmodel"
 _TAIL_LINES = 15
 _FEW_CORES = 2
+_PROBE_S = 60
+_NOWHERE = subprocess.DEVNULL
+_OTHER = "use gptqmodel 7.6.0, and a Python whose libraries print nothing when it ends"
 _PROBE = "import importlib.util as u, sys; sys.exit(not u.find_spec(sys.argv[1]))"
 _REMEDY = (
     "it needs an environment of its own, because it pins other versions: `make gptq-env` creates"
@@ -54,7 +63,20 @@ def find_python(python: Path | None) -> Path:
     path = Path(found).absolute()
     # In the worker's folder, because a module in the current one could hide a library.
     probe = [str(path), "-c", _PROBE, LIBRARY]
-    asked = subprocess.run(probe, cwd=WORKER.parent, capture_output=True, check=False)
+    try:
+        asked = subprocess.run(
+            probe,
+            cwd=WORKER.parent,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            timeout=_PROBE_S,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ToolchainError(
+            f"{path} cannot be asked for {LIBRARY}: {error}", hint="name a Python with --python"
+        ) from error
     if asked.returncode:
         raise ToolchainError(f"{LIBRARY} is not installed in {path}", hint=_REMEDY)
     return path
@@ -76,15 +98,19 @@ class Worker:
     log: Path
     progress: Progress
 
-    def run(self, order: Mapping[str, Any], label: str, total: float, unit: str) -> dict[str, Any]:
+    def run(
+        self, kind: type[T], order: Mapping[str, Any], label: str, total: float, unit: str
+    ) -> T:
         """Run an order in a process of its own, and return its report.
 
         Args:
+            kind: What the report has to hold.
             order: See `worker.quantise` and `worker.measure`.
             label, total, unit: See `Progress.task`.
 
         Raises:
-            ToolchainError: It failed (the message has the last lines of the log).
+            ToolchainError: It failed (the message has the last lines of the log), or reports
+                something else than it is to.
         """
         report, order_file = self.folder / "report.json", self.folder / "order.json"
         order_file.write_text(json.dumps({**order, "report": str(report)}), encoding="utf-8")
@@ -94,8 +120,7 @@ class Worker:
             child(words, self.folder, _environment(self.folder), stderr=file) as process,
             self.progress.task(label, total, unit) as task,
         ):
-            for line in process.stdout or ():
-                message = json.loads(line)
+            for message in _messages(output_of(process)):
                 if isinstance(message, str):
                     self.progress.say(message)
                 else:
@@ -104,8 +129,23 @@ class Worker:
         if code:
             raise _failure(words, code, self.log)
         self.log.unlink()
-        found: dict[str, Any] = json.loads(report.read_text(encoding="utf-8"))
-        return found
+        return load(kind, report, RECORD_BYTES, ToolchainError, hint=_OTHER)
+
+
+def _messages(stream: IO[bytes]) -> Iterator[str | int]:
+    """Yield what the worker says, a JSON value a line: a text, or an amount of work.
+
+    Raises:
+        ToolchainError: It says something else.
+    """
+    while line := stream.readline(MESSAGE_BYTES):
+        try:
+            message = decode_json(line)
+        except ValueError:
+            message = None
+        if not isinstance(message, (str, int)) or isinstance(message, bool):
+            raise ToolchainError(f"the worker said {shown(line)}", hint=_OTHER)
+        yield message
 
 
 def _environment(folder: Path) -> dict[str, str]:
@@ -118,13 +158,14 @@ def _environment(folder: Path) -> dict[str, str]:
 
 def _failure(words: list[str], code: int, log: Path) -> ToolchainError:
     with log.open(encoding="utf-8", errors="replace") as file:
-        last = deque((line.rstrip() for line in file if line.strip()), maxlen=_TAIL_LINES)
-    lines = "".join(f"\n    {line[:300]}" for line in last) or " none"
+        lines = iter(partial(file.readline, MESSAGE_BYTES), "")
+        last = deque((line.rstrip() for line in lines if line.strip()), maxlen=_TAIL_LINES)
+    shown_lines = "".join(f"\n    {line[:300]}" for line in last) or " none"
     hint = "correct the cause and run the same command again"
     if short_of_memory(code):
         hint = f"it was probably killed for lack of memory; {hint}"
     return ToolchainError(
         f"quantising failed: the worker {ending(code)}\n"
-        f"  command: {' '.join(words)}\n  log: {log}\n  last lines:{lines}",
+        f"  command: {' '.join(words)}\n  log: {log}\n  last lines:{shown_lines}",
         hint=hint,
     )

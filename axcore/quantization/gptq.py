@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from filelock import FileLock, Timeout
 
 from ..checkpoint import Checkpoint
+from ..checkpoint.assets import TEXT_ASSETS, find_assets
 from ..checkpoint.fabricate import MARKER
 from ..checkpoint.writer import write_json
 from ..errors import BudgetError, BundleError, CheckpointError, ToolchainError, UsageError
 from ..files import appearing, explained_full_disk
-from ..language.checkpoint import SETTINGS, write_checkpoint
+from ..language.checkpoint import write_checkpoint
 from ..pipeline.job import open_job
+from ..plain import shown
 from ..request import Request
 from .environment import Worker, find_python
 from .language import Language, check_group_size, language_of
@@ -25,6 +27,8 @@ from .merge import REPORT, merge
 from .text import Text, read_text
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from ..job import Job
     from ..model_card import ModelCard
     from ..plugins import Registry
@@ -129,6 +133,33 @@ def quantize(
 
 
 @dataclass(frozen=True)
+class _Made:
+    """What the worker reports of quantising; see `Quantised`."""
+
+    calibration_tokens: int
+    seconds: float
+    peak_bytes: int
+    device_peak_bytes: int
+    quantization_config: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What the worker reports of measuring; see `Quantised`."""
+
+    perplexity_before: float
+    perplexity_after: float
+    cosine_mean: float
+    cosine_min: float
+    worst_weight_error: float
+    worst_weight: str
+    held_out_tokens: int
+
+
+_CONFIG = "quantization_config"
+
+
+@dataclass(frozen=True)
 class _Run:
     job: Job
     language: Language
@@ -144,10 +175,10 @@ class _Run:
         scratch.mkdir()
         write_checkpoint(source, self.language.checkpoint, scratch / "model", self.progress, ())
         self._copy_tokenizer(scratch)
-        found = self._work(scratch, target.with_name(f"{target.name}.log"))
-        config = found.pop("quantization_config")
-        self._judge(found)
+        made, found = self._work(scratch, target.with_name(f"{target.name}.log"))
+        self._judge(made, found)
         with Checkpoint.open(scratch / "quantised") as quantised:
+            config = self._checked_config(made.quantization_config)
             merge(source, quantised, self.language, config, folder, self.progress)
         shutil.rmtree(scratch)
         done = Quantised(
@@ -159,7 +190,8 @@ class _Run:
             matrices=len(self.language.matrices),
             bytes_before=_language_bytes(source, self.job.card),
             bytes_after=self._checked_bytes(folder),
-            **found,
+            **{name: value for name, value in asdict(made).items() if name != _CONFIG},
+            **asdict(found),
         )
         write_json(folder / REPORT, {**asdict(done), "folder": target.name})
         return done
@@ -180,7 +212,7 @@ class _Run:
                 hint="make room, or choose a folder on another disk with -o",
             )
 
-    def _work(self, scratch: Path, log: Path) -> dict[str, Any]:
+    def _work(self, scratch: Path, log: Path) -> tuple[_Made, _Found]:
         """Quantise and measure the language model; return all figures."""
         common = {
             "model": str(scratch / "model"),
@@ -194,31 +226,45 @@ class _Run:
         layers = int(self.job.text_config["num_hidden_layers"])
         self.progress.say(f"the output of gptqmodel goes to {log}")
         order = {**common, "task": "quantise", "calibration": self.text.calibration}
-        made = worker.run(order, "quantise", layers, "layers")
+        made = worker.run(_Made, order, "quantise", layers, "layers")
         order = {**common, "task": "measure", "held_out": self.text.held_out}
-        return {**made, **worker.run(order, "measure", 2, "models")}
+        return made, worker.run(_Found, order, "measure", 2, "models")
+
+    def _checked_config(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Refuse weights in another form than was asked for.
+
+        Raises:
+            ToolchainError: The settings that came back say so.
+        """
+        said = {"desc_act": False, **config}
+        asked = {"bits": self.settings.bits, "group_size": self.settings.group_size}
+        for name, value in {**asked, "desc_act": False}.items():
+            if said.get(name) != value:
+                raise ToolchainError(
+                    f"gptqmodel was asked for `{name}` {value} and says {shown(said.get(name))}",
+                    hint="use gptqmodel 7.6.0",
+                )
+        return config
 
     def _copy_tokenizer(self, scratch: Path) -> None:
         """Copy the tokenizer's data, but not its code, to a folder of its own (see the worker)."""
         folder = scratch / "tokenizer"
         folder.mkdir()
         shutil.copyfile(scratch / "model/config.json", folder / "config.json")
-        for pattern in SETTINGS:
-            for path in self.job.checkpoint.folder.glob(pattern):
-                if path.suffix != ".py":
-                    shutil.copyfile(path, folder / path.name)
+        for name, path in find_assets(self.job.checkpoint.folder, TEXT_ASSETS).items():
+            shutil.copyfile(path, folder / name)
 
-    def _judge(self, found: dict[str, Any]) -> None:
-        if not found["worst_weight_error"] <= MAX_WEIGHT_ERROR:
+    def _judge(self, made: _Made, found: _Found) -> None:
+        if not 0 <= found.worst_weight_error <= MAX_WEIGHT_ERROR:
             raise ToolchainError(
-                f"`{found['worst_weight']}` came back with a relative error of"
-                f" {found['worst_weight_error']:.3f}; at most {MAX_WEIGHT_ERROR} can be right",
+                f"{shown(found.worst_weight)} came back with a relative error of"
+                f" {found.worst_weight_error:.3f}; at most {MAX_WEIGHT_ERROR} can be right",
                 hint="use gptqmodel 7.6.0, or other text",
             )
         widest = max(shape[1] for shape in self.language.matrices.values())
-        if found["calibration_tokens"] < widest:
+        if made.calibration_tokens < widest:
             self.progress.warn(
-                f"{found['calibration_tokens']} tokens are too few for the {widest} inputs of the"
+                f"{made.calibration_tokens} tokens are too few for the {widest} inputs of the"
                 " widest layer: give more text with --text for a model to be used"
             )
 

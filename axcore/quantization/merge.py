@@ -6,8 +6,8 @@ import shutil
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from ..checkpoint.assets import ASSETS, find_assets
 from ..checkpoint.quantised import Scheme
-from ..checkpoint.shards import INDEX, PICKLE_SUFFIXES, SUFFIX
 from ..checkpoint.writer import Entry, write_json, write_shards
 from ..errors import ToolchainError
 from ..model_config import TEXT_PARTS
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 WEIGHT = ".weight"
 REPORT = "quantize_report.json"
 _CONFIG = "config.json"
-_NOT_COPIED = (_CONFIG, INDEX, REPORT, "fabricated.json", "quantize_config.json")
+_BESIDE = (".py", ".md")  # code is copied, for whoever trusts it, and never run
+_NOT_COPIED = (_CONFIG, "quantize_config.json")
 
 
 def merge(
@@ -36,8 +37,9 @@ def merge(
 ) -> None:
     """Write `source` with the matrices of its language model packed, chunk by chunk.
 
-    All other tensors and files are copied unchanged. In ``config.json``, `quantization_config` is
-    added at the top and to the config of the language model.
+    All other tensors are copied unchanged, and so are the files in `ASSETS`, code and
+    descriptions. In ``config.json``, `quantization_config` is added at the top and to the config of
+    the language model.
 
     Args:
         source: The float checkpoint.
@@ -51,9 +53,10 @@ def merge(
     scheme = Scheme(quantization_config["bits"], quantization_config["group_size"])
     entries = list(_entries(source, quantised, language, scheme))
     write_shards(folder, entries, progress, "merge")
-    for path in sorted(source.folder.iterdir()):
-        if _is_setting(path):
-            shutil.copyfile(path, folder / path.name)
+    beside = (path.name for path in source.folder.iterdir() if path.suffix in _BESIDE)
+    for name, path in find_assets(source.folder, {*ASSETS, *beside}).items():
+        if name not in _NOT_COPIED:
+            shutil.copyfile(path, folder / name)
     write_json(folder / _CONFIG, _marked(source.config, quantization_config))
     write_json(folder / "quantize_config.json", quantization_config)
 
@@ -81,12 +84,6 @@ def _entries(
 
 def _copy(checkpoint: Checkpoint, info: TensorInfo, name: str) -> Entry:
     return Entry(name, info.dtype, info.shape, partial(checkpoint.chunks, info.key))
-
-
-def _is_setting(path: Path) -> bool:
-    weights = path.suffix in (SUFFIX, *PICKLE_SUFFIXES)
-    hidden = path.name.startswith(".")
-    return path.is_file() and not weights and not hidden and path.name not in _NOT_COPIED
 
 
 def _marked(config: Mapping[str, Any], quantization_config: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UsageError
+from ..foreign import decode_json, read_bytes, reason
+from ..limits import TEXT_BYTES
+from ..plain import shown
 
 DEFAULT = Path(__file__).parent.parent / "data" / "calibration_text"
 SUFFIXES = (".txt", ".md", ".jsonl")
@@ -36,7 +38,11 @@ def read_text(source: Path | None) -> Text:
         UsageError: The text cannot be read, or is too short.
     """
     place = source or DEFAULT
-    documents = [document for path in _files(place) for document in _documents(path)]
+    documents, left = [], TEXT_BYTES
+    for path in _files(place):
+        content = _content(path, left)
+        left -= len(content)
+        documents += _documents(path, content)
     characters = sum(map(len, documents))
     if len(documents) < MIN_DOCUMENTS or characters < MIN_CHARACTERS:
         raise UsageError(
@@ -51,22 +57,30 @@ def read_text(source: Path | None) -> Text:
 
 
 def _files(place: Path) -> list[Path]:
-    if place.is_dir():
-        found = sorted(path for path in place.iterdir() if path.suffix in SUFFIXES)
-        if found:
-            return found
+    if not place.is_dir():
+        return [place]
+    found = sorted(path for path in place.iterdir() if path.suffix in SUFFIXES)
+    if not found:
         raise UsageError(
             f"no text in {place}", hint=f"name a file, or a folder with {', '.join(SUFFIXES)}"
         )
-    if not place.is_file():
-        raise UsageError(f"no such text: {place}", hint="name a file or a folder with --text")
-    return [place]
+    return found
 
 
-def _documents(path: Path) -> list[str]:
+def _content(path: Path, left: int) -> bytes:
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return read_bytes(path, left)
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"cannot read {path}: {reason(error)}",
+            hint=f"give at most {TEXT_BYTES >> 20} MiB of text, in files or a folder, with --text",
+        ) from error
+
+
+def _documents(path: Path, content: bytes) -> list[str]:
+    try:
+        text = content.decode().replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
         raise UsageError(f"cannot read {path}: {error}", hint="give UTF-8 text") from error
     if path.suffix == ".jsonl":
         found = [_of_line(path, i, line) for i, line in enumerate(text.split("\n"), 1) if line]
@@ -77,12 +91,13 @@ def _documents(path: Path) -> list[str]:
 
 def _of_line(path: Path, number: int, line: str) -> str:
     try:
-        document = json.loads(line)["text"]
-    except (ValueError, KeyError, TypeError, RecursionError):
+        document = decode_json(line)["text"]
+        document.encode()  # half of a surrogate pair is no text
+    except (ValueError, KeyError, TypeError, AttributeError):
         document = None
     if not isinstance(document, str):
         raise UsageError(
-            f"{path}, line {number}, is not a JSON object with a `text`\n  it is: {line[:60]}",
+            f"{path}, line {number}, is not a JSON object with a `text`\n  it is: {shown(line)}",
             hint='write one object a line: {"text": "..."}',
         )
     return document

@@ -23,6 +23,7 @@ from ml_dtypes import bfloat16
 
 from ..layer_files import GROUPS, Provenance
 from ..system import cores, trim_memory
+from .axengine_legacy import LegacySession
 
 __all__ = [
     "InferenceSession",
@@ -146,6 +147,11 @@ class InferenceSession:
         self.dynamic_batch = all(group.dynamic for group in self._groups)
         described = self._session.get_modelmeta()
         self.provenance = Provenance.of(described.graph_name, described.custom_metadata_map)
+
+    @classmethod
+    def load_from_model(cls, path: str | os.PathLike[str]) -> LegacySession:
+        """Open a model with the interface that came before pyaxengine; raises as the class does."""
+        return LegacySession(cls(path))
 
     def get_session_options(self) -> object:
         """Return the ``sess_options`` passed at creation."""

@@ -2,34 +2,36 @@
 
 from __future__ import annotations
 
-import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..bundle import ASSET_SUFFIXES, PACKAGED, Bundle
-from ..checkpoint import Checkpoint, read_config
-from ..errors import BundleError
+from ..bundle import MANIFEST, Bundle
+from ..checkpoint import ASSETS, Checkpoint, read_config
+from ..choices import resolve
+from ..errors import BundleError, UsageError
+from ..foreign import read_json, reason
 from ..job import Job
-from ..language_model import Embedding
-from ..layer_files import build_command
-from ..model_card import Profile
+from ..layer_files import build_command, data_file
+from ..limits import CONFIG_BYTES, COUNT
 from ..model_config import config_parts
-from ..plain import parse
+from ..plain import shown
 from ..progress import Silent
 from ..system import require_linux
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable
 
-    from ..language_model import LlmBuildArgs
+    from ..language_model import Embedding, LlmBuildArgs
     from ..progress import Progress
     from ..toolchains.contract import GraphFile
     from .families import Families
 
 EMBEDDING_FILE = "model.embed_tokens.weight.bfloat16.bin"
+_FROM_CHECKPOINT = "correct it in the checkpoint, and run the same `axcore convert` again"
 _LAYER = re.compile(r"(?P<kind>.+)_p(?P<chunk>\d+)_l(?P<layer>\d+)_together")
 
 
@@ -72,31 +74,31 @@ class Deployment:
         require_linux()
         bundle = Bundle.open(folder)
         manifest, request = bundle.manifest, bundle.build_request
-        if manifest.get("embedding") is None:
+        if manifest.embedding is None:
             raise BundleError(
                 f"{folder} holds only the vision side", hint="convert again without --vision-only"
             )
         bundle.check_files(set(_assets(bundle)))  # large files are checked on first use
         checkpoint = Checkpoint(folder, read_config(folder), (), {})
+        model, entry = manifest.model, registry.find(manifest.model.id)
+        card, family = entry.card, entry.family
         try:
-            entry = registry.find(manifest["model"]["id"])
-            task = manifest["model"]["task"]
-            profile = parse(Profile, manifest["model"]["profile"])
-            embedding = parse(Embedding, manifest["embedding"])
-        except (KeyError, TypeError, ValueError) as error:
+            resolve(f"`{card.id}`", card.choices, bundle.options.choices)
+        except UsageError as error:
             raise BundleError(
-                f"the manifest of {folder} cannot be parsed: {error!r}",
+                f"{folder / MANIFEST} cannot be used: options.choices: {error.message}",
                 hint="convert again with this version",
             ) from error
-        card, family, target = entry.card, entry.family, manifest["target"]
-        job = Job(card, family, checkpoint, task, profile, bundle.options, target)
+        job = Job(
+            card, family, checkpoint, model.task, model.profile, bundle.options, manifest.target
+        )
         return cls(
             bundle,
             job,
             request.graphs,
             request.llm,
             request.decoder_layers,
-            embedding,
+            manifest.embedding,
             _stop_ids(checkpoint),
             partial(registry.call, family),
             progress or Silent(),
@@ -110,12 +112,12 @@ class Deployment:
     @property
     def weights(self) -> str:
         """Fingerprint of the checkpoint's weights; empty in bundles that do not record it."""
-        return str(self.bundle.manifest["checkpoint"].get("fingerprint", ""))
+        return self.bundle.manifest.checkpoint.fingerprint
 
     @property
     def assets(self) -> list[Path]:
         """The files copied from the checkpoint: configuration, tokenizer, processor."""
-        return [self.folder / name for name in _assets(self.bundle)]
+        return [self.bundle.path(name) for name in _assets(self.bundle)]
 
     def layer_files(self, suffix: str) -> tuple[list[Path], Path]:
         """Return the files of the layers, in order, and the file of the head.
@@ -128,11 +130,12 @@ class Deployment:
         """
         found: dict[tuple[str, int], dict[int, Path]] = {}
         for path in self.folder.glob(f"*_together{suffix}"):
-            if match := _LAYER.fullmatch(path.name.removesuffix(suffix)):
+            match = _LAYER.fullmatch(path.name.removesuffix(suffix))
+            if match and path.is_file():  # opening a pipe would wait for ever
                 series = found.setdefault((match["kind"], int(match["chunk"])), {})
                 series[int(match["layer"])] = path
         hint = f"run `{build_command(self.folder, suffix)}`"
-        if suffix == ".onnx" and PACKAGED not in self.bundle.manifest:
+        if suffix == ".onnx" and self.bundle.manifest.packaged_for is None:
             hint += "; --backend torch runs the checkpoint without a build"
         fitting = {kind: s for (kind, chunk), s in found.items() if chunk == self.llm.prefill_len}
         if len(fitting) != 1:
@@ -156,10 +159,21 @@ class Deployment:
         Raises:
             BundleError: The file is missing, or it or its weights have been changed.
         """
-        path = self.folder / f"{graph.stem}{suffix}"
+        path = self.bundle.path(f"{graph.stem}{suffix}")
         _existing(path, "run the same `axcore convert`, or `axcore build`, again")
-        self.bundle.check_files({path.name, f"{path.name}.data"})
+        self.check([path])
         return path
+
+    def check(self, models: Iterable[Path]) -> None:
+        """Compare models and their weights with what was written: the manifest, records of builds.
+
+        A model that neither knows, such as one copied here by hand, is not checked.
+
+        Raises:
+            BundleError: One has been changed; the hint says what replaces it.
+        """
+        files = [(path, path.with_name(f"{path.name}.data"), data_file(path)) for path in models]
+        self.bundle.check_files({path.name for those in files for path in those})
 
     @property
     def embedding_file(self) -> Path:
@@ -184,12 +198,7 @@ class Deployment:
 
 
 def _assets(bundle: Bundle) -> list[str]:
-    stems = tuple(f"{graph.stem}." for graph in bundle.build_request.graphs)
-    return sorted(
-        name
-        for name in bundle.manifest["files"]
-        if name.endswith(ASSET_SUFFIXES) and "/" not in name and not name.startswith(stems)
-    )
+    return sorted(name for name in bundle.manifest.files if name in ASSETS)
 
 
 def _existing(path: Path, remedy: str) -> Path:
@@ -198,23 +207,35 @@ def _existing(path: Path, remedy: str) -> Path:
     return path
 
 
-def _settings(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_bytes()))
-    except (TypeError, ValueError) as error:
-        raise BundleError(
-            f"{path} cannot be parsed: {error}", hint="run the same `axcore convert` again"
-        ) from error
-
-
 def _stop_ids(checkpoint: Checkpoint) -> frozenset[int]:
-    """Return all configured end-of-sequence ids, from ``generation_config.json`` and configs."""
+    """Return all configured end-of-sequence ids, from ``generation_config.json`` and configs.
+
+    Raises:
+        BundleError: One is no token's number; names file and entry.
+    """
     path = checkpoint.folder / "generation_config.json"
-    parts = config_parts(checkpoint.config)
-    if path.is_file():
-        parts.append(_settings(path))
-    found: set[int] = set()
-    for part in parts:
-        value = part.get("eos_token_id")
-        found |= {value} if isinstance(value, int) else set(value or ())
-    return frozenset(found)
+    parts = [(checkpoint.folder / "config.json", part) for part in config_parts(checkpoint.config)]
+    try:
+        if path.is_file():
+            parts.append((path, read_json(path, CONFIG_BYTES)))
+        found = [_ids(file, part) for file, part in parts]
+    except (OSError, ValueError) as error:
+        raise BundleError(
+            f"{path} cannot be used: {reason(error)}", hint="run the same `axcore convert` again"
+        ) from error
+    return frozenset[int]().union(*found)
+
+
+def _ids(file: Path, config: Any) -> set[int]:
+    """Return what a config says of ``eos_token_id``: a number, several, or nothing."""
+    if not isinstance(config, Mapping):
+        raise BundleError(f"{file} holds no settings: {shown(config)}", hint=_FROM_CHECKPOINT)
+    value = config.get("eos_token_id")
+    values = value if isinstance(value, list) else [] if value is None else [value]
+    for number in values:
+        if type(number) is not int or not 0 <= number <= COUNT:
+            raise BundleError(
+                f"{file}: eos_token_id: {shown(number)} is not the number of a token",
+                hint=_FROM_CHECKPOINT,
+            )
+    return set(values)

@@ -105,6 +105,7 @@ class LayerModels:
 
     def __init__(self, deployment: Deployment, engine: Engine, suffix: str) -> None:
         layers, head = deployment.layer_files(suffix)
+        deployment.check([*layers, head])
         *self._layers, self._head = _opened(engine, [*layers, head], deployment.progress)
         groups = _common_groups(self._layers, layers)
         # Ascending, so that the first group that fits is the cheapest one.

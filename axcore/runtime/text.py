@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from ..language.tokenizer_files import library
+
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
@@ -48,8 +50,9 @@ class TextStream:
 
     def _advance(self, *, finished: bool) -> str:
         tokens = self._last + self._run
-        known = len(_certain(self._tokenizer.decode(self._last)))
-        text = self._tokenizer.decode(tokens)
+        with library("the tokenizer cannot decode the answer"):
+            known = len(_certain(self._tokenizer.decode(self._last)))
+            text = self._tokenizer.decode(tokens)
         self._last, self._run = tokens[-_LONGEST:], []
         return (text if finished else _certain(text))[known:]
 

@@ -78,7 +78,7 @@ def with_weights(deployment: Deployment) -> Job:
     Raises:
         CheckpointError: It is missing or damaged, or its weights have changed.
     """
-    folder = Path(deployment.bundle.manifest["checkpoint"]["folder"])
+    folder = Path(deployment.bundle.manifest.checkpoint.folder)
     if not folder.is_dir():
         raise CheckpointError(
             f"the checkpoint that {deployment.folder} was made from is missing\n  folder: {folder}",

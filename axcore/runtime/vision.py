@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from functools import partial
 from math import prod
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .deployment import Deployment
     from .engine import Engine, Session
 
-    Part = GraphFile | Component
+    Part: TypeAlias = GraphFile | Component
     Run = Callable[[Sample], dict[str, "Array"]]
 
 Array = np.ndarray[Any, Any]

@@ -173,9 +173,7 @@ def _check_untouched(before: dict[Path, Any], after: dict[Path, Any], task: str)
 
 
 def _check_listed(bundle: Bundle, task: str) -> None:
-    findings = [
-        f for component in bundle.manifest["components"] for f in component["findings"] or ()
-    ]
+    findings = [f for component in bundle.manifest.components for f in component.findings or ()]
     lines = "".join("\n  {node} ({op}): {constraint}; {remedy}".format(**f) for f in findings)
     assert not findings, f"task `{task}`: the chip's table does not list{lines}"
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ..bundle import STATE
 from ..choices import resolve
 from ..pipeline.build import run_toolchain
 from ..progress import Silent
+from ..step import STATE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from ..component import Calibration, Port
 from ..language_model import LlmBuildArgs
@@ -79,6 +79,53 @@ class Target:
     operators: OperatorTable | None = None
 
 
+@dataclass(frozen=True)
+class Estimate:
+    """A figure of a board, foreseen before anything is built.
+
+    Attributes:
+        subject: What it is of, e.g. ``decoding``.
+        value, unit: The figure; units are ``B``, ``s`` and ``tokens/s``.
+        certainty: "exact" follows from the format, "estimate" from measurements of others.
+        basis: Where it comes from and what limits it.
+    """
+
+    subject: str
+    value: float
+    unit: Literal["B", "s", "tokens/s"]
+    certainty: Literal["exact", "estimate"]
+    basis: str
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a toolchain foresees of a board; nothing in it was measured here.
+
+    Attributes:
+        estimates: The figures.
+        notes: What a user should know before building, a line each.
+    """
+
+    estimates: tuple[Estimate, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@runtime_checkable
+class Forecaster(Protocol):
+    """What a toolchain may have besides: it foresees what a board will need."""
+
+    def forecast(
+        self, request: BuildRequest, config: Mapping[str, Any], weight_bytes: Mapping[str, int]
+    ) -> Forecast:
+        """Return what is foreseen; called by `axcore plan`, reads no weights.
+
+        Args:
+            request: What would be built.
+            config: The language model's part of ``config.json``.
+            weight_bytes: Stem of each graph file to the bytes of its weights.
+        """
+
+
 class Build(Protocol):
     """A build of one bundle, as toolchains receive it.
 
@@ -144,6 +191,13 @@ class Toolchain(Protocol):
     def targets(self) -> Mapping[str, Target]:
         """The devices that it builds for, by name; empty if they cannot be listed."""
 
+    @property
+    def variables(self) -> Mapping[str, Sequence[str]]:
+        """Environment variables that its tool obeys, each with the values that it may be given.
+
+        `LlmBuildArgs.environment` can name no other, so that a bundle sets nothing else.
+        """
+
     def target(self, options: Mapping[str, str]) -> Target:
         """Return the device that `options` name; called before any work is done.
 
@@ -166,7 +220,8 @@ class Toolchain(Protocol):
     def reads(self, request: BuildRequest, name: str) -> bool:
         """Return whether a build reads the file `name` of the bundle, which must then be unchanged.
 
-        False for configuration files and scripts, which users may edit.
+        False for configuration files and scripts, which users may edit; a build that reads an
+        edited one says so.
         """
 
     def prepare(self, request: BuildRequest) -> Mapping[str, str]:

@@ -6,26 +6,33 @@ leaves (`Run`). `run_tool` sees to the rest: steps, logs and failures.
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 import subprocess
+import time
 from collections import deque
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ToolchainError
-from ..process import child, ending, short_of_memory
+from ..files import lock
+from ..foreign import check_name
+from ..limits import ANSWER_BYTES, ANSWER_S
+from ..process import GRACE_S, child, ending, output_of, short_of_memory
+from .output import answer, lines
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from .contract import Build, GraphFile
 
 _CONTAINERS = ("docker", "podman")
 _LAST_LINES = 20
+_WAIT_S, _POLL_S = 5.0, 0.05
 
 
 @dataclass(frozen=True)
@@ -69,21 +76,25 @@ class Tool:
         """Return what it answers in `folder`, e.g. to ``--version``; ``stdout`` has all it printed.
 
         Raises:
-            ToolchainError: It cannot be started.
+            ToolchainError: It cannot be started, or does not come to an end.
         """
+        words = [*self.words, *arguments]
         try:
-            return subprocess.run(
-                [*self.words, *arguments],
-                cwd=folder,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                errors="replace",
-                check=False,
-            )
+            with child(words, folder, {}) as process:
+                said = answer(output_of(process), ANSWER_BYTES, ANSWER_S)
+                return subprocess.CompletedProcess(words, process.wait(), said)
+        except TimeoutError as error:
+            raise self._endless(words, f"runs for more than {ANSWER_S:g} s") from error
+        except ValueError as error:
+            raise self._endless(words, f"prints more than {ANSWER_BYTES} bytes") from error
         except OSError as error:
             raise self.unstartable(error) from error
+
+    def _endless(self, words: Sequence[str], fact: str) -> ToolchainError:
+        return ToolchainError(
+            f"`{shlex.join(words)}` {fact}",
+            hint=f"run it yourself to see what {self.name} does; then name what starts it anew",
+        )
 
     def command(self, arguments: Iterable[str], environment: Mapping[str, str]) -> list[str]:
         """Return the whole command; `environment` is handed into a container, which needs that."""
@@ -149,17 +160,17 @@ def _results(
     build: Build, tool: Tool, run: Run, words: Sequence[str], folder: str, target: Path
 ) -> None:
     """Run the tool, and move what it promised into `target`."""
-    output, log = build.folder / folder / run.name, build.folder / folder / f"{run.name}.log"
-    # Created by this process, so that files which a container writes as root can be moved out.
-    output.mkdir(parents=True, exist_ok=True)
-    for path in list(output.iterdir()):
-        if path.is_file():
-            path.unlink()  # an old file must not be taken for a result
-    build.progress.say(f"{run.name}: building, log in {log}")
-    _call(build, tool, run, words, log)
+    output = _own_folder(build.folder, f"{folder}/{run.name}")
+    log, place = output.with_name(f"{run.name}.log"), output.resolve()
+    with _alone(output.parent, tool) as held:
+        for path in list(output.iterdir()):
+            if path.is_symlink() or path.is_file():
+                path.unlink()  # an old file must not be taken for a result
+        build.progress.say(f"{run.name}: building, log in {log}")
+        _call(build, tool, run, words, log, held)
     promised = run.promised(output)
     found = {
-        name: [path for path in output.glob(pattern) if path.is_file()]
+        name: [path for path in output.glob(pattern) if _is_own_file(place, path)]
         for name, pattern in promised.items()
     }
     wrong = [name for name, paths in found.items() if len(paths) != 1]
@@ -176,20 +187,67 @@ def _results(
         path.replace(target / name)
 
 
-def _call(build: Build, tool: Tool, run: Run, words: Sequence[str], log: Path) -> None:
+def _own_folder(bundle: Path, name: str) -> Path:
+    """Make the folder ``name`` of the bundle; by a link, a tool would fill somebody else's.
+
+    Raises:
+        ToolchainError: A part of it is a link or a file.
+    """
+    check_name(name)
+    path = bundle
+    for part in name.split("/"):
+        path /= part
+        if path.is_symlink() or (path.exists() and not path.is_dir()):
+            raise ToolchainError(
+                f"{path} is a {'link' if path.is_symlink() else 'file'}, not a folder of the build",
+                hint="remove it and run the same command again",
+            )
+        # By this process, so that files which a container writes as root can be moved out.
+        path.mkdir(exist_ok=True)
+    return path
+
+
+@contextmanager
+def _alone(folder: Path, tool: Tool) -> Iterator[int]:
+    """Lock a working folder; yields the descriptor by which a run of the tool keeps the lock.
+
+    A build that was killed has locked it until its tool has ended, which takes seconds.
+
+    Raises:
+        ToolchainError: It has not ended.
+    """
+    until = time.monotonic() + GRACE_S + _WAIT_S
+    while (held := lock(folder / "lock")) is None:
+        if time.monotonic() > until:
+            raise ToolchainError(
+                f"{tool.name} still runs for an earlier build in {folder}",
+                hint="wait for it to end, or stop it, and run the same command again",
+            )
+        time.sleep(_POLL_S)
+    try:
+        yield held
+    finally:
+        os.close(held)
+
+
+def _is_own_file(place: Path, path: Path) -> bool:
+    """Say whether `path` is a regular file below the resolved `place`, no link, nor behind one."""
+    return path.is_file() and not path.is_symlink() and path.resolve().is_relative_to(place)
+
+
+def _call(build: Build, tool: Tool, run: Run, words: Sequence[str], log: Path, held: int) -> None:
     """Run a command; its lines go to the progress and into `log` as they come."""
     last: deque[str] = deque(maxlen=_LAST_LINES)
+    log.unlink(missing_ok=True)  # it may be a link, or another user's
     with ExitStack() as stack:
-        file = stack.enter_context(log.open("w", encoding="utf-8", buffering=1))
+        file = stack.enter_context(log.open("xb"))
         try:
-            process = stack.enter_context(child(words, build.folder, run.environment))
+            process = stack.enter_context(child(words, build.folder, run.environment, held=[held]))
         except OSError as error:
             raise tool.unstartable(error) from error
-        for line in process.stdout or ():
-            file.write(line)
-            if text := line.rstrip():
-                last.append(text)
-                build.progress.say(text)
+        for line in lines(output_of(process), file):
+            last.append(line)
+            build.progress.say(line)
         code = process.wait()
     if code:
         raise _failure(tool, run.name, words, code, log, last)

@@ -103,7 +103,7 @@ def test_the_builder_is_told_type_lengths_and_environment(bundles: dict[str, Pat
     """The language model's build for both generations. Oracle: the published command."""
     script = (bundles["remote"] / "build.sh").read_text()
     histories = " ".join(f"--last_kv_cache_len {length}" for length in range(128, 1025, 128))
-    assert f"--prefill_len 128 --kv_cache_len 2047 {histories} --parallel 28" in script
+    assert f"--prefill_len 128 --kv_cache_len 2047 {histories} --parallel 8" in script
     assert "--max_context 2048 --prefill_step_size 128 --prefill_len 1152" in script
     assert "--check_level 1" in script
     assert "--model_type qwen3" in script
@@ -158,7 +158,7 @@ def test_several_tiles_become_one_batch(
         str(family.folders["remote"]), tmp_path, images=[images], options=options,
         registry=registry,
     )  # fmt: skip
-    (component,) = bundle.manifest["components"]
+    (component,) = bundle.manifest.data()["components"]
     assert component["findings"] == []
     assert component["verification"]["cosine"] > 0.999999
     assert component["outputs"][0]["shape"] == [3, 24, 64]
@@ -219,10 +219,10 @@ def test_an_archive_is_used_as_it_is(
     assert source["calibration_size"] == -1
     digest = hashlib.sha256(archive.read_bytes()).hexdigest()
     recorded = {"name": archive.name, "source": str(archive), "sha256": digest}
-    assert bundle.manifest["calibration_archive"] == recorded
-    assert bundle.manifest["files"]["imagenet-calib.tar"]["sha256"] == digest
+    assert bundle.manifest.data()["calibration_archive"] == recorded
+    assert bundle.manifest.files["imagenet-calib.tar"].sha256 == digest
     assert "[[ -f imagenet-calib.tar ]]" in (tmp_path / "build.sh").read_text()
-    assert not any("calibration" in note for note in bundle.manifest["notes"])
+    assert not any("calibration" in note for note in bundle.manifest.notes)
     assert bundle.build_request.graphs[0].samples == 4
     planned = plan(
         str(family.folders["remote"]), calibration_archive=str(archive), registry=registry

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 SIDE, CHUNK, CACHE = 84, 32, 191  # px of a tile, which is 9 tokens
 HISTORIES = (32, 64, 96, 128)
-EXACT = {"weight-type": "fp32", "hidden-state-type": "fp32"}
+EXACT = {"exact": "float32"}
 ENDS = [480, 482]  # <|endoftext|> and <|im_end|> of a small checkpoint
 GROUP = 32  # columns that share a scale
 # Every layout and kind of language model, and one and several tiles.

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 HEIGHT, WIDTH, CHUNK, CACHE = 56, 84, 32, 383
 HISTORIES = tuple(range(CHUNK, 321, CHUNK))
-EXACT = {"weight-type": "fp32", "hidden-state-type": "fp32"}
+EXACT = {"exact": "float32"}
 PLACE = 0  # <unk>
 V4, V2, V46 = v4.card(), v2.card(), v46.card()
 # The factors for short and long contexts differ, as does that of the attention from 1.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from importlib.metadata import EntryPoint
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -30,7 +32,7 @@ HEIGHT, WIDTH, CHUNK, CACHE = 84, 112, 16, 159  # 12 tokens an image
 HISTORIES = (16, 32, 48, 64, 80, 96, 112)
 ENDS = [501, 499]  # <|im_end|> and <|endoftext|> of a small checkpoint
 SYSTEM = {"role": "system", "content": ""}
-EXACT = {"weight-type": "fp32", "hidden-state-type": "fp32"}
+EXACT = {"exact": "float32"}
 
 
 @pytest.fixture(scope="module")
@@ -154,8 +156,50 @@ def test_a_video_has_positions_in_time(
 
 
 def test_a_prompt_needs_nothing_that_a_board_lacks(bundle: Path, registry: Registry) -> None:
-    """Oracle: the modules that are imported."""
+    """Nor does what is said become more than text. Oracle: the modules and the ids."""
     check_prompt(bundle, registry)
+
+
+CARELESS = {
+    "what a user types becomes control tokens: .*<|im_end|>": """
+@hookimpl
+def prepare_prompt(job, messages):
+    (message,) = messages
+    image, text = message["content"]
+    content = [image, {**text, "text": Control(text["text"])}]
+    return prompt.prepare(job, [{**message, "content": content}])
+""",
+    "a role becomes control tokens: .*<|im_end|>": """
+checked = prompt.message_parts
+prompt.message_parts = lambda message, types: checked(message, types, [message["role"]])
+
+
+@hookimpl
+def prepare_prompt(job, messages):
+    return prompt.prepare(job, messages)
+""",
+    "preparing a prompt imports pydantic": """
+@hookimpl
+def prepare_prompt(job, messages):
+    import pydantic
+
+    return prompt.prepare(job, messages)
+""",
+}
+
+
+@pytest.mark.parametrize("fault", CARELESS)
+def test_a_careless_family_is_found(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """The check for authors of families. Oracle: the fault written, with its name."""
+    head = "from axcore import Control, hookimpl\nfrom axcore_plugins_qwen25vl import *\n"
+    head += "from axcore_plugins_qwen25vl import model_cards, export_vision, prompt\n"
+    (tmp_path / "careless_family.py").write_text(head + CARELESS[fault])
+    monkeypatch.syspath_prepend(tmp_path)
+    registry = axcore.Registry([EntryPoint("qwen25vl", "careless_family", "axcore")])
+    with pytest.raises(AssertionError, match=re.escape(fault).replace(r"\.\*", ".*")):
+        check_prompt(bundle, registry)
 
 
 def test_a_next_turn_reads_only_what_is_new(runner: Runner, model: Any) -> None:

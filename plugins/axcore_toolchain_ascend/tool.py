@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from dataclasses import replace
@@ -14,9 +15,10 @@ _HOMES = ("ASCEND_TOOLKIT_HOME", "ASCEND_HOME_PATH")
 _SOURCE = "source the set_env.sh of CANN, e.g. /usr/local/Ascend/ascend-toolkit/set_env.sh"
 _REMEDY = (
     f"install the CANN toolkit and {_SOURCE}; or say what starts atc: "
-    '--tool "docker run --rm -v FOLDER:FOLDER -w FOLDER IMAGE atc"; or copy the bundle to a '
+    '--tool "docker run --rm --init -v FOLDER:FOLDER -w FOLDER IMAGE atc"; or copy the bundle to a '
     "machine that has it and run build_ascend.sh there"
 )
+_INFO_BYTES = 64 << 10  # of a few lines
 _ADVICE = "from CANN 8.5 on the operator package of the card must be installed as well"
 
 
@@ -43,6 +45,8 @@ def cann_home() -> Path | None:
 
 def _version(home: Path) -> tuple[str, ...]:
     for path in sorted(home.glob("*-linux/ascend_toolkit_install.info")):
-        if found := re.search(r"^version=(\S+)", path.read_text(errors="replace"), re.MULTILINE):
-            return (f"CANN {found[1]}",)
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            said = file.read(_INFO_BYTES).decode(errors="replace")
+            if found := re.search(r"^version=(\S{1,100})", said, re.MULTILINE):
+                return (f"CANN {found[1]}",)
     return ()

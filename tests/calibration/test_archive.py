@@ -113,7 +113,7 @@ def test_what_cannot_be_fetched_leaves_nothing(
         ("a.rar", b"", "does not end in .tar, .tar.gz, .zip"),
         ("a.tar", None, "No such file"),
         ("a.tar", b"no archive", "cannot be read"),
-        ("a.zip", b"no archive", "not a zip file"),
+        ("a.zip", b"no archive", "neither a TAR nor a ZIP"),
     ],
 )
 def test_what_is_no_archive_is_refused(

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import io
 import os
+import pickletools
 import tarfile
+import warnings
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from axcore.calibration import (
@@ -20,6 +25,7 @@ from axcore.calibration import (
     load_samples,
     store_samples,
 )
+from axcore.calibration.objects import object_npy
 from axcore.component import Calibration, Component, Port
 from axcore.errors import ContractError, ImageError
 from axcore.progress import Silent
@@ -139,6 +145,46 @@ def test_object_samples_share_an_archive(tmp_path: Path) -> None:
         stored = np.load(path, allow_pickle=True).item()
         assert list(stored) == ["patches", "index"]
         assert all(np.array_equal(stored[name], sample[name]) for name in sample)
+
+
+@given(
+    st.dictionaries(
+        st.text(min_size=1, max_size=9),
+        hnp.arrays(
+            st.sampled_from(["u1", "i4", "i8", "f2", "f4", "f8", "?"]).map(np.dtype),
+            hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4),
+        ),
+        max_size=3,
+    )
+)
+def test_any_object_sample_is_read_back(sample: dict[str, Any]) -> None:
+    """Names, shapes, types and values, writable as what numpy writes. Oracle: `numpy.load`."""
+    read = np.load(io.BytesIO(object_npy(sample)), allow_pickle=True).item()
+    assert list(read) == list(sample)
+    for name, array in sample.items():
+        assert (read[name].dtype, read[name].shape) == (array.dtype, array.shape)
+        assert read[name].tobytes() == array.tobytes()
+        assert read[name].flags.writeable
+
+
+def test_object_samples_name_modules_of_every_numpy(tmp_path: Path) -> None:
+    """Neither one that numpy 1 lacks, nor one that numpy 2 warns of. Oracle: the pickle's opcodes.
+
+    Data that looks like such a name stays: the array is read back as it was.
+    """
+    hostile = np.frombuffer(b"cnumpy._core.multiarray\n_reconstruct\nxxxxx", np.uint8)
+    port = Port("bytes", hostile.shape, "uint8")
+    made = store_samples("eye", [port], Calibration("NumpyObject"), [{"bytes": hostile}], tmp_path)
+    content = made.files[0].read_bytes()
+    start = content.index(b"\n") + 1  # behind the header
+    opcodes = list(pickletools.genops(content[start:]))
+    names = {argument for opcode, argument, _ in opcodes if opcode.name == "GLOBAL"}
+    assert names == {"numpy.core.multiarray _reconstruct", "numpy ndarray", "numpy dtype"}
+    assert not {"STACK_GLOBAL", "FRAME"} & {opcode.name for opcode, _, _ in opcodes}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read = np.load(io.BytesIO(content), allow_pickle=True).item()
+    np.testing.assert_array_equal(read["bytes"], hostile)
 
 
 @pytest.mark.parametrize(

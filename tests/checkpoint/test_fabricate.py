@@ -167,7 +167,7 @@ def test_what_is_there_is_kept_and_what_differs_replaced(tmp_path: Path) -> None
     before = written(folder / "model.safetensors")
     fabricate(CARD, "tiny", folder)
     assert written(folder / "model.safetensors") == before
-    left = tmp_path / ".toy.99999999.partial"  # no process has that number
+    left = tmp_path / ".axcore.99999999.partial"  # nobody holds its lock
     left.mkdir()
     (left / "rest").write_text("of a run that was killed")
     fabricate(CARD, "tiny", folder, seed=1)

@@ -25,7 +25,7 @@ import torch
 from safetensors.torch import save
 
 from axcore.checkpoint import Checkpoint
-from axcore.checkpoint.hub import _counting, _reporting
+from axcore.checkpoint.hub import _counting, _plain, _reporting
 from axcore.testing import Recorder
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -377,3 +377,35 @@ def test_modelscope_that_is_not_installed_says_how_to_get_it(
     result = client.fetch(source="modelscope", PYTHONPATH=f"{ROOT}:{tmp_path}")
     assert result["error"] == "DownloadError"
     assert result["hint"] == "pip install 'axcore[modelscope]'"
+
+
+@pytest.mark.parametrize(
+    ("place", "fact", "remedy"),
+    [
+        ("/proc/nowhere", "No such file or directory", "HF_HOME"),
+        ("FILE", "Not a directory", "HF_HOME"),
+    ],
+)
+def test_a_cache_that_takes_no_file_is_named(
+    client: Client, tmp_path: Path, place: str, fact: str, remedy: str
+) -> None:
+    """HOME or HF_HOME where nothing can be written. Before, the network was blamed.
+
+    Oracle: the system's words.
+    """
+    (tmp_path / "file").touch()
+    where = str(tmp_path / "file" / "x") if place == "FILE" else place
+    result = client.fetch(HF_HOME=where)
+    assert result["error"] == "DownloadError"
+    assert f"{where}" in result["message"]
+    assert fact in result["message"]
+    assert remedy in result["hint"]
+
+
+def test_names_of_a_listing_are_plain() -> None:
+    """A hub may list anything. Oracle: the two names that a folder can have."""
+    listed = {
+        "config.json": 3, "a.txt": None, "../x.json": 1, "/etc/x.json": 1, "..": 1, ".": 1, "": 1,
+        "a\\b.json": 1, "\x1b[2J.json": 1, "x" * 300: 1, 7: 1, "\ud800.json": 1, "n.json": -5,
+    }  # fmt: skip
+    assert _plain(listed) == {"config.json": 3, "a.txt": 0, "n.json": 0}

@@ -38,9 +38,10 @@ def data_of(outcome: Outcome, code: int = 0) -> Any:
 # A graph of somebody else: a Neg, which the chip lacks, and a Resize in a mode it lacks.
 FOREIGN = """<ir_version: 8, opset_import: ["": 17]>
 foreign (float[1, 3, 8, 8] image) => (float[1, 3, 16, 16] resized)
-<float[4] scales = {1, 1, 2, 2}> {
-    [turn] negative = Neg(image)
-    [grow] resized = Resize<mode="cubic">(negative, , scales)
+<float[4] scales = {1, 1, 2, 2}, float three = {3}> {
+    [turn] tangent = Tan(image)
+    [grow] large = Resize<mode="cubic">(tangent, , scales)
+    [root] resized = Pow(large, three)
 }"""
 
 
@@ -237,15 +238,18 @@ def test_lint_of_a_foreign_graph(axcore: Axcore, tmp_path: Path) -> None:
     onnx.save(onnx.parser.parse_model(FOREIGN), foreign)
     outcome = axcore("lint", foreign)
     assert outcome.code == 1
-    assert f"{foreign}: turn (Neg)" in outcome.out.replace("error: ", "")
+    assert f"{foreign}: turn (Tan)" in outcome.out.replace("error: ", "")
     assert "grow (Resize)" in outcome.out
     assert "cubic" in outcome.out
     findings = data_of(axcore("lint", foreign, "--json"), code=1)
     assert [(finding["node"], finding["op"]) for finding in findings] == [
-        ("turn", "Neg"),
+        ("turn", "Tan"),
         ("grow", "Resize"),
+        ("root", "Pow"),
     ]
-    assert all(finding["constraint"] and finding["remedy"] for finding in findings)
+    assert all(f["constraint"] and f["remedy"] and f["source"] for f in findings)
+    assert [f["confidence"] for f in findings] == ["documentation", "documentation", "build"]
+    assert all(f[key] in outcome.out for f in findings for key in ("consequence", "source"))
 
 
 def test_build_runs_the_tool_and_lists_what_it_made(

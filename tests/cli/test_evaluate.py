@@ -302,9 +302,14 @@ def test_throughput_without_matplotlib(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--batch-sizes", "1-"], "--batch-sizes 1- is no list of numbers"),
-        (["--input-lens", "a"], "--input-lens a is no list of numbers"),
-        (["--batch-sizes", "3-1"], "batch sizes [], input lengths []"),
+        (["--batch-sizes", "1-"], "--batch-sizes '1-' is no list of numbers"),
+        (["--input-lens", "a"], "--input-lens 'a' is no list of numbers"),
+        (["--batch-sizes", "3-1"], "--batch-sizes '3-1' has no numbers"),
+        (["--batch-sizes", "1-99999999999"], "is no list of numbers"),
+        (["--batch-sizes", "1-999999999"], "has too many numbers"),
+        (["--batch-sizes", "1-600,1-600"], "has too many numbers"),
+        (["--batch-sizes", "9" * 5000], "is no list of numbers"),
+        (["--batch-sizes", "1", "--input-lens", "999999999"], "a prompt of 999999999 tokens"),
         (["--batch-sizes", "1-10"], "--toolchain onnx --dynamic-batch"),
     ],
 )

@@ -19,7 +19,7 @@ MODEL = "qwen2.5-vl-3b"
 STEM = "Qwen2.5-VL-3B-Instruct_vision"
 IMAGES = embedded_images()[0].parent
 CONTEXT, PROMPT_MAX, ROWS = 128, 96, 12
-FLOAT32 = {"weight-type": "fp32", "hidden-state-type": "fp32"}
+FLOAT32 = {"exact": "float32"}
 
 
 @pytest.fixture(scope="session")

@@ -137,8 +137,12 @@ def test_names_in_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         (b'{"a": ', "cannot be read as JSON"),
         (b"\xff", "cannot be read as JSON"),
         (b'["a"]', "is no JSON object but list"),
-        (b'{"a": {"text": "b"}}', "gives `a` no text but dict"),
+        (b'{"a": {"text": "b"}}', "gives 'a' no text but dict"),
         (b"[" * 100_000, "cannot be read as JSON"),
+        (b'{"a": "b", "a": "c"}', "'a' appears twice"),
+        (b'{"a": "\\ud83d"}', "gives 'a' no text but half a character"),
+        (b'{"a": NaN}', "gives 'a' no text but float"),
+        (b" " * (16 << 20) + b"{}", "at most 16777216 are read"),
     ],
 )  # fmt: skip
 def test_what_is_no_prediction_file(tmp_path: Path, content: bytes, message: str) -> None:

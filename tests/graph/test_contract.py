@@ -75,6 +75,11 @@ UNDECLARED: Mapping[str, tuple[Change, str]] = {
         r"`vision` has a name that cannot be a file name: '\.\./x'",
     ),
     "stage named twice": (restaged(3, name="mix.0"), "`vision` repeats the stage name mix.0"),
+    "slash in a stage": (restaged(1, name="mix/0"), "has \"/\" in the name 'mix/0'"),
+    "slash in a port": (
+        lambda c: replace(c, outputs=(Port("out/tokens", (16, 20)),)),
+        "has \"/\" in the name 'out/tokens'",
+    ),
     "port named twice": (
         lambda c: replace(c, outputs=(Port("pixels", (16, 20)),)),
         "repeats the port name pixels",

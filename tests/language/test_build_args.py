@@ -31,7 +31,7 @@ def test_arguments_take_the_lengths_of_the_profile() -> None:
     assert args == LlmBuildArgs(
         prefill_len=128, kv_cache_len=2047, last_kv_cache_len=(128, 256), check_level=1
     )
-    assert (args.hidden_state_type, args.weight_type, args.parallel) == ("bf16", "s8", 32)
+    assert (args.hidden_state_type, args.weight_type, args.parallel) == ("bf16", "s8", 8)
 
 
 @pytest.mark.parametrize(

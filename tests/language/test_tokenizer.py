@@ -7,14 +7,13 @@ import os
 import re
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import Qwen2Tokenizer
 
-from axcore import CheckpointError, Rows, UsageError, encode_prompt, load_tokenizer, message_parts
+from axcore import CheckpointError, load_tokenizer
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -164,73 +163,3 @@ def test_a_marker_that_is_none_is_named_with_its_ids(
     whole().save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(CheckpointError, match=f"(?s){evidence}"):
         load_tokenizer(tmp_path, markers)
-
-
-# Encode ------------------------------------------------------------------------------------------
-
-
-pieces = st.lists(
-    st.text(max_size=8)
-    | st.sampled_from(["<|pad|>", "<|end|>", "é漢<|pad|>"])
-    | st.builds(Rows, st.sampled_from(["<|pad|>", "<|end|>"]), st.integers(1, 5))
-)
-
-
-@settings(max_examples=200)
-@given(pieces=pieces)
-def test_rows_are_where_their_markers_are(pieces: list[str | Rows]) -> None:
-    """Ids of the whole text; places for rows apart from markers that were typed.
-
-    Oracle: the whole text encoded, and the number of tokens before each place: markers part the
-    text, so what is before one is encoded the same without what follows.
-    """
-    tokenizer = whole()
-    texts = [piece if isinstance(piece, str) else piece.marker * piece.count for piece in pieces]
-    ids, places = encode_prompt(tokenizer, pieces)
-    assert ids.dtype == np.int64
-    assert ids.tolist() == tokenizer.encode("".join(texts)).ids
-    expected = []
-    for index, piece in enumerate(pieces):
-        if isinstance(piece, Rows):
-            before = len(tokenizer.encode("".join(texts[:index])).ids)
-            expected.append([*range(before, before + piece.count)])
-    assert [place.tolist() for place in places] == expected
-
-
-def test_a_prompt_is_encoded_as_one_text() -> None:
-    """Some tokenizers put a space before a text's beginning, and there alone.
-
-    Oracle: the tokens, by hand.
-    """
-    vocabulary = {text: index for index, text in enumerate(["<x>", "▁a", "a", "b", "<unk>"])}
-    tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>", fuse_unk=False))
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
-    tokenizer.add_special_tokens(["<x>"])
-    ids, (rows,) = encode_prompt(tokenizer, ["<x>", Rows("<x>", 2), "a", "b"])
-    assert ids.tolist() == [0, 0, 0, 2, 3]
-    assert rows.tolist() == [1, 2]
-
-
-# Messages ----------------------------------------------------------------------------------------
-
-
-def test_text_is_a_part_like_any_other() -> None:
-    """Oracle: the two forms of a message."""
-    part = {"type": "text", "text": "hello"}
-    for content in ("hello", [part]):
-        assert list(message_parts({"role": "user", "content": content}, ("text",))) == [part]
-
-
-@pytest.mark.parametrize(
-    ("part", "message"),
-    [
-        ({"type": "audio", "audio": "x"}, "of type `audio`"),
-        ({"type": "video", "video": []}, "of type `video`"),
-        ({"text": "x"}, "of type `None`"),
-        ({"type": "image", "url": "x"}, "`image` has no `image`, only type, url"),
-    ],
-)
-def test_a_part_that_the_model_does_not_take_is_named(part: dict[str, Any], message: str) -> None:
-    """The error quotes the type. Oracle: what was given."""
-    with pytest.raises(UsageError, match=message):
-        message_parts({"role": "user", "content": [part]}, ("text", "image"))

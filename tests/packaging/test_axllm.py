@@ -45,7 +45,7 @@ def test_settings_name_what_is_there(bundle: Path) -> None:
     layers = [config["template_filename_axmodel"] % i for i in range(config["axmodel_num"])]
     assert layers == [toys.layer(i) for i in range(LAYERS)]
     others = [config[key] for key in ("url_tokenizer_model", "post_config_path")]
-    made = {"config.json", "axcore.json"}
+    made = {"config.json", "axcore.json", "sbom.cdx.json"}
     assert {path.name for path in out.iterdir()} == {*named.values(), *layers, *others, *made}
     for name in [*named.values(), *layers]:
         assert (out / name).read_bytes() == (bundle / name).read_bytes()
@@ -132,3 +132,15 @@ def test_onnx_models_are_not_enough(onnx_bundle: Path) -> None:
     with pytest.raises(BundleError, match=r"no \.axmodel files") as caught:
         packaged(onnx_bundle)
     assert "axcore build" in caught.value.hint
+
+
+def test_a_tokenizer_with_more_ids_than_the_embedding_has_rows_is_refused(bundle: Path) -> None:
+    """Oracle: the id, and the number of rows."""
+    content = json.loads((bundle / "tokenizer.json").read_text())
+    content["model"]["vocab"]["zz"] = VOCABULARY
+    (bundle / "tokenizer.json").write_text(json.dumps(content))
+    change_json(bundle / "axcore.json", files={})
+    with pytest.raises(
+        CheckpointError, match=f"has the id {VOCABULARY}; the embedding has {VOCABULARY} rows"
+    ):
+        packaged(bundle)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
+import re
+import signal
 import subprocess
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from axcore import BudgetError, BundleError, PluginNotFound, Registry, UsageError
+from axcore.bundle import Bundle
 from axcore.packaging import RUNTIMES, Runtime, package
+from axcore.packaging.copying import copy_files
 from axcore.progress import Silent
 
 from ..bundles import largest_file
@@ -19,7 +24,29 @@ from . import toys
 from .toys import packaged
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Callable
+
+ROOT = Path(__file__).parents[2]
+KILLED = """\
+import os, signal, sys
+from pathlib import Path
+from tests.packaging import toys
+
+event, count, bundle, site = sys.argv[1:]
+sys.path.insert(0, site)
+left = int(count)
+
+def last(name, arguments):
+    global left
+    left -= name == event
+    if not left:
+        left = -1  # killing is an event too
+        os.kill(os.getpid(), signal.SIGKILL)
+
+registry = toys.registry()
+sys.addaudithook(last)
+toys.package(Path(bundle), Path(bundle).parent / "board", "python", registry, toys.Silent())
+"""
 
 both = pytest.mark.parametrize("runtime", RUNTIMES)
 
@@ -33,7 +60,7 @@ def test_the_manifest_lists_what_is_there(bundle: Path, runtime: Runtime) -> Non
     """It is the bundle's but for its files, each with size and content. Oracle: hashlib."""
     out = packaged(bundle, runtime)
     manifest = json.loads((out / "axcore.json").read_text())
-    original = json.loads((bundle / "axcore.json").read_text())
+    original = Bundle.open(bundle).manifest.data()
     assert manifest.pop("packaged_for") == runtime
     found = {
         path.relative_to(out).as_posix(): toys.stamp(path.read_bytes())
@@ -44,14 +71,38 @@ def test_the_manifest_lists_what_is_there(bundle: Path, runtime: Runtime) -> Non
 
 
 @both
-def test_models_are_linked_and_settings_copied(bundle: Path, runtime: Runtime) -> None:
-    """Models take no room twice; what people edit does not change the bundle."""
+def test_no_file_is_shared_with_the_bundle(bundle: Path, runtime: Runtime) -> None:
+    """What is changed in the one stays in the other, and weights have one name, as ONNX demands.
+
+    Oracle: the system's count of names.
+    """
     out = packaged(bundle, runtime)
+    assert {path.stat().st_nlink for path in files_of(out) + files_of(bundle)} == {1}
     for name in (*toys.built(".axmodel"), toys.EMBEDDING):
-        assert (out / name).samefile(bundle / name)
-    before = (bundle / "config.json").read_bytes()
-    (out / "config.json").write_text("mine")
-    assert (bundle / "config.json").read_bytes() == before
+        assert (out / name).read_bytes() == (bundle / name).read_bytes()
+
+
+def test_room_is_asked_for_before_the_first_byte(tmp_path: Path) -> None:
+    """Of what cannot share its blocks. Oracle: a sparse file, larger than any disk here."""
+    model, board = tmp_path / "large.axmodel", tmp_path / "board"
+    board.mkdir()
+    with model.open("wb") as file:
+        file.truncate(1 << 43)
+    try:
+        with pytest.raises(BudgetError, match=rf"needs 8.8e\+03 GB in {tmp_path}; .* are free"):
+            copy_files({"small": tmp_path / "large.axmodel"}, board, Silent())
+    finally:
+        model.unlink()
+    assert sum(path.stat().st_size for path in board.iterdir()) == 0
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder"])
+def test_only_files_are_copied(tmp_path: Path, kind: str) -> None:
+    """A pipe does not hang. Oracle: that this ends."""
+    os.mkfifo(tmp_path / "x") if kind == "pipe" else (tmp_path / "x").mkdir()
+    (tmp_path / "board").mkdir()
+    with pytest.raises(BundleError, match=f"x cannot be packaged: it is a {kind}"):
+        copy_files({"x": tmp_path / "x"}, tmp_path / "board", Silent())
 
 
 @both
@@ -94,11 +145,11 @@ def test_a_link_stays_and_its_goal_is_filled(bundle: Path, runtime: Runtime, old
     link.symlink_to(place)
     if older:
         packaged(bundle, runtime, place)
-        (place / "older").touch()
+        older_inode = place.stat().st_ino
     assert packaged(bundle, runtime) == link
     assert link.readlink() == place
     assert (place / "axcore.json").exists()
-    assert not (place / "older").exists()
+    assert not older or place.stat().st_ino != older_inode
     assert left(bundle.parent) == {"bundle", "board", "disk", "site"}
     assert left(place.parent) == {"goal"}
 
@@ -118,21 +169,15 @@ def test_a_place_that_cannot_be_made_is_refused(bundle: Path, runtime: Runtime, 
 
 
 @both
-def test_a_full_disk_is_that_of_the_new_folder(
-    bundle: Path, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its file is named, and nothing is said to be kept, as nothing is.
+@pytest.mark.parametrize("nbytes", [10, 1000])
+def test_a_full_disk_is_that_of_the_new_folder(bundle: Path, runtime: Runtime, nbytes: int) -> None:
+    """Nothing is said to be kept, as nothing is. A limit on the size of files stands in for it.
 
-    A failing link stands in for another disk, a limit on the size of files for a full one.
+    It is met by models, or by what is written beside them.
     """
-
-    def elsewhere(*paths: object) -> None:
-        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), *paths)
-
-    monkeypatch.setattr(os, "link", elsewhere)
     with (
-        largest_file(10),
-        pytest.raises(BudgetError, match=rf"cannot write {bundle.parent}/\.board") as caught,
+        largest_file(nbytes),
+        pytest.raises(BudgetError, match=rf"cannot write {bundle.parent}") as caught,
     ):
         packaged(bundle, runtime)
     assert caught.value.hint == "make room and run the same command again"
@@ -150,6 +195,165 @@ def test_a_folder_of_somebody_else_is_refused(bundle: Path, runtime: Runtime) ->
             packaged(bundle, runtime, out)
     assert left(foreign) == {"thesis.tex"}
     assert left(bundle.parent) == {"bundle", "foreign", "site"}
+
+
+@both
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        *('{"packaged_for": 1}', '{"packaged_for": "python", "files": {}}', "[]", "{", ""),
+        '{"packaged_for": "python", "files": {"photo.jpg": {"size": 4, "sha256": "0"}}}',
+        '{"packaged_for": "python", "files": {"photo.jpg": 1}}',
+    ],
+)
+def test_a_manifest_alone_makes_no_folder_ours(
+    bundle: Path, runtime: Runtime, manifest: str
+) -> None:
+    """It may have been sent. Oracle: the photo beside it."""
+    album = bundle.parent / "album"
+    album.mkdir()
+    (album / "photo.jpg").write_text("cat!")
+    (album / "axcore.json").write_text(manifest)
+    with pytest.raises(
+        BundleError, match=r"album (exists and was not pack|holds what packaging did not)"
+    ) as caught:
+        packaged(bundle, runtime, album)
+    assert "nothing was changed" in caught.value.hint
+    assert left(album) == {"photo.jpg", "axcore.json"}
+    assert left(bundle.parent) == {"bundle", "album", "site"}
+
+
+def edited(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[::-1])
+
+
+def linked(path: Path) -> None:
+    path.rename(path.parent.parent / "goal")
+    path.symlink_to(path.parent.parent / "goal")
+
+
+@both
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("answers.log", Path.touch),
+        ("photos", Path.mkdir),
+        ("sub/photo.jpg", lambda path: (path.parent.mkdir(), path.touch())),
+        ("link", lambda path: path.symlink_to("/etc")),
+        (".axcore", Path.touch),
+        ("__pycache__/mine.pyc", lambda path: (path.parent.mkdir(), path.touch())),
+        ("pipe", os.mkfifo),
+        ("config.json", edited),
+        ("sbom.cdx.json", lambda path: path.write_text("{}")),
+        (toys.layer(1), linked),
+        ("\x1b[2J", Path.touch),
+    ],
+)
+def test_what_packaging_did_not_write_is_not_deleted(
+    bundle: Path, runtime: Runtime, name: str, change: Callable[[Path], object]
+) -> None:
+    """A photo, an edited file, a link: it is named, and all stays. Without it, all is replaced.
+
+    Oracle: the folder before and after.
+    """
+    out = packaged(bundle, runtime)
+    change(out / name)
+    before = {path: path.lstat() for path in out.rglob("*")}
+    named = re.escape(ascii(name))
+    with pytest.raises(BundleError, match=rf"board holds what .* not write there: {named}") as told:
+        packaged(bundle, runtime)
+    assert "move it elsewhere" in told.value.hint
+    after = {path: path.lstat() for path in out.rglob("*")}
+    assert [*map(stamp_of, before.items())] == [*map(stamp_of, after.items())]
+
+
+def stamp_of(item: tuple[Path, os.stat_result]) -> tuple[Path, int, int]:
+    path, status = item
+    return path, status.st_ino, status.st_mtime_ns
+
+
+def test_what_running_left_there_is_no_obstacle(bundle: Path) -> None:
+    """Bytecode, and the record of checksums. Oracle: Python and `check_files`, which write them."""
+    out = packaged(bundle, "python")
+    subprocess.run([sys.executable, "-m", "compileall", "-q", out / "lib"], check=True)
+    Bundle.open(out).check_files()
+    assert list(out.glob("lib/axcore/**/__pycache__/*.pyc"))
+    assert (out / ".axcore/checksums.json").exists()
+    packaged(bundle, "python")
+    assert not list(out.rglob("__pycache__"))
+
+
+def test_what_is_written_while_packaging_is_kept(bundle: Path) -> None:
+    """A board may run there meanwhile. Oracle: the file, written at the last report."""
+    out = packaged(bundle, "python")
+
+    class Runs(Silent):
+        def say(self, message: str) -> None:
+            (out / "answer.txt").write_text(message)
+
+    with pytest.raises(BundleError, match=r"answer\.txt"):
+        package(bundle, out, "python", toys.registry(), Runs())
+    assert "run.py" in (out / "answer.txt").read_text()
+    assert left(bundle.parent) == {"bundle", "board", "site"}
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("x" * 256, "File name too long"),
+        ("x/" * 2100, "File name too long"),
+        ("x" * 220, ""),
+        (os.fsdecode(b"caf\xe9"), ""),
+        ("a b'\"$;\n", ""),
+    ],
+)
+def test_names_of_every_kind(bundle: Path, name: str, reason: str) -> None:
+    """Taken, or refused with the system's reason. Oracle: what is there afterwards."""
+    out = bundle.parent / name
+    if not reason:
+        assert packaged(bundle, "axllm", out) == out
+        assert packaged(bundle, "axllm", out) == out
+        assert (out / "config.json").exists()
+        return
+    with pytest.raises(BundleError, match=reason) as caught:
+        packaged(bundle, "axllm", out)
+    assert "-o" in caught.value.hint
+
+
+@pytest.mark.skipif(not os.geteuid(), reason="root may write everywhere")
+def test_a_place_that_takes_no_files(bundle: Path) -> None:
+    """Nor one that cannot be read. Oracle: the system's reason."""
+    for name, mode in (("full", 0o555), ("shut", 0o000)):
+        (bundle.parent / name).mkdir(mode=mode)
+    for name in ("full/board", "shut", "shut/board"):
+        with pytest.raises(BundleError, match="Permission denied"):
+            packaged(bundle, "axllm", bundle.parent / name)
+
+
+@pytest.mark.parametrize(
+    ("event", "count"), [("os.mkdir", 1), ("os.mkdir", 5), ("open", 200), ("os.rename", 2)]
+)
+def test_a_killed_run_leaves_nothing_behind_after_the_next(
+    bundle: Path, family: Path, event: str, count: int
+) -> None:
+    """While copying, or between the two renames that replace an older folder.
+
+    Oracle: the bytes of an undisturbed run, and the folder that it lies in.
+    """
+    out = packaged(bundle, "python")
+    expected = {path.relative_to(out): path.read_bytes() for path in files_of(out)}
+    died = subprocess.run(
+        [sys.executable, "-c", KILLED, event, str(count), bundle, family],
+        cwd=ROOT, check=False,
+    )  # fmt: skip
+    assert died.returncode == -signal.SIGKILL
+    packaged(bundle, "python")
+    assert {path.relative_to(out): path.read_bytes() for path in files_of(out)} == expected
+    assert left(bundle.parent) == {"bundle", "board", "site"}
+
+
+def files_of(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
 
 
 @both

@@ -67,7 +67,7 @@ def test_the_folder_holds_what_running_takes(bundle: Path) -> None:
     out = packaged(bundle)
     top = {path.name for path in out.iterdir()}
     small = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
-    made = {"axcore.json", "lib", "run.py", "README.md"}
+    made = {"axcore.json", "lib", "run.py", "README.md", "sbom.cdx.json"}
     assert top == {*toys.built(".axmodel"), toys.EMBEDDING, *small, *made}
     package_ = out / "lib" / toys.MODULE
     assert {path.name for path in package_.iterdir()} == {"__init__.py", "data"}

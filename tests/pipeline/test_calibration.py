@@ -16,6 +16,7 @@ from axcore_plugins_qwen25vl.preprocess import IMAGE_CALIBRATION
 from ..bundles import STEM, contents, convert
 
 if TYPE_CHECKING:
+    from contextlib import ExitStack
     from pathlib import Path
 
 PARTS = 4
@@ -29,23 +30,29 @@ def work(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     The functions that do it are wrapped, not replaced. A list, because several threads add to it.
     """
     done: list[str] = []
-    read, decode, run = images._read, images._decode, ort.InferenceSession.run
+    read, whole, decode = images._read, images.read_bytes, images.decode
+    run = ort.InferenceSession.run
 
-    def noted_read(path: Path, offset: int = 0, size: int = images.MAX_IMAGE_BYTES + 1) -> bytes:
-        if size > images.MAX_IMAGE_BYTES:  # less is a look at the format
+    def noted_read(path: Path, offset: int, size: int) -> bytes:
+        if size > 16:  # less is a look at the format
             done.append("read")
         return read(path, offset, size)
 
-    def noted_decode(data: bytes, upright: bool) -> Any:
+    def noted_whole(path: Path, limit: int) -> bytes:
+        done.append("read")
+        return whole(path, limit)
+
+    def noted_decode(data: bytes, upright: bool, stack: ExitStack) -> Any:
         done.append("decode")
-        return decode(data, upright)
+        return decode(data, upright, stack)
 
     def noted_run(self: Any, *arguments: Any, **named: Any) -> Any:
         done.append("run")
         return run(self, *arguments, **named)
 
     monkeypatch.setattr(images, "_read", noted_read)
-    monkeypatch.setattr(images, "_decode", noted_decode)
+    monkeypatch.setattr(images, "read_bytes", noted_whole)
+    monkeypatch.setattr(images, "decode", noted_decode)
     monkeypatch.setattr(ort.InferenceSession, "run", noted_run)
     return done
 

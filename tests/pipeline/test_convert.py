@@ -245,8 +245,10 @@ def test_bfloat16_is_said_to_be_unverified(checkpoint: Path, tmp_path: Path) -> 
     Oracle: the guide.
     """
     bundle = convert(checkpoint, tmp_path / "out", dtype="bfloat16", images=[])
-    assert any("bfloat16" in note and "not verified" in note for note in bundle.manifest["notes"])
-    assert bundle.manifest["components"][0]["verification"] is None
+    assert any(
+        "bfloat16" in note and "not verified" in note for note in bundle.manifest.data()["notes"]
+    )
+    assert bundle.manifest.data()["components"][0]["verification"] is None
     (port,) = onnx.load(bundle.graphs[0], load_external_data=False).graph.input
     assert port.type.tensor_type.elem_type == onnx.TensorProto.BFLOAT16
     with pytest.raises(UsageError, match="bfloat16"):
@@ -261,14 +263,14 @@ def test_other_operator_sets(checkpoint: Path, tmp_path: Path, opset: int) -> No
     bundle = convert(checkpoint, tmp_path / "out", opset=opset, images=[])
     model = onnx.load(bundle.graphs[0], load_external_data=False)
     assert {entry.domain: entry.version for entry in model.opset_import}[""] == opset
-    assert bundle.manifest["components"][0]["verification"]["cosine"] >= 0.9999
+    assert bundle.manifest.data()["components"][0]["verification"]["cosine"] >= 0.9999
 
 
 def test_a_size_that_windows_do_not_fill(checkpoint: Path, tmp_path: Path) -> None:
     """Ragged and oblong. Oracle: H·W/196 patches, H·W/784 tokens; verification ran."""
     height, width = 140, 196
     bundle = convert(checkpoint, tmp_path / "out", height=height, width=width)
-    (component,) = bundle.manifest["components"]
+    (component,) = bundle.manifest.data()["components"]
     assert component["inputs"][0]["shape"] == [1, 3, height * width // 196, 392]
     assert component["outputs"][0]["shape"] == [height * width // 784, 64]
     assert component["verification"]["cosine"] >= 0.9999
@@ -279,7 +281,7 @@ def test_a_size_that_windows_do_not_fill(checkpoint: Path, tmp_path: Path) -> No
 def test_video_takes_two_frames_a_step(checkpoint: Path, tmp_path: Path) -> None:
     """The published profile as it stands: 308 px, P512. Oracle: its table, and six images."""
     bundle = convert(checkpoint, tmp_path / "out", task="video")
-    (component,) = bundle.manifest["components"]
+    (component,) = bundle.manifest.data()["components"]
     assert component["inputs"][0]["shape"] == [1, 3, 484, 392]
     assert component["outputs"][0]["shape"] == [121, 64]
     assert component["verification"]["cosine"] >= 0.9999
@@ -356,7 +358,7 @@ def test_a_float16_checkpoint_is_rounded_for_the_board(
     """Graph exact, embedding rounded to nearest. Oracle: numpy, ml_dtypes and verification."""
     map_tensors(own_checkpoint, lambda key, tensor: (key, tensor.half()))
     bundle = convert(own_checkpoint, tmp_path / "out", images=[])
-    assert bundle.manifest["components"][0]["verification"]["cosine"] >= 0.9999
+    assert bundle.manifest.data()["components"][0]["verification"]["cosine"] >= 0.9999
     with Checkpoint.open(own_checkpoint) as opened:
         table = opened.array(EMBEDDING)
         head = opened.array("visual.merger.mlp.2.bias")

@@ -110,8 +110,8 @@ class Maker:
         self.out = out
         self.made: list[str] = []
 
-    def convert(self, steps: Mapping[str, Mapping[str, str]], inputs: str = "i") -> list[str]:
-        """Run steps (name to files) and publish; return what was kept for its owner."""
+    def convert(self, steps: Mapping[str, Mapping[str, str]], inputs: str = "i") -> dict[str, str]:
+        """Run steps (name to files) and publish; return what was kept for its owner, and where."""
         workspace = Workspace(self.out, "toy")
         with workspace.locked():
             for name, files in steps.items():
@@ -194,7 +194,7 @@ def test_a_file_in_the_way_is_kept_aside(maker: Maker) -> None:
     """A new name of ours that somebody used already. Oracle: their text."""
     maker.convert({"a": {"a.txt": "1"}})
     (maker.out / "build.sh").write_text("mine")
-    assert maker.convert({"a": {"build.sh": "2"}}) == ["build.sh"]
+    assert maker.convert({"a": {"build.sh": "2"}}) == {"build.sh": "build.sh.orig"}
     assert (maker.out / "build.sh.orig").read_text() == "mine"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -239,8 +240,8 @@ SCALES = "model.layers.1.mlp.up_proj.scales"
             {"change": f"found['{SCALES}'] = numpy.zeros((4, 128), numpy.float16)"},
             [f"no `{SCALES}` of shape [2, 128]", "it wrote: [4, 128]"],
         ),
-        ({"error": "0.51"}, ["`w` came back with a relative error of"]),
-        ({"error": "float('nan')"}, ["`w` came back with a relative error of"]),
+        ({"error": "0.51"}, ["'w' came back with a relative error of"]),
+        ({"error": "float('nan')"}, ["worst_weight_error: nan is not a finite number"]),
     ],
     ids=["killed", "a tensor missing", "groups of another size", "far off", "not a number"],
 )
@@ -277,7 +278,7 @@ def test_an_interrupted_run_leaves_nothing_behind(run: Run, tmp_path: Path) -> N
 
 def test_what_a_killed_run_left_is_cleared_away(run: Run, tmp_path: Path, python: Path) -> None:
     """Oracle: the scratch folder that it would have left."""
-    left = tmp_path / ".out.99999999.partial"  # no process has that number
+    left = tmp_path / ".axcore.99999999.partial"  # nobody holds its lock
     left.mkdir()
     (left / "model.safetensors").write_text("half")
     run(python)
@@ -316,3 +317,34 @@ def test_shards_stay_readable_by_others(
     written = load_file(tmp_path / "out/model.safetensors")
     assert len(written) == len(tensors) + 3 * MATRICES
     assert not (tmp_path / "out/model.safetensors.index.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("then", "evidence"),
+    [
+        ('print("not JSON", flush=True)', "the worker said"),
+        ("print([1], flush=True)", "the worker said '[1]"),
+        ("print('true', flush=True)", "the worker said 'true"),
+        ("print('\"' + 'x' * 10**6, flush=True)", "the worker said"),
+        ("os.mkfifo(order['report']); sys.exit(0)", "a pipe or device"),
+        ("open(order['report'], 'w').write('[]'); sys.exit(0)", "not of type Mapping"),
+        ("open(order['report'], 'w').write('{}'); sys.exit(0)", "calibration_tokens: missing"),
+        ("os.truncate(os.open(order['report'], 66), 1 << 30); sys.exit(0)", "at most"),
+    ],
+)
+def test_what_a_worker_says_is_typed(
+    refusal: Refusal, tmp_path: Path, then: str, evidence: str
+) -> None:
+    """It runs libraries of others: lines and reports of another kind are refused, by name."""
+    assert evidence in refusal(ToolchainError, standin_python(tmp_path, then=then))
+
+
+def test_a_link_out_of_the_checkpoint_is_not_copied(
+    refusal: Refusal, checkpoints: dict[str, Path], tmp_path: Path, python: Path
+) -> None:
+    """Notes of a checkpoint that are a file of the user's. Oracle: the message."""
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(checkpoints["flat"], folder)
+    (folder / "notes.md").symlink_to("/etc/passwd")
+    message = refusal(CheckpointError, standin_python(tmp_path), folder=folder)
+    assert "`notes.md` cannot be copied: it is a link to a file outside" in message

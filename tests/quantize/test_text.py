@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -80,5 +81,20 @@ def test_a_place_without_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.bin").write_bytes(b"")
     with pytest.raises(UsageError, match="no text in"):
         read_text(tmp_path)
-    with pytest.raises(UsageError, match="no such text"):
+    with pytest.raises(UsageError, match="No such file"):
         read_text(tmp_path / "missing")
+
+
+def test_text_is_bounded_over_all_files(tmp_path: Path) -> None:
+    """A pipe was waited for for ever; many files count together. Oracle: the limit."""
+    for number in range(2):
+        (tmp_path / f"{number}.txt").touch()
+        os.truncate(tmp_path / f"{number}.txt", 9 << 20)
+    with pytest.raises(UsageError, match=r"1\.txt: it has 9437184 bytes; at most 7340032"):
+        read_text(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UsageError, match="a pipe or device"):
+        read_text(tmp_path / "pipe")
+    (tmp_path / "a.jsonl").write_text('{"text": "\\ud83d"}\n')
+    with pytest.raises(UsageError, match=r"a\.jsonl, line 1"):
+        read_text(tmp_path / "a.jsonl")

@@ -17,7 +17,7 @@ from ml_dtypes import bfloat16
 from onnx import helper
 
 from axcore import Embedding, LlmBuildArgs, Registry
-from axcore.bundle import Bundle
+from axcore.bundle import Bundle, CheckpointRecord
 from axcore.runtime.deployment import EMBEDDING_FILE, Deployment
 
 Array = np.ndarray[Any, Any]
@@ -154,9 +154,11 @@ def toy_deployment(
     shutil.copytree(toy.folder, folder)
     toy.embedding.astype(bfloat16).tofile(folder / EMBEDDING_FILE)
     shutil.copyfile(finished / "tokenizer.json", folder / "tokenizer.json")
+    opened = Deployment.open(finished, Registry())
+    manifest = replace(opened.bundle.manifest, checkpoint=CheckpointRecord(""), files={})
     return replace(
-        Deployment.open(finished, Registry()),
-        bundle=Bundle(folder, {"checkpoint": {}, "files": {}}),
+        opened,
+        bundle=Bundle(folder, manifest),
         llm=LlmBuildArgs(CHUNK, CACHE, HISTORIES),
         layers=LAYERS,
         embedding=Embedding("embed", (VOCABULARY, WIDTH)),

@@ -226,3 +226,39 @@ def test_other_sessions_of_the_process_are_left_alone(same: Callable[..., Path])
     plain = ort.InferenceSession(same(), providers=["CPUExecutionProvider"])
     x = np.ones((2, 3), np.float32)
     np.testing.assert_array_equal(plain.run(None, {"x": x})[0], ours.run(None, {"x": x})[0])
+
+
+def test_scripts_of_the_older_interface_run(toy: ToyLanguageModel, layer: InferenceSession) -> None:
+    """A group chosen beforehand, arrays read as bytes, outputs by number and name.
+
+    Oracle: the same run through the present interface.
+    """
+    path = toy.folder / "toy_p4_l0_together.axmodel"  # as scripts name it; the file is the .onnx
+    session = InferenceSession.load_from_model(str(path))
+    rng = np.random.default_rng(0)
+    feed = {
+        node.name: rng.standard_normal(node.shape).astype(node.dtype)
+        if node.dtype == bfloat16
+        else np.zeros(node.shape, node.dtype)
+        for node in layer.get_inputs(1)
+    }
+    expected = layer.run(None, feed, shape_group=1)
+    session.set_runtime_context(group_id=1)
+    flat = {name: array.reshape(-1).view(np.uint8) for name, array in feed.items()}
+    made = session.run(flat)
+    assert session.get_output_shapes() == [array.shape for array in expected]
+    for number, node in enumerate(layer.get_outputs(1)):
+        np.testing.assert_array_equal(made[number], expected[number])
+        np.testing.assert_array_equal(made[node.name], expected[number])
+
+
+def test_the_older_interface_reads_no_other_number_of_bytes(toy: ToyLanguageModel) -> None:
+    """What would be read beyond an array's end on a board is refused here, with both sizes."""
+    path = toy.folder / "toy_p4_l0_together.onnx"
+    session = InferenceSession.load_from_model(path)
+    with pytest.raises(ValueError, match="`K_cache` is missing"):
+        session.run({})
+    with pytest.raises(ValueError, match=r"`K_cache` takes bfloat16 .* 4 bytes"):
+        session.run({"K_cache": np.zeros(1, np.float32)})
+    with pytest.raises(ValueError, match="out of range"):
+        session.set_runtime_context(group_id=99)

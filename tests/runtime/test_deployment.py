@@ -159,7 +159,7 @@ def test_what_was_seen_is_not_read_again(own: Path, registry: Registry, hashed: 
         ({"embedding": None}, "holds only the vision side"),
         ({"embedding": {"key": "e"}}, "shape: missing"),
         ({"model": {"id": "qwen2.5-vl-3b", "task": "image"}}, "profile"),
-        ({"model": ["qwen2.5-vl-3b"]}, "cannot be parsed"),
+        ({"model": ["qwen2.5-vl-3b"]}, "model: .* is not of type Mapping"),
     ],
 )
 def test_a_manifest_that_does_not_say_enough(
@@ -180,7 +180,7 @@ def test_generation_settings_that_cannot_be_read(
     """Otherwise an answer might never end."""
     (own / "generation_config.json").write_text(content)
     list_again(own, "generation_config.json")
-    with pytest.raises(BundleError, match=r"generation_config\.json cannot be parsed"):
+    with pytest.raises(BundleError, match=r"generation_config\.json (cannot|holds no)"):
         Deployment.open(own, registry)
 
 

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, Any]
 
-EXACT = {"weight-type": "fp32", "hidden-state-type": "fp32"}
+EXACT = {"exact": "float32"}
 SIZES: dict[str, dict[str, Any]] = {
     "qwen2.5-vl-3b": {"height": 84, "width": 112},  # positions in three rows
     "internvl3.5-1b": {"height": 56, "width": 56},  # norms of queries and keys

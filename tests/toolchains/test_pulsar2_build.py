@@ -228,7 +228,7 @@ build_folder(Pulsar2(), Path(sys.argv[1]), eval(sys.argv[2]), command=sys.argv[3
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 def test_stopping_us_stops_all_that_the_tool_started(
     build: Callable[[], list[Path]],
     bundle: Path,

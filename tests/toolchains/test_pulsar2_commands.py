@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from axcore import BuildRequest, LlmBuildArgs
+from axcore import BuildRequest, LlmBuildArgs, UsageError
+from axcore.toolchains.pulsar2 import Pulsar2
 from axcore.toolchains.pulsar2.commands import graph_command, llm_flags
 from axcore.toolchains.pulsar2.script import build_script
 
@@ -47,12 +48,23 @@ def pairs(words: list[str]) -> list[tuple[str, str]]:
 
 def test_the_graph_command_is_the_published_one(request_: BuildRequest) -> None:
     """Oracle: the published command, with the names of the bundle."""
-    assert graph_command(request_.graphs[0], request_) == GRAPH.split()
+    asked = replace(request_, options={**request_.options, "compiler-check": "0"})
+    assert graph_command(asked.graphs[0], asked) == GRAPH.split()
+
+
+def test_an_overflow_of_16_bits_is_not_hidden(request_: BuildRequest) -> None:
+    """Oracle: eight builds of a vocoder, which check 2 stopped and check 0 let through to a board
+    that refused them. Eight bits go through a table, so they need no check.
+    """
+    (graph,) = request_.graphs[:1]
+    narrow = replace(graph, build_options={"pulsar2": {"quant": {"layer_configs": None}}})
+    assert graph_command(graph, request_)[-2:] == ["--compiler.check", "2"]
+    assert graph_command(narrow, request_)[-2:] == ["--compiler.check", "0"]
 
 
 def test_llm_build_gets_the_published_arguments(request_: BuildRequest) -> None:
     """Oracle: two published command lines, one with histories."""
-    one = replace(request_, llm=LlmBuildArgs(prefill_len=512, kv_cache_len=1023))
+    one = replace(request_, llm=LlmBuildArgs(512, 1023, parallel=32))
     folder = ["--output_path", "build/llm"]
     assert pairs(llm_flags("llm_build", one)) == pairs([*ONE_CHUNK.split(), *folder])
     more = LlmBuildArgs(128, 2047, tuple(range(128, 1025, 128)), parallel=28, check_level=1)
@@ -112,7 +124,7 @@ def test_the_script_builds_everything(
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in bundle.glob("*.axmodel")) == sorted(MADE)
     graph, llm = standin.calls()
-    assert graph == GRAPH.split()
+    assert graph == graph_command(request_.graphs[0], request_)
     assert llm[:3] == [generation, "--input_path", request_.checkpoint]
 
 
@@ -177,3 +189,21 @@ def test_any_checkpoint_folder_survives_the_shell(request_: BuildRequest, folder
         check=True,
     )
     assert printed.stdout == folder
+
+
+def test_what_the_user_says_of_the_language_model_wins(request_: BuildRequest) -> None:
+    """Oracle: the flags of the builder."""
+    options = {**request_.options, "weight-type": "s4", "parallel": "2"}
+    flags = llm_flags("llm_build", replace(request_, options=options))
+    said = dict(pairs(flags))
+    assert (said["--weight_type"], said["--parallel"]) == ("s4", "2")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("weight-type", "s2"), ("hidden-state-type", "fp32"), ("parallel", "0"), ("parallel", "x")],
+)
+def test_a_value_that_the_builder_does_not_take_is_refused(name: str, value: str) -> None:
+    """Before any work. Oracle: the builder's own list."""
+    with pytest.raises(UsageError, match=f"--{name} cannot be `{value}`"):
+        Pulsar2().target({"chip": "AX650", name: value})

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import shlex
+import subprocess
 import tempfile
+import threading
+import tracemalloc
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,8 +17,12 @@ from hypothesis import strategies as st
 
 from axcore import BudgetError, BuildRequest, LlmBuildArgs, ToolchainError
 from axcore.bundle import CHECKSUMS
+from axcore.process import GRACE_S
 from axcore.testing import Recorder, build_folder
 from axcore.toolchain import Run, Target, Tool, run_tool
+from axcore.toolchains import output
+
+from ..bundles import largest_file
 
 if TYPE_CHECKING:
     from axcore.toolchain import Build
@@ -145,14 +152,130 @@ def test_what_was_hashed_is_known_after_a_failure(tmp_path: Path) -> None:
 
 
 def test_a_tool_that_goes_away_is_told_from_a_full_disk(tmp_path: Path) -> None:
-    """Only the first is a failure of the tool. Oracle: a program removed, and /dev/full."""
+    """Only the first is a failure of the tool. Oracle: a program removed; the system's limit."""
     gone = Tool("Gone", (str(tmp_path / "gone"),), "install it")
     with pytest.raises(ToolchainError, match="cannot be started") as caught:
         build(tmp_path, run_of("s", "", "a.out"), tool=gone)
     assert caught.value.hint == "install it"
     with pytest.raises(ToolchainError, match="cannot be started"):
         gone.ask("--version", folder=tmp_path)
-    (tmp_path / "made/s.log").unlink()
-    (tmp_path / "made/s.log").symlink_to("/dev/full")
-    with pytest.raises(BudgetError, match="No space left"):
-        build(tmp_path, run_of("s", "echo much", "a.out"))
+    with largest_file(10_000), pytest.raises(BudgetError, match="File too large"):
+        build(tmp_path, run_of("s", "head -c 20000 /dev/zero", "a.out"))
+
+
+@pytest.mark.parametrize("name", ["made", "made/s"])
+def test_a_folder_elsewhere_is_not_emptied(tmp_path: Path, name: str) -> None:
+    """By a link in the place of a working folder, as in a bundle that was sent. Oracle: a photo."""
+    elsewhere, bundle = tmp_path / "elsewhere", tmp_path / "bundle"
+    (elsewhere / "s").mkdir(parents=True)
+    for photo in (elsewhere / "photo.jpg", elsewhere / "s/photo.jpg"):
+        photo.touch()
+    (bundle / name).parent.mkdir(parents=True)
+    (bundle / name).symlink_to(elsewhere)
+    with pytest.raises(ToolchainError, match=rf"bundle/{name} is a link, not a folder") as caught:
+        build(bundle, run_of("s", "touch made/s/a.out", "a.out"))
+    assert "remove it" in caught.value.hint
+    assert {path.name for path in elsewhere.rglob("*.*")} == {"photo.jpg"}
+
+
+def test_a_log_is_not_written_elsewhere(tmp_path: Path) -> None:
+    """Nor into the file behind a hard link. Oracle: the files elsewhere."""
+    mine = tmp_path / "mine"
+    mine.write_text("mine")
+    bundle = tmp_path / "bundle"
+    (bundle / "made").mkdir(parents=True)
+    for link in ("symlink_to", "hardlink_to"):
+        getattr(bundle / "made/s.log", link)(mine)
+        build(bundle, run_of("s", f"echo {link}; touch made/s/a.out", "a.out"))
+        assert (bundle / "made/s.log").read_text() == f"{link}\n"
+        assert mine.read_text() == "mine"
+        (bundle / "made/s.log").unlink()
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        *("ln -s ../../mine made/s/a.out", "ln -s ../.. made/s/up", "mkfifo made/s/a.out"),
+        "rmdir made/s; ln -s .. made/s; cp mine a.out",
+    ],
+)
+def test_a_promise_is_no_link_and_no_pipe(tmp_path: Path, script: str) -> None:
+    """What lies elsewhere is moved by nothing. Oracle: the file, and the words."""
+    (tmp_path / "mine").write_text("mine")
+    pattern = "up/mine" if "up" in script else "a.out"
+    with pytest.raises(ToolchainError, match="0 files instead of 1"):
+        build(tmp_path, run_of("s", script, pattern))
+    assert (tmp_path / "mine").read_text() == "mine"
+
+
+def test_a_tool_may_print_anything(tmp_path: Path, recorder: Recorder) -> None:
+    r"""People see text; the log has all bytes. Oracle: the bytes, and what a terminal would show.
+
+    Lines end by \n or \r\n; \r alone redraws; colours, titles, and what is no text.
+    """
+    said = (
+        rb"\033[1;31mred\033[0m\r\n1%%\r50%%\r100%%\n\033]0;title\007plain\n\n"
+        rb"\377\000bytes\n\033(Bend\r"
+    )
+    script = f"printf '{said.decode()}'; touch made/s/a.out"
+    build(tmp_path, run_of("s", script, "a.out"), progress=recorder)
+    assert recorder.said[2:] == ["red", "100%", "plain", "\ufffd\x00bytes", "end"]
+    raw = (tmp_path / "made/s.log").read_bytes()
+    assert raw == subprocess.run(["printf", said], capture_output=True, check=True).stdout
+
+
+def test_a_line_without_end_costs_no_memory(
+    tmp_path: Path, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is shown cut, and the log ends at its limit. Oracle: its size; the peak of this process.
+
+    The peak is that of Python's own allocations, while 64 MB are printed.
+    """
+    monkeypatch.setattr(output, "LOG_BYTES", 1 << 20)
+    script = "head -c 64M /dev/zero | tr '\\0' x; echo; echo last; touch made/s/a.out"
+    tracemalloc.start()
+    try:
+        build(tmp_path, run_of("s", script, "a.out"), progress=recorder)
+        assert tracemalloc.get_traced_memory()[1] < 32 << 20
+    finally:
+        tracemalloc.stop()
+    assert recorder.said[2:] == ["x" * 4096 + " …", "last"]
+    log = (tmp_path / "made/s.log").read_bytes()
+    assert log.startswith(b"x" * (1 << 20) + b"\n[the log ends here")
+    assert len(log) < (1 << 20) + 100
+
+
+@pytest.mark.parametrize(
+    ("script", "words"), [("sleep 600", "for more than 0.2 s"), ("yes", "more than 1048576 bytes")]
+)
+def test_an_answer_has_an_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, words: str
+) -> None:
+    """A tool that hangs or babbles when it is asked is stopped. Oracle: that this ends."""
+    monkeypatch.setattr("axcore.toolchains.tool.ANSWER_S", 0.2 if "sleep" in script else 60)
+    with pytest.raises(ToolchainError, match=words) as caught:
+        SHELL.ask(script, folder=tmp_path)
+    assert "run it yourself" in caught.value.hint
+
+
+def test_a_build_waits_for_the_tool_of_one_that_was_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And gives up where that does not end. Oracle: the order of lines, by two processes."""
+    (tmp_path / "made").mkdir()
+    earlier = subprocess.Popen(
+        ["flock", "made/lock", "sh", "-c", "echo locked; read _; echo earlier >> order"],
+        cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    with earlier:
+        assert earlier.stdout is not None
+        assert earlier.stdin is not None
+        assert earlier.stdout.readline() == "locked\n"
+        run = run_of("s", "echo later >> order; touch made/s/a.out", "a.out")
+        monkeypatch.setattr("axcore.toolchains.tool._WAIT_S", -GRACE_S)
+        with pytest.raises(ToolchainError, match="Shell still runs for an earlier build in"):
+            build(tmp_path, run)
+        monkeypatch.undo()
+        threading.Timer(0.2, earlier.stdin.close).start()
+        build(tmp_path, run)
+    assert (tmp_path / "order").read_text().split() == ["earlier", "later"]

@@ -25,12 +25,29 @@ _HERE = Target("ONNX Runtime")
 _OPTIONS: Mapping[str, Choice] = MappingProxyType(
     {
         "weight-type": Choice(
-            ("bf16", "fp32", "s8"),
-            "how weights are stored: as published, in float32, or in 8 bits with a scale per"
-            " output channel, as boards do. They become float32 when a file is loaded",
+            (),
+            "how matrices are stored: s8 or s4 with a scale per row as on boards, bf16, fp16,"
+            " fp8_e4m3, fp8_e5m2 or fp32; the head is s8 on every board, and here unless fp32 is"
+            " chosen. Default: that of the build request, usually s8. All become float32 when a"
+            " file is loaded",
+        ),
+        "weight-rule": Choice(
+            (),
+            "how rows become integers: qwen (scale max / 127) or llama (-largest / 128); default:"
+            " what builds of the model's type were seen to do, qwen where that is unknown",
         ),
         "hidden-state-type": Choice(
             ("bf16", "fp32"), "how states and caches are passed: as on boards, or without rounding"
+        ),
+        "round-inside": Choice(
+            ("no", "yes"),
+            "whether states are rounded between the operators of a layer too, which is nearer to a"
+            " board and slower",
+        ),
+        "exact": Choice(
+            ("no", "float32"),
+            "float32 computes with the checkpoint's weights and no rounding at all, as transformers"
+            " does in float32; it overrides the other precisions",
         ),
         "dynamic-batch": Choice(
             ("no", "yes"), "whether several prompts may be run at once, which no board can do"
@@ -46,6 +63,7 @@ class Onnx:
     options = _OPTIONS
 
     targets: Mapping[str, Target] = MappingProxyType({"onnx": _HERE})
+    variables: Mapping[str, tuple[str, ...]] = MappingProxyType({})
 
     def target(self, options: Mapping[str, str]) -> Target:
         """Return ONNX Runtime, which has no table: it runs every operator that ONNX has."""
@@ -81,6 +99,7 @@ class Onnx:
 
         Raises:
             UnsupportedModel: Layers of this kind are not built here.
+            UsageError: An option does not take its value.
         """
         from .build import build_layers
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir as ir
 import torch
 
+from ...checkpoint.quantised import float_sources
+from ...errors import UsageError
 from ...graph.trace import trace
 from ...layer_files import GROUPS, Provenance, data_file
 from ...versions import code_digest
@@ -25,7 +27,7 @@ from .groups import (
     head_file,
     layer_file,
 )
-from .precision import STATES, Precision, add_weight, cast
+from .precision import RULES, STATES, WEIGHTS, Precision, add_weight, cast, round_inside
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from ..contract import Build
 
 OPSET = 18  # the exporter's own; nothing but ONNX Runtime reads these files
+_LLAMA = ("llama", "minicpm", "smollm")  # types that Pulsar2's builder treats as Llama
 _WRITERS = 2  # one reads while the other writes
 
 
@@ -52,14 +55,37 @@ class _Kind:
 
 def build_layers(build: Build) -> None:
     """Write the layer models and the head, all as one step: they appear together."""
-    options = build.request.options
-    precision = Precision(options["hidden-state-type"], options["weight-type"])
-    dynamic = options["dynamic-batch"] == "yes"
+    dynamic = build.request.options["dynamic-batch"] == "yes"
     decoder = build.decoder()
+    precision = _precision(build, decoder)
     with decoder.checkpoint:
         lengths = Lengths.of(build.request, decoder, dynamic_batch=dynamic)
         files = _LayerFiles(lengths, decoder, precision, build.progress)
         build.step("layer-models", {"build": files.identity}, files.write)
+
+
+def _precision(build: Build, decoder: Decoder) -> Precision:
+    """Return what the user asked for, else what the builder of a board would do."""
+    options = build.request.options
+    if options["exact"] == "float32":
+        return Precision("fp32", "fp32")
+    weights = options.get("weight-type", build.request.llm.weight_type)
+    if weights not in WEIGHTS:
+        raise UsageError(
+            f"weight-type {weights} is not offered", hint=f"choose from {', '.join(WEIGHTS)}"
+        )
+    rule = options.get("weight-rule", _rule(decoder.kind))
+    if rule not in RULES:
+        raise UsageError(
+            f"weight-rule {rule} is not offered", hint=f"choose from {', '.join(RULES)}"
+        )
+    inside = options["round-inside"] == "yes"
+    return Precision(options["hidden-state-type"], weights, rule, inside)
+
+
+def _rule(kind: str) -> str:
+    """Return by which rule builds of this type were seen to round; of others the first is taken."""
+    return "llama" if kind.startswith(_LLAMA) else "qwen"
 
 
 class _LayerFiles:
@@ -91,11 +117,13 @@ class _LayerFiles:
                 data_file(folder / f"{stem}.onnx"),
                 stage,
                 decoder.checkpoint,
-                self._precision.weights,
+                self._precision if stage is not decoder.head else self._precision.head,
                 self._provenance(stem).fingerprint,
             )
             for stem, stage in stages.items()
         }
+        read = {key for s in stages.values() for w in s.weights().values() for key in w.keys()}
+        decoder.checkpoint.check_finite(float_sources(decoder.checkpoint, read))
         with (
             ThreadPoolExecutor(_WRITERS) as pool,
             self._progress.task("layer models", len(files), "files") as task,
@@ -118,7 +146,7 @@ class _LayerFiles:
         facts = [
             repr(self._precision),
             repr(self._lengths),
-            checkpoint.signature(),  # weights by size, header and time of writing
+            checkpoint.signature(),
             self._weights,
             checkpoint.config,
             *map(code_digest, ("axcore", owner)),
@@ -148,7 +176,9 @@ class _LayerFiles:
         if stage.kind not in self._kinds:
             is_head = stage is self._decoder.head
             make = self._head if is_head else self._layer
-            self._kinds[stage.kind] = make(stage)
+            kind = self._kinds[stage.kind] = make(stage)
+            if self._precision.inside:
+                round_inside(kind.graph.model.graph, STATES[self._precision.states])
         return self._kinds[stage.kind]
 
     def _layer(self, stage: Stage) -> _Kind:

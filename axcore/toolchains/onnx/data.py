@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from ...checkpoint import Checkpoint
     from ...component import Stage
-    from .precision import Stored
+    from .precision import Precision, Stored
 
 _ALIGNMENT = 64  # so that a mapped file can be read in place
 
@@ -36,7 +36,7 @@ class DataFile:
     path: Path
     stage: Stage
     checkpoint: Checkpoint
-    precision: str
+    precision: Precision
     fingerprint: bytes
 
     @cached_property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -21,15 +21,45 @@ if TYPE_CHECKING:
     from ...component import Shape, Weight
 
 STATES: Mapping[str, ir.DataType] = {"bf16": ir.DataType.BFLOAT16, "fp32": ir.DataType.FLOAT}
-_TORCH = {ir.DataType.BFLOAT16: torch.bfloat16, ir.DataType.FLOAT: torch.float32}
+_TORCH = {
+    ir.DataType.BFLOAT16: torch.bfloat16,
+    ir.DataType.FLOAT16: torch.float16,
+    ir.DataType.FLOAT: torch.float32,
+}
+_FLOATS = {
+    "fp32": ir.DataType.FLOAT,
+    "fp16": ir.DataType.FLOAT16,
+    "bf16": ir.DataType.BFLOAT16,
+    "fp8_e4m3": ir.DataType.BFLOAT16,  # which holds every value of 8 bits
+    "fp8_e5m2": ir.DataType.BFLOAT16,
+}
+_FP8 = {"fp8_e4m3": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
+_STEPS = {"s8": 128, "s4": 8}  # of the magnitude of a row, to one side
+
+WEIGHTS = (*_STEPS, *_FLOATS)
+RULES = ("qwen", "llama")
 
 
 @dataclass(frozen=True)
 class Precision:
-    """Precision of states and caches ("bf16", "fp32"), and of stored weights (and "s8")."""
+    """How a build keeps what it computes with.
+
+    Attributes:
+        states: Of states and caches: a key of `STATES`.
+        weights: Of matrices, one of `WEIGHTS`.
+        rule: How a row of a matrix becomes integers, one of `RULES`: see `row_codes`.
+        inside: Whether states are rounded between the operators of a layer as well.
+    """
 
     states: str
     weights: str
+    rule: str = RULES[0]
+    inside: bool = False
+
+    @property
+    def head(self) -> Precision:
+        """Of the output head: a board's is s8 whatever its layers are."""
+        return self if self.weights == "fp32" else replace(self, weights="s8")
 
 
 @dataclass(frozen=True)
@@ -48,7 +78,7 @@ class Stored:
 
 
 def stored_forms(
-    name: str, shape: Shape, weight: Weight, checkpoint: Checkpoint, precision: str
+    name: str, shape: Shape, weight: Weight, checkpoint: Checkpoint, precision: Precision
 ) -> list[Stored]:
     """Return what stands for a parameter in a data file.
 
@@ -57,16 +87,27 @@ def stored_forms(
         shape: Its shape.
         weight: Where it comes from.
         checkpoint: Read while the file is written.
-        precision: "bf16", "fp32" or "s8"; vectors are never stored in 8 bits.
+        precision: Of matrices; vectors are stored in bfloat16, or in float32 as they are.
     """
     read = partial(weight.resolve, partial(float_tensor, checkpoint))
-    if precision == "s8" and len(shape) == 2:
-        channels = _Channels(read)
+    kind = precision.weights
+    if kind in _STEPS and len(shape) == 2:
+        rows = _Rows(read, kind, precision.rule)
         return [
-            Stored(f"{name}.s8", ir.DataType.INT8, shape, partial(_write, channels.weight)),
-            Stored(f"{name}.scale", ir.DataType.FLOAT, shape[:1], partial(_write, channels.scale)),
+            Stored(f"{name}.{kind}", ir.DataType.INT8, shape, partial(_write, rows.codes)),
+            Stored(f"{name}.scale", ir.DataType.FLOAT, shape[:1], partial(_write, rows.scales)),
         ]
-    dtype = ir.DataType.FLOAT if precision == "fp32" else ir.DataType.BFLOAT16
+    if len(shape) == 2 and kind in _FP8:
+        narrow = _FP8[kind]
+        return [
+            Stored(
+                name,
+                _FLOATS[kind],
+                shape,
+                partial(_write, lambda: read().to(narrow).to(torch.bfloat16)),
+            )
+        ]
+    dtype = _FLOATS.get(kind, ir.DataType.BFLOAT16)
     if dtype is ir.DataType.BFLOAT16 and (key := _as_it_lies(weight, checkpoint)):
         return [Stored(name, dtype, shape, partial(checkpoint.copy, key))]
     return [Stored(name, dtype, shape, partial(_write, lambda: read().to(_TORCH[dtype])))]
@@ -108,24 +149,78 @@ def _write(read: Callable[[], Tensor], descriptor: int, offset: int) -> None:
     write_at(descriptor, data, offset)
 
 
-class _Channels:
-    """A matrix in 8 bits with a scale per row, symmetric, as the vendor's builder stores it."""
+class _Rows:
+    """A matrix as integers with a scale per row; it is read once for both."""
 
-    def __init__(self, load: Callable[[], Tensor]) -> None:
-        self._load = load
+    def __init__(self, load: Callable[[], Tensor], kind: str, rule: str) -> None:
+        self._load, self._kind, self._rule = load, kind, rule
+        self._scales: Tensor | None = None
 
-    def scale(self) -> Tensor:
-        """Return float32 ``[rows]``: the largest magnitude of a row is 127 steps."""
-        return self._steps(self._load().float())
+    def codes(self) -> Tensor:
+        """Return int8 ``[rows, columns]``; of s4 the values are -8 to 7."""
+        codes, self._scales = row_codes(self._load().float(), self._kind, self._rule)
+        return codes
 
-    def weight(self) -> Tensor:
-        """Return int8 ``[rows, columns]``."""
-        matrix = self._load().float()
-        return torch.round(matrix / self._steps(matrix)[:, None]).to(torch.int8)
+    def scales(self) -> Tensor:
+        """Return float32 ``[rows]``."""
+        if self._scales is None:
+            self.codes()
+        assert self._scales is not None
+        return self._scales
 
-    @staticmethod
-    def _steps(matrix: Tensor) -> Tensor:
-        return matrix.abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny) / 127
+
+def row_codes(matrix: Tensor, kind: str, rule: str) -> tuple[Tensor, Tensor]:
+    """Return the integers and scales by which Pulsar2's builder stores a matrix.
+
+    Both have one float32 scale per output row. With n = 128 for s8 and 8 for s4:
+
+    - "qwen": scale = max |w| / (n - 1), code = w / scale rounded half to even;
+    - "llama": scale = -w[argmax |w|] / n, so that the largest value is code -n and a scale may be
+      negative; code = floor(w / scale + 0.5), clipped to n - 1.
+
+    Args:
+        matrix: Float32 ``[rows, columns]``.
+        kind: "s8" or "s4".
+        rule: One of `RULES`.
+
+    Returns:
+        Int8 ``[rows, columns]`` and float32 ``[rows]``.
+
+    Source: onnxsim/onnxsim, ``docs/axera-llm-build-dtype-analysis.md``: the first reproduces
+    440,401,920 codes of a Qwen3 build, the second all but exact ties of Llama builds.
+    """
+    steps, tiny = _STEPS[kind], torch.finfo(torch.float32).tiny
+    if rule == "qwen":
+        scales = matrix.abs().amax(1).clamp(min=tiny) / (steps - 1)
+        codes = torch.round(matrix / scales[:, None])
+    else:
+        largest = matrix.gather(1, matrix.abs().argmax(1, keepdim=True))[:, 0]
+        scales = torch.where(largest == 0, tiny, -largest) / steps
+        codes = torch.floor(matrix / scales[:, None] + 0.5)
+    return codes.clamp(-steps, steps - 1).to(torch.int8), scales
+
+
+def round_inside(graph: ir.Graph, to: ir.DataType) -> None:
+    """Round what matrices, softmaxes and residual sums return, as if states were kept in `to`.
+
+    A board keeps the states between its fused operators in the type of the borders; where exactly
+    is not published, so this is near a board and not equal to it.
+    """
+    for node in list(graph):
+        if node.op_type not in _ROUNDED or node.outputs[0].dtype is not ir.DataType.FLOAT:
+            continue
+        value = node.outputs[0]
+        uses = list(value.uses())
+        narrow = cast(value, to, f"{value.name}.rounded")
+        wide = cast(narrow.outputs[0], ir.DataType.FLOAT, f"{value.name}.wide")
+        graph.insert_after(node, [narrow, wide])
+        for user, index in uses:
+            user.replace_input_with(index, wide.outputs[0])
+        if value in graph.outputs:
+            graph.outputs[list(graph.outputs).index(value)] = wide.outputs[0]
+
+
+_ROUNDED = ("MatMul", "Gemm", "Softmax", "Add")
 
 
 def cast(value: ir.Value, to: ir.DataType, name: str) -> ir.Node:

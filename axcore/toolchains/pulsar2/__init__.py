@@ -6,18 +6,20 @@ Importing it is cheap; configuration types and the runner are loaded when they a
 from __future__ import annotations
 
 import shlex
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 from ...availability import Availability
 from ...errors import ToolchainError, UsageError
-from .chips import NPU_MODES, OPTIONS, Chip, chip_target
+from .chips import NPU_MODES, OPTIONS, Chip, check_options, chip_target
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
     from ...graph.lint import Finding
-    from ..contract import Build, BuildRequest, Target
+    from ..contract import Build, BuildRequest, Forecast, Target
 
 __all__ = ["Pulsar2"]
 
@@ -27,6 +29,9 @@ class Pulsar2:
 
     name = "pulsar2"
     options = OPTIONS
+    variables: Mapping[str, tuple[str, ...]] = MappingProxyType(
+        {"FLOAT_MATMUL_USE_CONV_EU": ("0", "1")}  # matrix products on the convolution unit
+    )
 
     @property
     def targets(self) -> dict[str, Target]:
@@ -37,8 +42,10 @@ class Pulsar2:
         """Return the chip.
 
         Raises:
-            UsageError: Pulsar2 has no such chip, or the chip has no such NPU mode.
+            UsageError: Pulsar2 has no such chip, the chip has no such NPU mode, or another option
+                does not take its value.
         """
+        check_options(options)
         return chip_target(Chip.of(options).name)
 
     def lint(self, graph: Path, target: Target) -> list[Finding]:
@@ -86,6 +93,22 @@ class Pulsar2:
         }
         return {**files, "build.sh": build_script(request)}
 
+    def forecast(
+        self, request: BuildRequest, config: Mapping[str, Any], weight_bytes: Mapping[str, int]
+    ) -> Forecast:
+        """Return bytes, memory, times and speed of the language model on the chip."""
+        from .config import config_for
+        from .forecast import forecast
+        from .remarks import remarks
+
+        foreseen = forecast(request, config, weight_bytes)
+        said = [
+            f"{graph.stem}: {line}"
+            for graph in request.graphs
+            for line in remarks(config_for(graph, request))
+        ]
+        return replace(foreseen, notes=(*foreseen.notes, *said))
+
     def build(self, build: Build) -> None:
         """Build every graph and the language model into ``.axmodel`` files.
 
@@ -100,10 +123,14 @@ class Pulsar2:
         """
         from ..tool import run_tool
         from .build import runs_of
-        from .commands import BUILD_FOLDER
+        from .commands import BUILD_FOLDER, config_file
+        from .remarks import remarks_on
         from .tool import find_tool, probe
 
         _check_converted(build)
+        for graph in build.request.graphs:
+            for line in remarks_on(build.folder / config_file(graph)):
+                build.progress.warn(f"{config_file(graph)}: {line}")
         tool, generation = probe(find_tool(build.command), build.folder)
         version = " ".join(tool.version)
         build.progress.say(f"Pulsar2 {version} ({generation})".replace("  ", " "))

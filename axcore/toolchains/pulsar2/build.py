@@ -23,7 +23,7 @@ def runs_of(bundle: Path, request: BuildRequest, generation: Generation) -> list
         ToolchainError: A file that a step reads is missing.
     """
     graphs = [_graph_step(bundle, graph, request) for graph in request.graphs]
-    return [*graphs, _llm_step(request, generation)]
+    return [*graphs, _llm_step(bundle, request, generation)]
 
 
 def _graph_step(bundle: Path, graph: GraphFile, request: BuildRequest) -> Run:
@@ -36,12 +36,12 @@ def _graph_step(bundle: Path, graph: GraphFile, request: BuildRequest) -> Run:
     )
 
 
-def _llm_step(request: BuildRequest, generation: Generation) -> Run:
-    checkpoint = Path(request.checkpoint)
+def _llm_step(bundle: Path, request: BuildRequest, generation: Generation) -> Run:
+    checkpoint = bundle / request.checkpoint  # an absolute one stays
     required(LLM_STEP, checkpoint / "config.json", f"{_AGAIN} with --checkpoint where it is now")
     return Run(
         name=LLM_STEP,
-        arguments=[generation, "--input_path", str(checkpoint), *llm_flags(generation, request)],
+        arguments=[generation, "--input_path", request.checkpoint, *llm_flags(generation, request)],
         inputs=sorted(path for path in checkpoint.iterdir() if path.is_file()),
         promised=lambda folder: _llm_files(folder, request),
         environment=request.llm.environment,

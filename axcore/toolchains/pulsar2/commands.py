@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
 
 from .chips import Chip
 
@@ -48,8 +49,32 @@ def graph_command(graph: GraphFile, request: BuildRequest) -> list[str]:
         *("--output_name", axmodel_file(graph)),
         *("--target_hardware", chip.name),
         *("--npu_mode", chip.npu_mode),
-        *("--compiler.check", "0"),
+        *("--compiler.check", _check(graph, request)),
     ]
+
+
+def _check(graph: GraphFile, request: BuildRequest) -> str:
+    """Return the level of the compiler's self-check: the user's, or what the bits call for.
+
+    A 16-bit activation whose range shrinks may overflow. Level 2 stops such a build; with 0 it
+    succeeds and the board refuses to run it (seen in eight builds of a vocoder).
+    """
+    from .config import config_for
+    from .remarks import bits
+
+    default = "2" if bits(config_for(graph, request)) == 16 else "0"
+    return request.options.get("compiler-check", default)
+
+
+def llm_args(request: BuildRequest) -> LlmBuildArgs:
+    """Return the build arguments of the language model, with what the user chose instead."""
+    given: dict[str, Any] = {
+        name.replace("-", "_"): value
+        for name in ("weight-type", "hidden-state-type")
+        if (value := request.options.get(name))
+    }
+    parallel = int(request.options.get("parallel", request.llm.parallel))
+    return replace(request.llm, parallel=parallel, **given)
 
 
 def llm_flags(generation: Generation, request: BuildRequest) -> list[str]:
@@ -59,7 +84,7 @@ def llm_flags(generation: Generation, request: BuildRequest) -> list[str]:
     a context of C + 1 positions; where the one names a chunk and the histories before it, the
     other names the step and the longest prompt, which is the longest history and one more chunk.
     """
-    args, chip = request.llm, Chip.of(request.options)
+    args, chip = llm_args(request), Chip.of(request.options)
     flags = ["--output_path", output_folder(LLM_STEP)]
     flags += ["--hidden_state_type", args.hidden_state_type]
     flags += _lengths(generation, args)

@@ -3,7 +3,8 @@
 Unknown fields are refused, and so is what contradicts itself, before the tool spends an hour on
 it. `BuildConfig.to_json` writes only what was set, in the order of the fields here.
 
-Source: Pulsar2 7.0 documentation, "Configuration file details".
+Source: Pulsar2 7.0 documentation, "Configuration file details" with its proto definition, and "Set
+separate compilation options for subgraphs".
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ class LayerConfig(Section):
     end_tensor_names: list[str] = []
     data_type: QuantType = "U8"
     output_data_type: QuantType = "U8"
-    weight_data_type: Literal["S8", "FP32"] = "S8"
+    weight_data_type: Literal["S8", "S16", "FP32"] = "S8"
 
     @model_validator(mode="after")
     def _selects_once(self) -> LayerConfig:
@@ -115,8 +116,8 @@ class LayerConfig(Section):
     @model_validator(mode="after")
     def _treats_conv_as_conv(self) -> LayerConfig:
         types = {self.op_type, *self.op_types} - {""}
-        if "Conv" in types and "FP32" in (self.data_type, self.output_data_type):
-            raise ValueError("Conv cannot run in FP32")
+        if "Conv" in types and self.data_type == "FP32":
+            raise ValueError("Conv cannot run in FP32; output_data_type FP32 gives float outputs")
         if "output_data_type" in self.model_fields_set and types - {"Conv"}:
             raise ValueError(f"output_data_type is for Conv, not for {sorted(types - {'Conv'})}")
         return self
@@ -186,6 +187,8 @@ class InputProcessor(Section):
     padding_mode: Literal["constant"] = "constant"
     padding_constant_value: int = 0
     slicing: list[int] = []
+    scale: float = 0
+    zeropoint: int = 0
 
     @model_validator(mode="after")
     def _agrees(self) -> InputProcessor:
@@ -229,7 +232,7 @@ class OnnxOptions(Section):
     save_tensors_data: bool = False
 
 
-class CompilerConfig(Section):
+class Compiling(Section):
     """Compiling and its self-checks; `check`: 0 none, 1 all close, 2 equal, 3 cosine."""
 
     static_batch_sizes: list[int] = []
@@ -247,6 +250,26 @@ class CompilerConfig(Section):
     enable_slice_mode: bool = False
     enable_tile_mode: bool = False
     enable_data_soft_compression: bool = False
+    compiler_group_patterns: list[dict[str, Any]] = []
+
+
+class SubgraphCompiling(Compiling):
+    """Other options for a part of the graph, named in its form after the front end."""
+
+    start_tensor_names: list[str]
+    end_tensor_names: list[str]
+
+
+class CompilerConfig(Compiling):
+    """The options of the whole graph, and of parts that differ."""
+
+    sub_configs: list[SubgraphCompiling] = []
+
+
+class DebugConfig(Section):
+    """What the tool writes for people who look into a build."""
+
+    dump_frontend_graph: bool = False
 
 
 class BuildConfig(Section):
@@ -265,7 +288,9 @@ class BuildConfig(Section):
     input_processors: list[InputProcessor] = []
     output_processors: list[OutputProcessor] = []
     const_processors: list[ConstProcessor] = []
+    op_processors: list[OpProcessor] = []
     quant_op_processors: list[OpProcessor] = []
+    debug: DebugConfig = DebugConfig()
     compiler: CompilerConfig = CompilerConfig()
 
     @model_validator(mode="after")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _REMEDY = (
     "install Pulsar2 and put it on PATH, or say what starts it: "
-    '--tool "docker run --rm -v FOLDER:FOLDER -w FOLDER IMAGE pulsar2"'
+    '--tool "docker run --rm --init -v FOLDER:FOLDER -w FOLDER IMAGE pulsar2"'
 )
 
 
@@ -37,7 +37,7 @@ def probe(tool: Tool, folder: Path) -> tuple[Tool, Generation]:
     """
     generation = _generation(tool, folder)
     said = tool.ask("version", folder=folder).stdout
-    version = re.findall(r"^(?:version|commit): *\S+", said, re.MULTILINE)
+    version = re.findall(r"^(?:version|commit): *\S{1,100}", said, re.MULTILINE)
     return replace(tool, version=tuple(version)), generation
 
 

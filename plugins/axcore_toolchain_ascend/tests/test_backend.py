@@ -65,7 +65,7 @@ def test_an_answer_is_that_of_the_embedded_toolchain(
     axcore.build(
         out,
         toolchain="onnx",
-        options={"weight-type": "fp32", "hidden-state-type": "fp32"},
+        options={"exact": "float32"},
         registry=registry,
     )
     image = Image.effect_noise((140, 112), 80).convert("RGB")

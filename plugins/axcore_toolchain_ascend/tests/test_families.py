@@ -46,7 +46,7 @@ def test_every_vision_graph_is_converted_and_runs(
     how: dict[str, Any] = {"weights": "random-tiny", "toolchain": "ascend", "verify": False}
     made = axcore.convert(model, out, options=options, registry=registry, **how)
     assert "build_ascend.sh" in made.files
-    assert all(component["findings"] is None for component in made.manifest["components"])
+    assert all(component.findings is None for component in made.manifest.components)
     request = made.build_request
     built = axcore.build(out, options=SOC, registry=registry)
     assert [path.name for path in built] == [f"{graph.stem}.om" for graph in request.graphs]

@@ -1,1 +1,0 @@
-"""Toolchains against stand-ins."""

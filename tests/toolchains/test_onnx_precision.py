@@ -1,0 +1,56 @@
+"""How the embedded toolchain stores matrices, against the formulas of the board's builder."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+
+from axcore.toolchains.onnx.precision import row_codes
+
+matrices = arrays(
+    np.float32,
+    array_shapes(min_dims=2, max_dims=2, max_side=12),
+    elements=st.floats(-1e4, 1e4, width=32).filter(lambda x: x == 0 or abs(x) > 1e-4),
+)
+
+
+def by_hand(row: np.ndarray, kind: str, rule: str) -> tuple[list[int], np.float32]:
+    """The published formulas, a row at a time in float32."""
+    steps = {"s8": 128, "s4": 8}[kind]
+    largest = max(row, key=abs)  # the first of equals
+    if rule == "qwen":
+        scale = np.float32(abs(largest)) / np.float32(steps - 1)
+        return [int(np.rint(w / scale)) for w in row], scale
+    scale = -np.float32(largest) / np.float32(steps)
+    codes = [int(np.floor(np.float32(w / scale) + np.float32(0.5))) for w in row]
+    return [min(max(code, -steps), steps - 1) for code in codes], scale
+
+
+@pytest.mark.parametrize("kind", ["s8", "s4"])
+@pytest.mark.parametrize("rule", ["qwen", "llama"])
+@given(matrix=matrices)
+def test_codes_and_scales_are_those_of_the_builder(
+    matrix: np.ndarray, kind: str, rule: str
+) -> None:
+    """Oracle: the formulas that reproduce real builds, written out in numpy."""
+    codes, scales = row_codes(torch.from_numpy(matrix), kind, rule)
+    for row, made, scale in zip(matrix, codes.numpy(), scales.numpy(), strict=True):
+        if row.any():
+            expected, wanted = by_hand(row, kind, rule)
+            assert made.tolist() == expected
+            assert scale == wanted
+        else:
+            assert not made.any()
+
+
+@pytest.mark.parametrize("rule", ["qwen", "llama"])
+@given(matrix=matrices)
+def test_eight_bits_are_within_a_step(matrix: np.ndarray, rule: str) -> None:
+    """Law: code times scale is a step from the weight at most; half a step but for one clipped."""
+    codes, scales = row_codes(torch.from_numpy(matrix), "s8", rule)
+    back = codes.numpy() * scales.numpy()[:, None]
+    assert np.all(np.abs(back - matrix) <= np.abs(scales.numpy())[:, None] * 1.001 + 1e-30)
