@@ -86,6 +86,11 @@ class Printable:
                 self.beneath.write(safe)
         return len(text)
 
+    def write_exact(self, text: str) -> None:
+        """Write `text` as it is; raises as `write`."""
+        with self._kept():
+            self.beneath.write(text)
+
     def flush(self) -> None:
         """Write what waits; raises as `write`."""
         with self._kept():
@@ -146,8 +151,12 @@ def stream(text: str) -> None:
 
     Anything but a terminal gets the text as it is.
     """
-    sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
-    sys.stdout.flush()
+    out = sys.stdout
+    if isinstance(out, Printable) and not out.isatty():
+        out.write_exact(text)
+    else:
+        out.write(printable(text) if out.isatty() else text)
+    out.flush()
 
 
 class Lines:

@@ -76,7 +76,7 @@ def read_provenance(graph: Path) -> Provenance | None:
 
     try:
         with open_regular(graph) as file:
-            model = onnx.load_model(file, load_external_data=False)
+            model = onnx.load_model_from_string(file.read())
     except Exception:  # onnx has no public name for protobuf's error
         return None
     return Provenance.of(model.graph.name, {prop.key: prop.value for prop in model.metadata_props})

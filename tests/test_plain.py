@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -138,10 +138,7 @@ def test_whatever_a_file_says_is_a_value_or_a_value_error(kind: type[Any]) -> No
         except ValueError as error:
             assert len(str(error)) < 1000  # noqa: PT017 - most data are no error
         else:
-            assert (
-                parse(kind, {item.name: getattr(value, item.name) for item in fields(kind)})
-                == value
-            )
+            assert parse(kind, asdict(value)) == value
 
     check()
 

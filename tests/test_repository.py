@@ -86,7 +86,7 @@ def test_no_file_points_outside_the_repository() -> None:
         pytest.skip("not a git checkout")
     for name in listing.stdout.splitlines():
         content = (ROOT / name).read_bytes() if (ROOT / name).is_file() else b""
-        if b"\0" not in content:
+        if b"\0" not in content and not name.startswith("tests/fuzz/corpus/"):
             found = ELSEWHERE.search(content.decode("utf-8"))
             assert found is None, f"{name} mentions {found[0]}"
 

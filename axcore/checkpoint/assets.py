@@ -28,7 +28,6 @@ TEXT_ASSETS: Mapping[str, int] = {
     **dict.fromkeys(
         (
             "merges.txt",
-            "qwen.tiktoken",
             "sentencepiece.bpe.model",
             "spiece.model",
             "tokenizer.json",

@@ -119,7 +119,7 @@ def _tokenizer_text(source: Source) -> str:
             hint="put the published generation_config.json into the checkpoint and convert again",
         )
     rows = source.deployment.embedding.shape[0]
-    if (most := max([*tokenizer.get_vocab().values(), *stops])) >= rows:
+    if (most := max(tokenizer.get_vocab().values())) >= rows:
         raise CheckpointError(
             f"the tokenizer has the id {most}; the embedding has {rows} rows\n"
             f"  in: {source.folder}",

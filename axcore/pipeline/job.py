@@ -150,6 +150,14 @@ def resolve_profile(card: ModelCard, options: Options) -> tuple[str, Profile]:
     names = ("height", "width", "prefill_len", "kv_cache_len", "last_kv_cache_len")
     chosen = {name: getattr(options, name) for name in names}
     changes = {name: value for name, value in chosen.items() if value is not None}
+    if (chunk := options.prefill_len) and options.last_kv_cache_len is None:
+        # Those of the profile that fit neither another chunk nor another cache are left out.
+        slots = options.kv_cache_len or profile.kv_cache_len
+        changes["last_kv_cache_len"] = tuple(
+            history
+            for history in profile.last_kv_cache_len
+            if history % chunk == 0 and history + chunk <= slots
+        )
     return task, replace(profile, **changes)
 
 

@@ -144,7 +144,9 @@ def _messages(stream: IO[bytes]) -> Iterator[str | int]:
         except ValueError:
             message = None
         if not isinstance(message, (str, int)) or isinstance(message, bool):
-            raise ToolchainError(f"the worker said {shown(line)}", hint=_OTHER)
+            raise ToolchainError(
+                f"the worker said {shown(line.decode('utf-8', 'replace'))}", hint=_OTHER
+            )
         yield message
 
 

@@ -112,7 +112,7 @@ def test_nothing_is_tried_on_an_architecture_nobody_knows(
             ["450x450", "multiples of 28", "nearest that fit: 448x448 or 476x476"],
         ),
         ("--height 0", 1, ["0x448", "multiples of 28"]),
-        ("--prefill-len 128", 1, ["256 tokens each", "prefill_len 128", "--prefill-len 320"]),
+        ("--prefill-len 200", 1, ["256 tokens each", "prefill_len 200", "--prefill-len 320"]),
         ("--kv-cache-len 255", 1, ["255 cache slots"]),
         ("--images nowhere/at-all", 1, ["nowhere/at-all"]),
         ("--split 99", 2, ["99 parts", "--split between 1 and 6"]),
@@ -260,7 +260,7 @@ def test_what_is_no_bundle(axcore: Axcore, tmp_path: Path, command: str, place: 
 @pytest.mark.parametrize("command", ["build", "verify", "lint"])
 @pytest.mark.parametrize(
     ("changes", "evidence"),
-    [({"files": None}, "lacks files"), ({"build": {"model": "foo"}}, "build.checkpoint")],
+    [({"files": None}, "files: missing"), ({"build": {"model": "foo"}}, "build.checkpoint")],
     ids=["lacking", "of another form"],
 )
 def test_a_manifest_without_sense(

@@ -247,7 +247,7 @@ def test_json_is_the_manifest_of_the_folder(
         ("qwen2.5-vl-3b", ("Qwen3VL", "Qwen2_5VL")),
         ("qwen2.5-vl-7b", ("Qwen3VL", "Qwen2_5VL")),
         ("internvl3-2b", ("InternVL3", "InternVL3")),
-        ("internvl3.5-1b", ("InternVL3_5", "InternVL3")),
+        ("internvl3.5-1b", ("InternVL3", "InternVL3")),
         ("minicpm-v-4.6", ("MiniCPMV46VL", "MiniCPMV46VL")),
         ("minicpm-v-4", None),
         ("minicpm-v-2", None),
@@ -256,7 +256,7 @@ def test_json_is_the_manifest_of_the_folder(
 def test_families_say_what_axllm_calls_their_models(
     model: str, types: tuple[str, str] | None
 ) -> None:
-    """Oracle: the settings in packages that Axera publishes; two models have no type there."""
+    """Oracle: published packages, and types that every axllm has; two models have none."""
     settings = Registry().find(model).card.runtimes.get("axllm", {})
     found = (settings["tokenizer_type"], settings["vlm_type"]) if settings else None
     assert found == types

@@ -159,6 +159,6 @@ def test_what_is_not_computed_is_refused_by_name(folder: Path) -> None:
 def test_a_name_that_no_folder_can_have_is_a_name_of_no_model(folder: Path, name: str) -> None:
     """Oracle: the errors for unknown models and folders."""
     del folder
-    for request in (Request.of(name), Request.of(MODELS[0], checkpoint=f"./{name}")):
+    for asked in ({"model": name}, {"model": MODELS[0], "checkpoint": f"./{name}"}):
         with pytest.raises(AxcoreError):
-            open_job(request, REGISTRY, Silent())
+            open_job(Request.of(**asked), REGISTRY, Silent())

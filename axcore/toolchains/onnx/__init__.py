@@ -33,8 +33,8 @@ _OPTIONS: Mapping[str, Choice] = MappingProxyType(
         ),
         "weight-rule": Choice(
             (),
-            "how rows become integers: qwen (scale max / 127) or llama (-largest / 128); default:"
-            " what builds of the model's type were seen to do, qwen where that is unknown",
+            "how rows become integers: absmax (scale max / 127) or signed (-largest / 128);"
+            " default: signed for Llama, absmax for others, as builds were seen to do",
         ),
         "hidden-state-type": Choice(
             ("bf16", "fp32"), "how states and caches are passed: as on boards, or without rounding"

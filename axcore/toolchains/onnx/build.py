@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from ..contract import Build
 
 OPSET = 18  # the exporter's own; nothing but ONNX Runtime reads these files
-_LLAMA = ("llama", "minicpm", "smollm")  # types that Pulsar2's builder treats as Llama
 _WRITERS = 2  # one reads while the other writes
 
 
@@ -85,7 +84,7 @@ def _precision(build: Build, decoder: Decoder) -> Precision:
 
 def _rule(kind: str) -> str:
     """Return by which rule builds of this type were seen to round; of others the first is taken."""
-    return "llama" if kind.startswith(_LLAMA) else "qwen"
+    return "signed" if kind.startswith("llama") else "absmax"
 
 
 class _LayerFiles:

@@ -37,7 +37,7 @@ _FP8 = {"fp8_e4m3": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
 _STEPS = {"s8": 128, "s4": 8}  # of the magnitude of a row, to one side
 
 WEIGHTS = (*_STEPS, *_FLOATS)
-RULES = ("qwen", "llama")
+RULES = ("absmax", "signed")
 
 
 @dataclass(frozen=True)
@@ -174,8 +174,8 @@ def row_codes(matrix: Tensor, kind: str, rule: str) -> tuple[Tensor, Tensor]:
 
     Both have one float32 scale per output row. With n = 128 for s8 and 8 for s4:
 
-    - "qwen": scale = max |w| / (n - 1), code = w / scale rounded half to even;
-    - "llama": scale = -w[argmax |w|] / n, so that the largest value is code -n and a scale may be
+    - "absmax": scale = max |w| / (n - 1), code = w / scale rounded half to even;
+    - "signed": scale = -w[argmax |w|] / n, so that the largest value is code -n and a scale may be
       negative; code = floor(w / scale + 0.5), clipped to n - 1.
 
     Args:
@@ -187,10 +187,10 @@ def row_codes(matrix: Tensor, kind: str, rule: str) -> tuple[Tensor, Tensor]:
         Int8 ``[rows, columns]`` and float32 ``[rows]``.
 
     Source: onnxsim/onnxsim, ``docs/axera-llm-build-dtype-analysis.md``: the first reproduces
-    440,401,920 codes of a Qwen3 build, the second all but exact ties of Llama builds.
+    440,401,920 codes of one build, the second all but exact ties of Llama builds.
     """
     steps, tiny = _STEPS[kind], torch.finfo(torch.float32).tiny
-    if rule == "qwen":
+    if rule == "absmax":
         scales = matrix.abs().amax(1).clamp(min=tiny) / (steps - 1)
         codes = torch.round(matrix / scales[:, None])
     else:
