@@ -47,13 +47,14 @@ gptq-env:
 # Packages are those of requirements/, file by file: one that was exchanged is refused.
 LOCKED := -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps
 
-$(INSTALLED): $(PROJECTS) requirements/dev.txt requirements/cuda.txt
+$(INSTALLED): $(PROJECTS) $(wildcard requirements/*.txt)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 		{ echo 'Python 3.10 or later is needed: make PYTHON=python3.12 …' >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python $(LOCKED) --requirement requirements/dev.txt
-	$(BIN)/python -c 'from importlib.metadata import version as v; exit("+cpu" not in v("torch"))' || \
-		$(BIN)/python $(LOCKED) --requirement requirements/cuda.txt
+	@# A build for CPUs needs a tenth of the room; pip finds one on some machines only.
+	$(BIN)/python $(LOCKED) --requirement requirements/torch-cpu.txt 2>/dev/null || \
+		$(BIN)/python $(LOCKED) --requirement requirements/torch.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
 		--no-build-isolation --editable . $(PLUGINS:%=--editable ./%)
 	@touch $@

@@ -31,7 +31,8 @@ def inside(root: Path, name: str) -> Path:
     """
     check_name(name)
     path = root / name
-    if not path.resolve().is_relative_to(root.resolve()):
+    # Not Path.resolve, which fails on links that lead to each other.
+    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root)):
         raise ValueError(f"{shown(name)} is a link that leads out of {root}")
     return path
 

@@ -16,16 +16,16 @@ CONSTRAINTS, LOCKED = ROOT / "constraints.txt", ROOT / "requirements"
 OLDEST = "3.10"
 
 # PyPI's torch for Linux is built for CUDA and needs these libraries, a CPU build none of them.
-CUDA = re.compile(r"cuda-|nvidia-|triton==")
+CUDA = re.compile(r"cuda-|nvidia-|torch==|triton==")
 
 # axcore does not run there.
 NOT_HERE = re.compile(r"sys_platform == '(win32|emscripten)'")
 
-# Builds of the same versions that other sources offer, which an index does not list.
-ELSEWHERE = {
-    # torch-2.13.0+cpu-cp311-cp311-manylinux_2_28_x86_64.whl
-    "torch==2.13.0": ["6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b"],
-}
+# torch-2.13.0+cpu-cp311-cp311-manylinux_2_28_x86_64.whl: for CPUs, not on PyPI.
+# In a list with those of PyPI, pip would prefer these, because the index tells it their hashes.
+TORCH_CPU = """\
+torch==2.13.0+cpu \\
+    --hash=sha256:6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b"""
 
 # It has builds for these alone.
 ATHERIS = (
@@ -50,7 +50,8 @@ def main() -> None:
     write(
         "dev", "What the tests run with.", [package for package in packages if package not in cuda]
     )
-    write("cuda", "What torch needs besides where it is built for CUDA.", cuda)
+    write("torch", "torch as on PyPI, and the CUDA libraries that it needs.", cuda)
+    write("torch-cpu", "torch for CPUs, where pip finds it.", [TORCH_CPU])
     write("fuzz", "What `make fuzz` needs besides.", resolved([ATHERIS]))
 
 
@@ -65,13 +66,7 @@ def resolved(wanted: list[str]) -> list[str]:
         command, input="\n".join(wanted), text=True, stdout=subprocess.PIPE, check=True
     )
     packages = re.findall(r"^[a-z0-9].*(?:\n    .*)*", done.stdout, re.MULTILINE)
-    return [with_others(package) for package in packages if not NOT_HERE.search(package)]
-
-
-def with_others(package: str) -> str:
-    """Add the hashes of builds from elsewhere."""
-    others = ELSEWHERE.get(package.split()[0], ())
-    return package + "".join(f" \\\n    --hash=sha256:{digest}" for digest in others)
+    return [package for package in packages if not NOT_HERE.search(package)]
 
 
 def write(name: str, what: str, packages: list[str]) -> None:

@@ -184,14 +184,17 @@ def test_the_tested_set_satisfies_every_dependency(python: str) -> None:
 def test_what_is_installed_has_hashes_and_the_tested_versions(python: str) -> None:
     """What `make` installs is the tested set, each package with hashes. Oracle: the constraints."""
     locked = {}
-    for name in ("dev", "fuzz"):
+    for name in ("dev", "fuzz", "torch", "torch-cpu"):
         text = (ROOT / "requirements" / f"{name}.txt").read_text(encoding="utf-8")
         for entry in re.findall(r"^[a-z0-9].*(?:\n    .*)*", text, re.MULTILINE):
             requirement = Requirement(entry.partition("\\")[0])
             assert re.search(r" --hash=sha256:[0-9a-f]{64}$", entry), requirement.name
             where = {"python_version": python, "python_full_version": f"{python}.0"}
+            if requirement.name != "torch" and name.startswith("torch"):
+                continue  # the libraries of CUDA are those that torch names
             if requirement.marker is None or requirement.marker.evaluate(where):
-                locked[requirement.name] = str(requirement.specifier).removeprefix("==")
+                version = str(requirement.specifier).removeprefix("==").removesuffix("+cpu")
+                assert locked.setdefault(requirement.name, version) == version
     pins = pinned(python)
     assert {name: pins.get(name) for name in locked} == locked
     wanted = {canonicalize_name(requirement.name) for requirement in requirements(extras=False)}

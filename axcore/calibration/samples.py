@@ -14,6 +14,7 @@ from ..errors import ContractError, ImageError
 from ..foreign import read_bytes
 from ..limits import FEATURES_BYTES
 from ..progress import Silent
+from .npy import read_array
 from .objects import object_npy
 from .parallel import in_order
 
@@ -146,8 +147,15 @@ def load_samples(
     for number in range(count):
         sample: dict[str, Array] = {}
         for archive, path in _members(name, ports, calibration, number).items():
-            content = read_bytes(locate(str(path)), FEATURES_BYTES)
-            sample |= _decode(content, archive, calibration)
+            place = locate(str(path))
+            try:
+                content = read_bytes(place, FEATURES_BYTES)
+                sample |= _decode(content, archive, calibration)
+            except (OSError, ValueError, SyntaxError) as error:  # the last one is Pillow's of PNG
+                raise ImageError(
+                    f"the calibration sample {place} cannot be read\n  {error}",
+                    hint="convert into a new folder with -o",
+                ) from error
         yield sample
 
 
@@ -242,7 +250,7 @@ def _decode(content: bytes, archive: str, calibration: Calibration) -> dict[str,
 
     file = BytesIO(content)
     if calibration.format == "Numpy":
-        return {archive: np.load(file, allow_pickle=False)}
+        return {archive: read_array(file)}
     with PillowImage.open(file, formats=["PNG"]) as image:
         stored = np.asarray(image)
     return {archive: stored[..., ::-1] if calibration.tensor_format == "BGR" else stored}

@@ -18,6 +18,7 @@ from ..calibration.images import find_images, read_image
 from ..display import stream
 from ..errors import AxcoreError, BudgetError, UsageError
 from ..language.prompt import Control
+from ..limits import PROMPT_CHARS
 from .app import OWN_OPTIONS, BundleFolder, Json, app
 from .console import emit
 from .invocation import INTERRUPTED, Invocation
@@ -206,11 +207,29 @@ class _Chat:
         return drop + ("; /reset begins anew" if isinstance(error, BudgetError) else "")
 
 
+def _piped() -> str:
+    """Read a line of a pipe or file, as long as a prompt may be.
+
+    Raises:
+        EOFError: There is none.
+        UsageError: It is longer.
+    """
+    line = sys.stdin.readline(PROMPT_CHARS + 1)
+    if not line:
+        raise EOFError
+    if len(line) > PROMPT_CHARS:
+        raise UsageError(
+            f"a line of standard input has more than {PROMPT_CHARS} characters",
+            hint="split it into several questions",
+        )
+    return line.rstrip("\n")
+
+
 def _ask() -> str | None:
     """Read a line; None at the end of input."""
     while True:
         try:
-            return input("> " if sys.stdin.isatty() else "")
+            return input("> ") if sys.stdin.isatty() else _piped()
         except EOFError:
             typer.echo(err=True)
             return None

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
 import numpy as np
 
+from ..calibration.npy import read_array
 from ..errors import UsageError
 from ..foreign import open_regular, reason
 from ..limits import FEATURES_BYTES
@@ -119,33 +119,8 @@ def load_features(path: Path) -> Array:
 
 
 def _loaded(path: Path) -> Array:
-    """Load an array; an archive of several is refused later, unread.
-
-    numpy makes an array of the shape that a file says before it reads one.
-    """
     with open_regular(path, FEATURES_BYTES) as file:
-        if file.read(4) == b"PK\3\4":
-            raise ValueError("it is an archive of several arrays")
-        file.seek(0)
-        shape, _, dtype = _header(file)
-        promised = math.prod(shape) * dtype.itemsize
-        if promised != (held := os.fstat(file.fileno()).st_size - file.tell()):
-            raise ValueError(f"its header promises {promised} bytes, it holds {held}")
-        file.seek(0)
-        made: Array = np.load(file, allow_pickle=False)
-        return made
-
-
-def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    form = np.lib.format
-    read = {(1, 0): form.read_array_header_1_0, (2, 0): form.read_array_header_2_0}
-    version = form.read_magic(file)
-    if version not in read:
-        raise ValueError(f"version {version[0]}.{version[1]} of the format is not read")
-    shape, order, dtype = read[version](file)
-    if dtype.hasobject:
-        raise ValueError("it holds objects, which are pickled and never loaded")
-    return shape, order, dtype
+        return read_array(file)
 
 
 def _is_float(array: Array) -> bool:

@@ -229,9 +229,20 @@ def test_a_stored_sample_runs_no_code(tmp_path: Path) -> None:
     (tmp_path / "calib_eye_data").mkdir()
     np.save(tmp_path / "calib_eye_data" / "data_0.npy", np.array(Trap()), allow_pickle=True)
     loaded = load_samples("eye", (ARRAY,), Calibration("Numpy"), 1, tmp_path.joinpath)
-    with pytest.raises(ValueError, match="allow_pickle"):
+    with pytest.raises(ImageError, match="pickled and never loaded"):
         next(loaded)
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_stored_sample_is_as_large_as_it_says(tmp_path: Path) -> None:
+    """A header of a terabyte before a few bytes makes no array. Oracle: the size of the file."""
+    (tmp_path / "calib_eye_data").mkdir()
+    path = tmp_path / "calib_eye_data" / "data_0.npy"
+    header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000,), }\n"
+    path.write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + b"few")
+    loaded = load_samples("eye", (ARRAY,), Calibration("Numpy"), 1, tmp_path.joinpath)
+    with pytest.raises(ImageError, match="promises 4000000000000 bytes, it holds 3"):
+        next(loaded)
 
 
 @pytest.mark.parametrize("form", ["Image", "Numpy", "NumpyObject"])
