@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, TypeVar
 
 from .errors import AxcoreError
-from .limits import CONTAINERS, NESTING
+from .limits import CONTAINERS, NESTING, VALUES
 from .plain import parse, shown
 
 T = TypeVar("T")
@@ -122,12 +122,14 @@ def decode_json(content: bytes | str, *, unique: bool = False) -> Any:
 
     Raises:
         ValueError: It is no JSON in UTF-8, nested deeper than `NESTING`, or holds more than
-            `CONTAINERS` objects and lists.
+            `CONTAINERS` objects and lists or than `VALUES` values.
     """
     text = content if isinstance(content, str) else content.decode("utf-8-sig")
     # In memory, an empty list takes thirty times as much as in the file.
     if text.count("[") + text.count("{") > CONTAINERS:
         raise ValueError(f"it holds more than {CONTAINERS} objects and lists")
+    if text.count(",") > VALUES:
+        raise ValueError(f"it holds more than {VALUES} values")
     try:
         value = json.loads(text, object_pairs_hook=_unique if unique else None)
     except RecursionError:

@@ -48,6 +48,9 @@ NESTING = 64
 CONTAINERS = 1_000_000
 """Objects and lists in a JSON file; the header of 100,000 tensors has 300,000."""
 
+VALUES = 2_000_000
+"""Values in a JSON file, or lines of a vocabulary; the largest tokenizer has 1.4 million."""
+
 LOG_BYTES = 256 * MB
 """What a log keeps of one run of a vendor's tool; real ones are below 50 MB."""
 
@@ -92,9 +95,6 @@ ARCHIVE_HEADER_BYTES = 256 * KB
 
 ARCHIVE_DOWNLOAD_BYTES = 64 << 30
 """A calibration archive that is fetched; published: below 1 GB."""
-
-TOKENIZER_VALUES = 2_000_000
-"""Values in a tokenizer's file, counted by their commas; the largest published has 1.4 million."""
 
 TOKEN_IDS = 1_000_000
 """Ids of tokens are below; the largest published vocabulary has 0.26 million."""

@@ -14,6 +14,7 @@ from .answers import answer_rows
 from .bench import REPEATS, Bench, Row
 from .judging import caption_rows, clip_rows
 from .measure import Run, axcore, bare_interpreter_bytes, both, middle, outcome, run, script
+from .refusals import refusal_rows
 
 ORDINARY_GB = 20  # memory that the ordinary way may take at the published size
 PAIRS = 5
@@ -201,6 +202,7 @@ PARTS: Mapping[str, Callable[[Bench], Iterator[Row]]] = {
     "clip": clip_rows,
     "captions": caption_rows,
     "startup": startup_rows,
+    "refusals": refusal_rows,
 }
 
 

@@ -140,7 +140,10 @@ def _header(path: Path, file: IO[bytes], size: int) -> bytes:
             f"its header has {length} bytes; the file has {size}, and at most {HEADER_BYTES} of a"
             " header are read"
         )
-    return file.read(length)
+    header = file.read(length)
+    if header.count(b'"data_offsets"') > TENSORS:
+        raise ValueError(f"it names more than {TENSORS} tensors")
+    return header
 
 
 def _check_entries(header: Any) -> None:

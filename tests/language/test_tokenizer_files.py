@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, models
 
 from axcore import CheckpointError, load_tokenizer
 from axcore.language.tokenizer_files import read_tokenizer
-from axcore.limits import TOKENIZER_BYTES, TOKENIZER_VALUES
+from axcore.limits import TOKENIZER_BYTES, VALUES
 
 BASE = json.loads(Tokenizer(models.BPE({"a": 0, "b": 1, "ab": 2}, [("a", "b")])).to_str())
 FLAGS = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
@@ -280,7 +280,7 @@ def make_odd(path: Path, kind: str) -> None:
         with path.open("wb") as file:
             file.truncate(TOKENIZER_BYTES + 1)
     elif kind == "values":
-        path.write_bytes(b"[" + b"[]," * TOKENIZER_VALUES + b"1]")
+        path.write_bytes(b"[" + b"0," * (VALUES + 1) + b"1]")
     elif kind == "nested":
         path.write_bytes(b"[" * 100_000)
     else:
