@@ -82,9 +82,13 @@ class Printable:
             BrokenPipeError: Nobody reads the data any more.
         """
         if safe := printable(text):  # typer tries what a stream takes with an empty one
-            with self._kept():
-                self.beneath.write(safe)
+            self.pass_on(safe)
         return len(text)
+
+    def pass_on(self, text: str) -> None:
+        """Write `text` as it is; raises as `write`."""
+        with self._kept():
+            self.beneath.write(text)
 
     def flush(self) -> None:
         """Write what waits; raises as `write`."""
@@ -146,8 +150,12 @@ def stream(text: str) -> None:
 
     Anything but a terminal gets the text as it is.
     """
-    sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
-    sys.stdout.flush()
+    out = sys.stdout
+    if isinstance(out, Printable) and not out.isatty():
+        out.pass_on(text)
+    else:
+        out.write(printable(text) if out.isatty() else text)
+    out.flush()
 
 
 class Lines:

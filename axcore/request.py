@@ -114,6 +114,10 @@ class Options:
         "Lengths of the language model: the plugin's, which every runtime takes, or those of the"
         " published build.",
     )
+    names: Literal["default", "published"] = _option(
+        "default",
+        "Names of the vision graphs: the plugin's, or those that the published scripts open.",
+    )
     prefill_len: int | None = _option(None, "Tokens of one prefill chunk.")
     kv_cache_len: int | None = _option(None, "Slots of the key/value cache.")
     last_kv_cache_len: tuple[int, ...] | None = _option(

@@ -179,14 +179,15 @@ def _config(source: Source) -> dict[str, Any]:
 
 def _tokenizer_text(source: Source) -> str:
     tokenizer = load_tokenizer(source.folder, ())
-    stops = sorted(source.deployment.stop_ids | _end_token(source.folder, tokenizer))
+    rows = source.deployment.embedding.shape[0]
+    ends = source.deployment.stop_ids | _end_token(source.folder, tokenizer)
+    stops = sorted(end for end in ends if end < rows)  # no answer has one of the others
     if not stops:
         raise CheckpointError(
             f"no file in {source.folder} says which token ends an answer",
             hint="put the published generation_config.json into the checkpoint and convert again",
         )
-    rows = source.deployment.embedding.shape[0]
-    if (most := max([*tokenizer.get_vocab().values(), *stops])) >= rows:
+    if (most := max(tokenizer.get_vocab().values())) >= rows:
         raise CheckpointError(
             f"the tokenizer has the id {most}; the embedding has {rows} rows\n"
             f"  in: {source.folder}",

@@ -150,6 +150,10 @@ def resolve_profile(card: ModelCard, options: Options) -> tuple[str, Profile]:
     names = ("height", "width", "prefill_len", "kv_cache_len", "last_kv_cache_len")
     chosen = {name: getattr(options, name) for name in names}
     changes = {name: value for name, value in chosen.items() if value is not None}
+    if options.last_kv_cache_len is None and (chunk := options.prefill_len):
+        # The card's histories are for its own chunk; another one keeps those that are whole chunks.
+        fitting = (length for length in profile.last_kv_cache_len if length % chunk == 0)
+        changes["last_kv_cache_len"] = tuple(fitting)
     return task, replace(profile, **changes)
 
 
