@@ -151,6 +151,11 @@ class Request(Options, CheckpointRequest):
     verify: bool = _option(True, "Compare the graphs with PyTorch.")
     lint: bool = _option(True, "Check the graphs against the target's operator table.")
     vision_only: bool = _option(False, "Leave the language model's side out.")
+    copy_code: bool = _option(
+        False,
+        "Copy the checkpoint's Python files, which published scripts let transformers run; axcore"
+        " never does.",
+    )
     toolchain: str = _option("pulsar2", "Whose configuration is written.")
 
     @classmethod

@@ -1,11 +1,11 @@
-"""The files beside the weights that a conversion takes along: named ones, and needed code."""
+"""The files beside the weights that a conversion takes along: named ones, and code on request."""
 
 from __future__ import annotations
 
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..errors import CheckpointError
 from ..foreign import open_regular, reason
@@ -76,17 +76,15 @@ def find_assets(folder: Path, names: Iterable[str] = ASSETS) -> dict[str, Path]:
     )
 
 
-def find_code(folder: Path, config: Mapping[str, Any]) -> dict[str, Path]:
-    """Return the Python files of a checkpoint whose config says that transformers needs them.
+def find_code(folder: Path) -> dict[str, Path]:
+    """Return the Python files of a checkpoint.
 
-    They are copied, for scripts that hand a bundle to transformers with ``trust_remote_code``;
-    nothing here imports them.
+    They are copied on request, for scripts that hand a bundle to transformers with
+    ``trust_remote_code``; nothing here imports them.
 
     Raises:
         CheckpointError: There are more than `CODE_FILES`, or one is refused as by `find_assets`.
     """
-    if "auto_map" not in config:
-        return {}
     names = sorted(path.name for path in folder.glob("*.py") if _MODULE.fullmatch(path.name))
     if len(names) > CODE_FILES:
         raise CheckpointError(

@@ -372,10 +372,10 @@ class _Conversion:
 
     def _copy_assets(self) -> None:
         def make(target: Path) -> None:
-            for name, path in _assets(self.job).items():
+            for name, path in _assets(self.job, self.prepared.request).items():
                 shutil.copyfile(path, target / name)
 
-        self._run("assets", _asset_contents(self.job), make)
+        self._run("assets", _asset_contents(self.job, self.prepared.request), make)
 
 
 def _identity(
@@ -390,7 +390,7 @@ def _identity(
         "request": asdict(replace(request, images=())),
         "folder": str(job.checkpoint.folder.resolve()),
         "weights": job.checkpoint.signature(),
-        "assets": _asset_contents(job),
+        "assets": _asset_contents(job, request),
         "images": _content(images),
         "archive": archive and archive.sha256,
         **_code(job, registry),
@@ -411,13 +411,13 @@ def _content(images: Sequence[SourceImage]) -> list[str]:
     return [image.sha256 for image in images]
 
 
-def _assets(job: Job) -> dict[str, Path]:
+def _assets(job: Job, request: Request) -> dict[str, Path]:
     folder = job.checkpoint.folder
-    return {**find_assets(folder), **find_code(folder, job.config)}
+    return {**find_assets(folder), **(find_code(folder) if request.copy_code else {})}
 
 
-def _asset_contents(job: Job) -> dict[str, str]:
-    return {name: sha256(path) for name, path in _assets(job).items()}
+def _asset_contents(job: Job, request: Request) -> dict[str, str]:
+    return {name: sha256(path) for name, path in _assets(job, request).items()}
 
 
 def _write_texts(texts: Mapping[str, str], folder: Path) -> None:

@@ -88,21 +88,19 @@ def test_what_is_no_regular_file_of_the_checkpoint_is_refused(
     assert str(path) in caught.value.message
 
 
-def test_code_is_copied_if_the_config_says_that_it_is_needed(folder: Path) -> None:
+def test_code_is_modules_alone(folder: Path) -> None:
     """Links, pipes and too many files are refused as with other files; oracle: what was made."""
-    needed = {"auto_map": {"AutoConfig": "configuration_toy.ToyConfig"}}
     for name in ("configuration_toy.py", "resampler.py", "not a module.py", "setup.cfg"):
         (folder / name).write_text("")
-    assert list(find_code(folder, {})) == []
-    assert list(find_code(folder, needed)) == ["configuration_toy.py", "resampler.py"]
+    assert list(find_code(folder)) == ["configuration_toy.py", "resampler.py"]
     outside(folder / "siglip.py")
     with pytest.raises(CheckpointError, match=r"`siglip.py` cannot be copied: it is a link"):
-        find_code(folder, needed)
+        find_code(folder)
     (folder / "siglip.py").unlink()
     for number in range(CODE_FILES):
         (folder / f"m{number}.py").write_text("")
     with pytest.raises(CheckpointError, match=f"more than {CODE_FILES}"):
-        find_code(folder, needed)
+        find_code(folder)
 
 
 def test_what_is_copied_is_all_that_transformers_needs(
@@ -128,7 +126,7 @@ def test_what_is_copied_is_all_that_transformers_needs(
     )
     bundle, cache = folder.parent / "bundle", str(folder.parent / "modules")
     bundle.mkdir()
-    for name, path in {**find_assets(folder), **find_code(folder, config)}.items():
+    for name, path in {**find_assets(folder), **find_code(folder)}.items():
         shutil.copyfile(path, bundle / name)
     monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", cache)
     monkeypatch.syspath_prepend(cache)

@@ -84,7 +84,7 @@ def test_show(axcore: Axcore) -> None:
         assert fact in text
     data = data_of(axcore("show", "qwen25vl-3b", "--json"))
     assert data["id"] == MODEL
-    assert data["profiles"]["video"]["prefill_len"] == 512
+    assert data["profiles"]["video"]["published"]["prefill_len"] == 512
 
 
 # Plan --------------------------------------------------------------------------------------------
@@ -134,7 +134,7 @@ def test_a_plan_for_people(axcore: Axcore, checkpoint: Path, tmp_path: Path) -> 
     arguments = command_line(checkpoint, tmp_path / "out")[1:]
     text, planned = axcore("plan", *arguments).out, data_of(axcore("plan", *arguments, "--json"))
     assert "hidden_states [1, 3, 1024, 392] → hidden_states_out [256, 64]" in text
-    assert "256 rows per image, prompts of up to 320 tokens, 1024 positions" in text
+    assert "256 rows per image, prompts of up to 512 tokens, 1024 positions" in text
     for file in planned["files"]:
         assert file["name"] in text
     for line in planned["prepared_files"]["build.sh"].splitlines():

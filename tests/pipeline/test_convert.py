@@ -230,8 +230,8 @@ def test_float16_is_said_to_be_risky_and_is_verified(checkpoint: Path, tmp_path:
     """Graph, ports and weights in float16; a note; a cosine. Oracle: onnx and the guide."""
     bundle = convert(checkpoint, tmp_path / "out", dtype="float16", images=[])
     manifest = bundle.manifest
-    assert any("float16" in note and "SiLU" in note for note in manifest["notes"])
-    assert manifest["components"][0]["verification"]["cosine"] > 0.999
+    assert any("float16" in note and "SiLU" in note for note in manifest.notes)
+    assert manifest.components[0].verification["cosine"] > 0.999
     graph = onnx.load(bundle.graphs[0]).graph
     kinds = {port.type.tensor_type.elem_type for port in [*graph.input, *graph.output]}
     assert kinds == {onnx.TensorProto.FLOAT16}
@@ -377,12 +377,12 @@ def test_a_prompt_that_cannot_hold_an_image_leaves_no_folder(
 ) -> None:
     """256 tokens in a chunk of 128. Oracle: the arithmetic; nothing is on disk."""
     with pytest.raises(BudgetError, match="256 tokens") as caught:
-        convert(checkpoint, tmp_path / "out", prefill_len=128)
+        convert(checkpoint, tmp_path / "out", prefill_len=128, last_kv_cache_len=())
     assert "--prefill-len" in caught.value.hint
     assert list(tmp_path.iterdir()) == []
 
 
-def test_code_of_a_checkpoint_is_neither_run_nor_copied(
+def test_code_of_a_checkpoint_is_neither_run_nor_copied_unless_asked(
     bundle: Path, own_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """``auto_map`` beside a module that would leave a trace. Oracle: the trace, and stdin."""
@@ -393,4 +393,7 @@ def test_code_of_a_checkpoint_is_neither_run_nor_copied(
     convert(own_checkpoint, bundle, verify=False)
     assert not trace.exists()
     assert "modeling_trap.py" not in contents(bundle)
+    convert(own_checkpoint, bundle, verify=False, copy_code=True)
+    assert "modeling_trap.py" in contents(bundle)
+    assert not trace.exists()
     assert "auto_map" in (bundle / "config.json").read_text()
