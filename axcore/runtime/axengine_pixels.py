@@ -6,8 +6,7 @@ graph takes normalised float32. Scripts for a board feed the pixels.
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,9 +16,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ..component import Calibration
-    from .axengine_sim import NodeArg
+    from .engine import Node
 
-    N = TypeVar("N", bound=NodeArg)
     Array = np.ndarray[Any, Any]
 
 
@@ -34,22 +32,13 @@ class Pixels:
     def __init__(self, name: str, calibration: Calibration) -> None:
         self._name, self._calibration = name, calibration
 
-    def port(self, node: N) -> N:
-        """Return `node` as a board has it: uint8 ``[1, H, W, 3]`` for the input fed with pixels."""
-        if not self._fills(node):
-            return node
-        count, channels, height, width = node.shape
-        shape = (count, height, width, channels)
-        return replace(node, dtype=np.dtype(np.uint8), shape=shape)
-
-    def graph_input(self, node: NodeArg, array: Array) -> Array:
-        """Return what the input `node` of the graph takes for what a board is fed."""
-        if not self._fills(node):
-            return array
-        return self._calibration.graph_input(array[0]).astype(node.dtype)
-
-    def _fills(self, node: NodeArg) -> bool:
+    def fill(self, node: Node) -> bool:
+        """Whether a board is fed with pixels where the graph has the input `node`."""
         return node.name == self._name and node.dtype != np.uint8
+
+    def graph_input(self, node: Node, pixels: Array) -> Array:
+        """Return what the input `node` of the graph takes for uint8 ``[1, H, W, 3]``."""
+        return self._calibration.graph_input(pixels[0]).astype(node.dtype)
 
 
 def pixels_of(graph: Path) -> Pixels | None:

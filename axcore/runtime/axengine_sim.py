@@ -225,10 +225,15 @@ class InferenceSession:
         return outputs
 
     def _fed(self, node: NodeArg) -> NodeArg:
-        return self._pixels.port(node) if self._pixels else node
+        if not (self._pixels and self._pixels.fill(node)):
+            return node
+        count, channels, height, width = node.shape
+        return replace(node, dtype=np.dtype(np.uint8), shape=(count, height, width, channels))
 
     def _read(self, node: NodeArg, array: Array) -> Array:
-        return self._pixels.graph_input(node, array) if self._pixels else array
+        if not (self._pixels and self._pixels.fill(node)):
+            return array
+        return self._pixels.graph_input(node, array)
 
     def _group(self, number: int) -> _Group:
         if not 0 <= number < len(self._groups):
