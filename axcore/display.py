@@ -82,11 +82,10 @@ class Printable:
             BrokenPipeError: Nobody reads the data any more.
         """
         if safe := printable(text):  # typer tries what a stream takes with an empty one
-            with self._kept():
-                self.beneath.write(safe)
+            self.pass_on(safe)
         return len(text)
 
-    def write_exact(self, text: str) -> None:
+    def pass_on(self, text: str) -> None:
         """Write `text` as it is; raises as `write`."""
         with self._kept():
             self.beneath.write(text)
@@ -153,7 +152,7 @@ def stream(text: str) -> None:
     """
     out = sys.stdout
     if isinstance(out, Printable) and not out.isatty():
-        out.write_exact(text)
+        out.pass_on(text)
     else:
         out.write(printable(text) if out.isatty() else text)
     out.flush()

@@ -14,6 +14,9 @@ CONFIG_BYTES = 4 * MB
 TOKENIZER_BYTES = 48 * MB
 """``tokenizer.json``, ``vocab.json``, ``merges.txt``, ``tokenizer.model``; published: 35 MB."""
 
+CODE_FILES = 100
+"""Python files beside the weights, copied on request and never imported; published: 7."""
+
 INDEX_BYTES = 16 * MB
 """The safetensors index: one of 100,000 tensors has 10 MB."""
 

@@ -36,6 +36,8 @@ class Profile:
         images: Images of one prompt, counted in runs of the vision graph.
         about: One line for people.
         published: The lengths of the published build, where they are others.
+        names: Component to the stem by which published scripts open its graph, where that is
+            another than the component's own.
     """
 
     height: int
@@ -46,6 +48,7 @@ class Profile:
     images: int = 1
     about: str = ""
     published: Lengths | None = None
+    names: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def max_prompt(self) -> int:

@@ -114,6 +114,10 @@ class Options:
         "Lengths of the language model: the plugin's, which every runtime takes, or those of the"
         " published build.",
     )
+    names: Literal["default", "published"] = _option(
+        "default",
+        "Names of the vision graphs: the plugin's, or those that the published scripts open.",
+    )
     prefill_len: int | None = _option(None, "Tokens of one prefill chunk.")
     kv_cache_len: int | None = _option(None, "Slots of the key/value cache.")
     last_kv_cache_len: tuple[int, ...] | None = _option(
@@ -147,6 +151,11 @@ class Request(Options, CheckpointRequest):
     verify: bool = _option(True, "Compare the graphs with PyTorch.")
     lint: bool = _option(True, "Check the graphs against the target's operator table.")
     vision_only: bool = _option(False, "Leave the language model's side out.")
+    copy_code: bool = _option(
+        False,
+        "Copy the checkpoint's Python files, which published scripts let transformers run; axcore"
+        " never does.",
+    )
     toolchain: str = _option("pulsar2", "Whose configuration is written.")
 
     @classmethod

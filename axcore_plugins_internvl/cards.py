@@ -25,6 +25,13 @@ PREFILL_LEN = 128
 HISTORIES = tuple(range(PREFILL_LEN, 1025, PREFILL_LEN))
 TINY_BOS = 480  # id of the first special token of a small checkpoint
 
+# The default of `conversation.py` in the remote layout, template internvl2_5. The template of
+# the native layout has no default.
+SYSTEM = (
+    "你是书生·万象，英文名是InternVL，"  # noqa: RUF001
+    "是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
+)
+
 # Ids relative to `bos_token_id`; that of `</img>` in Qwen3 is inferred.
 _TURNS = {"<|endoftext|>": 0, "<|im_start|>": 1, "<|im_end|>": 2}
 _BRACKETS = {
@@ -71,6 +78,7 @@ def _card(name: str, repo: str, tiny: int, licence: str, parameters: int) -> Mod
             "axllm": {
                 "tokenizer_type": "InternVL3",  # of either language model; every axllm has it
                 "vlm_type": "InternVL3",
+                "system_prompt": SYSTEM,  # axllm has none of its own
             }
         },
     )

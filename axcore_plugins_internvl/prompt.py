@@ -10,6 +10,7 @@ import numpy as np
 from axcore import Control, Prompt, Rows, encode_prompt, load_tokenizer, message_parts, read_image
 
 from . import layouts, preprocess
+from .cards import SYSTEM
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -20,12 +21,6 @@ if TYPE_CHECKING:
 
 CONTEXT = "<IMG_CONTEXT>"
 STOP = ("<|im_end|>", "<|endoftext|>")
-# The default of `conversation.py` in the remote layout, template internvl2_5. The template of
-# the native layout has no default.
-SYSTEM = (
-    "你是书生·万象，英文名是InternVL，"  # noqa: RUF001
-    "是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
-)
 
 
 def prepare(job: Job, messages: Sequence[Mapping[str, Any]]) -> Prompt:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,12 @@ _TINY: Mapping[str, Any] = {
 
 # axllm runs chunks whose length is a power of two, and needs a history to allocate a cache.
 PREFILL_LEN, HISTORIES = 128, (128, 256, 384)
+
+# Ends of the names in Axera's packages, by size and task; the published scripts open those of 3B.
+_NAMES: Mapping[str, Mapping[str, str]] = {
+    "3b": {"image": "_vision_nchw448", VIDEO: "_vision_nhwc"},
+    "7b": {"image": "_vision", VIDEO: "_vision_video"},
+}
 
 _PROFILES: Mapping[str, Profile] = {
     "image": Profile(
@@ -92,11 +99,15 @@ def cards() -> list[ModelCard]:
 def _card(size: str, licence: str, parameters: int) -> ModelCard:
     name = f"qwen2.5-vl-{size}"
     published = Published.read(DATA / name, tiny=_TINY, tokens=tokens)
+    stem = f"Qwen2.5-VL-{size.upper()}-Instruct"
     return ModelCard(
         id=name,
-        repo=f"Qwen/Qwen2.5-VL-{size.upper()}-Instruct",
+        repo=f"Qwen/{stem}",
         architectures=("Qwen2_5_VLForConditionalGeneration",),
-        profiles=_PROFILES,
+        profiles={
+            task: replace(profile, names={"vision": stem + _NAMES[size][task]})
+            for task, profile in _PROFILES.items()
+        },
         aliases=(f"qwen25vl-{size}",),
         licence=licence,
         parameters=parameters,

@@ -20,8 +20,8 @@ from axcore.request import CheckpointRequest, Request
 
 TEXTS = ("model", "checkpoint", "revision", "task", "calibration_archive", "toolchain")
 NUMBERS = ("height", "width", "opset", "prefill_len", "kv_cache_len")
-SWITCHES = ("verify", "lint", "vision_only")
-CHOSEN = ("weights", "source", "dtype", "lengths")
+SWITCHES = ("verify", "lint", "vision_only", "copy_code")
+CHOSEN = ("weights", "source", "dtype", "lengths", "names")
 SEVERAL = ("split", "last_kv_cache_len", "embedding_formats", "images", "choices")
 # What no field takes, and what only some take.
 NOTHING = st.sampled_from([3.5, float("nan"), b"448", object(), [[448]], {448: 448}])

@@ -1,17 +1,20 @@
-"""The files beside the weights that a conversion takes along: named ones, and no others."""
+"""The files beside the weights that a conversion takes along: named ones, and code on request."""
 
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import CheckpointError
 from ..foreign import open_regular, reason
-from ..limits import CONFIG_BYTES, TOKENIZER_BYTES
+from ..limits import CODE_FILES, CONFIG_BYTES, TOKENIZER_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+
+_MODULE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\.py")
 
 TEXT_ASSETS: Mapping[str, int] = {
     **dict.fromkeys(
@@ -67,7 +70,30 @@ def find_assets(folder: Path, names: Iterable[str] = ASSETS) -> dict[str, Path]:
     Raises:
         CheckpointError: One is no regular file, is too large, or is a link out of the checkpoint.
     """
-    found = {name: folder / name for name in sorted(names) if os.path.lexists(folder / name)}
+    return _checked(
+        {name: folder / name for name in sorted(names) if os.path.lexists(folder / name)}
+    )
+
+
+def find_code(folder: Path) -> dict[str, Path]:
+    """Return the Python files of a checkpoint.
+
+    They are copied on request, for scripts that hand a bundle to transformers with
+    ``trust_remote_code``; nothing here imports them.
+
+    Raises:
+        CheckpointError: There are more than `CODE_FILES`, or one is refused as by `find_assets`.
+    """
+    names = sorted(path.name for path in folder.glob("*.py") if _MODULE.fullmatch(path.name))
+    if len(names) > CODE_FILES:
+        raise CheckpointError(
+            f"{folder} has {len(names)} Python files, more than {CODE_FILES}",
+            hint="leave only those of the published repository there",
+        )
+    return _checked({name: folder / name for name in names})
+
+
+def _checked(found: dict[str, Path]) -> dict[str, Path]:
     for name, path in found.items():
         try:
             _check_place(path)

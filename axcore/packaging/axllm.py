@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shlex
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BundleError, CheckpointError, ContractError, UnsupportedModel
 from ..language.tokenizer import load_tokenizer
 from ..language.tokenizer_files import SETTINGS, read_settings
+from ..request import Options
 from .copying import copy_files
 from .mnn_tokenizer import mnn_text
 from .source import COMPILED
@@ -18,6 +21,8 @@ if TYPE_CHECKING:
 
     from tokenizers import Tokenizer
 
+    from ..language_model import LlmBuildArgs
+    from ..model_card import Profile
     from ..progress import Progress
     from .sbom import Library
     from .source import Source
@@ -25,6 +30,8 @@ if TYPE_CHECKING:
 NAME = "axllm"  # the key of `ModelCard.runtimes`
 CONFIG, SAMPLING, TOKENIZER = "config.json", "post_config.json", "tokenizer.txt"
 NEEDED = ("tokenizer_type", "vlm_type")
+CHUNK = 128  # of every package published for axllm
+LENGTHS = ("lengths", "prefill_len", "kv_cache_len", "last_kv_cache_len")
 
 GREEDY: Mapping[str, Any] = {
     "enable_temperature": False,
@@ -49,6 +56,7 @@ def fill(folder: Path, source: Source, progress: Progress) -> list[Library]:
         CheckpointError: The tokenizer is missing or damaged, or no token would end an answer.
     """
     _check_model(source)
+    _check_lengths(source)
     if source.suffix != COMPILED:
         raise BundleError(
             f"{source.folder} holds no {COMPILED} files",
@@ -88,6 +96,65 @@ def _check_model(source: Source) -> None:
         )
 
 
+def _check_lengths(source: Source) -> None:
+    """Refuse lengths that crash ``axllm``.
+
+    Source: its code rounds down to whole chunks with a bit mask, and allocates the cache of prompts
+    from the groups that have a history.
+    """
+    llm = source.deployment.llm
+    if why := _unfit(llm):
+        raise UnsupportedModel(
+            f"axllm cannot run `{source.card.id}` with these lengths: it {why}",
+            hint="build again after this command, with --images as before:"
+            f" `{_convert_command(source)}`",
+        )
+
+
+def _unfit(lengths: LlmBuildArgs | Profile) -> str:
+    chunk = lengths.prefill_len
+    longest = max(lengths.last_kv_cache_len, default=0) + chunk
+    if chunk & (chunk - 1):
+        return (
+            f"takes chunks of a power of two, not of {chunk} tokens, with which it would reckon"
+            f" {longest & ~(chunk - 1)} of the {longest} that a prompt may have"
+        )
+    if not lengths.last_kv_cache_len:
+        return "needs a history, without which it allocates no cache for prompts"
+    return ""
+
+
+def _convert_command(source: Source) -> str:
+    """Return the conversion of the bundle anew, with lengths that ``axllm`` runs."""
+    bundle, card = source.deployment.bundle, source.card
+    words = ["axcore", "convert", card.id, "--checkpoint", bundle.manifest.checkpoint.folder]
+    words += ["-o", str(source.folder)]
+    for item in fields(Options):
+        value = getattr(bundle.options, item.name)
+        if item.metadata and item.name not in LENGTHS and value != item.default:
+            flag = item.metadata["flag"] or f"--{item.name.replace('_', '-')}"
+            words += [flag, ",".join(value) if isinstance(value, tuple) else str(value)]
+    for name, value in bundle.options.choices.items():
+        words += [f"--{name}", value]
+    return shlex.join([*words, *_lengths(source)])
+
+
+def _lengths(source: Source) -> list[str]:
+    """Return the options for lengths; none where the card's own hold prompts as long."""
+    job, llm = source.deployment.job, source.deployment.llm
+    needed = max(llm.last_kv_cache_len, default=0) + llm.prefill_len
+    own = source.card.profiles[job.task]
+    if not _unfit(own) and own.max_prompt >= needed:
+        return []
+    chunk = min(CHUNK, 1 << (llm.prefill_len.bit_length() - 1))
+    chunks = max(2, -(-needed // chunk))
+    words = ["--prefill-len", str(chunk)]
+    words += ["--kv-cache-len", str(max(llm.kv_cache_len, chunks * chunk))]
+    for count in range(1, chunks):
+        words += ["--last-kv-cache-len", str(count * chunk)]
+    return words
+
+
 def _config(source: Source) -> dict[str, Any]:
     models, profile = source.models, source.deployment.job.profile
     vocabulary, hidden = source.deployment.embedding.shape
@@ -112,13 +179,14 @@ def _config(source: Source) -> dict[str, Any]:
 
 def _tokenizer_text(source: Source) -> str:
     tokenizer = load_tokenizer(source.folder, ())
-    stops = sorted(source.deployment.stop_ids | _end_token(source.folder, tokenizer))
+    rows = source.deployment.embedding.shape[0]
+    ends = source.deployment.stop_ids | _end_token(source.folder, tokenizer)
+    stops = sorted(end for end in ends if end < rows)  # no answer has one of the others
     if not stops:
         raise CheckpointError(
             f"no file in {source.folder} says which token ends an answer",
             hint="put the published generation_config.json into the checkpoint and convert again",
         )
-    rows = source.deployment.embedding.shape[0]
     if (most := max(tokenizer.get_vocab().values())) >= rows:
         raise CheckpointError(
             f"the tokenizer has the id {most}; the embedding has {rows} rows\n"

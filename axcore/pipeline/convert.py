@@ -20,7 +20,7 @@ from ..calibration import (
     store_samples,
     warn_of_few,
 )
-from ..checkpoint.assets import find_assets
+from ..checkpoint.assets import find_assets, find_code
 from ..files import sha256
 from ..plain import plain
 from ..step import Step
@@ -371,13 +371,11 @@ class _Conversion:
         self._run("language-model", inputs, make)
 
     def _copy_assets(self) -> None:
-        folder = self.job.checkpoint.folder
-
         def make(target: Path) -> None:
-            for name, path in find_assets(folder).items():
+            for name, path in _assets(self.job, self.prepared.request).items():
                 shutil.copyfile(path, target / name)
 
-        self._run("assets", _asset_contents(folder), make)
+        self._run("assets", _asset_contents(self.job, self.prepared.request), make)
 
 
 def _identity(
@@ -392,7 +390,7 @@ def _identity(
         "request": asdict(replace(request, images=())),
         "folder": str(job.checkpoint.folder.resolve()),
         "weights": job.checkpoint.signature(),
-        "assets": _asset_contents(job.checkpoint.folder),
+        "assets": _asset_contents(job, request),
         "images": _content(images),
         "archive": archive and archive.sha256,
         **_code(job, registry),
@@ -413,8 +411,13 @@ def _content(images: Sequence[SourceImage]) -> list[str]:
     return [image.sha256 for image in images]
 
 
-def _asset_contents(folder: Path) -> dict[str, str]:
-    return {name: sha256(path) for name, path in find_assets(folder).items()}
+def _assets(job: Job, request: Request) -> dict[str, Path]:
+    folder = job.checkpoint.folder
+    return {**find_assets(folder), **(find_code(folder) if request.copy_code else {})}
+
+
+def _asset_contents(job: Job, request: Request) -> dict[str, str]:
+    return {name: sha256(path) for name, path in _assets(job, request).items()}
 
 
 def _write_texts(texts: Mapping[str, str], folder: Path) -> None:

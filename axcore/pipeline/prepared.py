@@ -128,6 +128,9 @@ def prepare(
     components = tuple(call("export_vision"))
     with registry.blame(job.family, "export_vision"):
         _check_types(components, Component)
+        if job.options.names == "published":
+            names = job.profile.names
+            components = tuple(replace(c, stem=names.get(c.name, c.stem)) for c in components)
         for component in components:
             check_component(component, job.checkpoint)
         _check_width(components[-1], job)

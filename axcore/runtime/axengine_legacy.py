@@ -54,10 +54,13 @@ class LegacySession:
         """Run the model once.
 
         Args:
-            input_feed: Input name to array; its bytes, in C order, are what the model reads.
+            input_feed: Input name to array; its bytes, in C order, are what the model reads. An
+                array of the input's type may be shorter, as scripts leave out the padding of a
+                chunk: zeros stand for the rest, where a board reads what the last run left.
 
         Raises:
-            ValueError: An input is missing, or has another number of bytes than the model reads.
+            ValueError: An input is missing, has more bytes than the model reads, or fewer of
+                another type.
             RuntimeError: ONNX Runtime failed.
         """
         nodes = self._session.get_inputs(self._group)
@@ -72,6 +75,8 @@ def _as_read(node: Node, feed: Mapping[str, Array]) -> Array:
         raise ValueError(f"input `{node.name}` is missing, got {list(feed)}")
     array = np.ascontiguousarray(feed[node.name])
     wanted = int(np.prod(node.shape)) * node.dtype.itemsize
+    if array.dtype == node.dtype and array.nbytes < wanted:
+        array = np.pad(array.reshape(-1), (0, int(np.prod(node.shape)) - array.size))
     if array.nbytes != wanted:
         raise ValueError(
             f"input `{node.name}` takes {node.dtype} {list(node.shape)}, {wanted} bytes; got"

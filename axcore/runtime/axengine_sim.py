@@ -24,6 +24,7 @@ from ml_dtypes import bfloat16
 from ..layer_files import GROUPS, Provenance
 from ..system import cores, trim_memory
 from .axengine_legacy import LegacySession
+from .axengine_pixels import pixels_of
 
 __all__ = [
     "InferenceSession",
@@ -38,6 +39,7 @@ __all__ = [
 axengine_provider_name = "AxEngineExecutionProvider"
 axclrt_provider_name = "AXCLRTExecutionProvider"
 
+COMPILED = ".axmodel"
 Array = np.ndarray[Any, Any]
 Provider = str | tuple[str, Mapping[str, Any]]
 
@@ -116,7 +118,9 @@ class InferenceSession:
         provenance: What a layer model was made from; None for files without such metadata.
 
     Args:
-        path_or_bytes: The file. If ``x.axmodel`` does not exist, ``x.onnx`` is opened instead.
+        path_or_bytes: The file. If ``x.axmodel`` does not exist, ``x.onnx`` is opened instead. A
+            vision graph of a bundle that is opened as ``x.axmodel`` takes what the compiled one
+            does: images as uint8 ``[1, H, W, 3]``, if that is how they reach the board.
         sess_options: Ignored.
         providers: A provider's name, or a list of names or pairs of name and options; the first
             that is available is used.
@@ -140,6 +144,7 @@ class InferenceSession:
         self._sess_options, self._provider = sess_options, _provider(providers)
         path = _model_file(path_or_bytes)
         self._session = _load(path)
+        self._pixels = pixels_of(path) if Path(path_or_bytes).suffix == COMPILED else None
         try:
             self._groups = _groups(self._session)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -163,7 +168,7 @@ class InferenceSession:
 
     def get_inputs(self, shape_group: int = 0) -> list[NodeArg]:
         """Return the inputs of a group; `ShapeGroupError` where there is no such group."""
-        return list(self._group(shape_group).inputs)
+        return [self._fed(node) for node in self._group(shape_group).inputs]
 
     def get_outputs(self, shape_group: int = 0) -> list[NodeArg]:
         """Return the outputs of a group; `ShapeGroupError` where there is no such group."""
@@ -199,7 +204,8 @@ class InferenceSession:
         _check_names(group, output_names, input_feed)
         batch = group.batch(input_feed)
         nodes = group.sized(group.inputs, batch)
-        feeds = [_checked(node, input_feed[node.name]) for node in nodes]
+        fed = [_checked(self._fed(node), input_feed[node.name]) for node in nodes]
+        feeds = [self._read(node, array) for node, array in zip(nodes, fed, strict=True)]
         outputs = [np.empty(n.shape, n.dtype) for n in group.sized(group.outputs, batch)]
         binding = self._session.io_binding()
         # An OrtValue keeps its array alive; not every version's binding keeps the OrtValue.
@@ -217,6 +223,17 @@ class InferenceSession:
         except Exception as error:  # ONNX Runtime's exceptions share no base
             raise RuntimeError(f"Failed to run model: {error}") from error
         return outputs
+
+    def _fed(self, node: NodeArg) -> NodeArg:
+        if not (self._pixels and self._pixels.fill(node)):
+            return node
+        count, channels, height, width = node.shape
+        return replace(node, dtype=np.dtype(np.uint8), shape=(count, height, width, channels))
+
+    def _read(self, node: NodeArg, array: Array) -> Array:
+        if not (self._pixels and self._pixels.fill(node)):
+            return array
+        return self._pixels.graph_input(node, array)
 
     def _group(self, number: int) -> _Group:
         if not 0 <= number < len(self._groups):
@@ -238,11 +255,11 @@ def _model_file(path: str | os.PathLike[str]) -> Path:
     if not isinstance(path, str | os.PathLike):
         raise TypeError(f"a model is loaded from a path, not from {type(path).__name__}")
     found = Path(path)
-    if found.suffix == ".axmodel" and not found.exists():
+    if found.suffix == COMPILED and not found.exists():
         found = found.with_suffix(".onnx")
     if not found.is_file():
         raise FileNotFoundError(f"neither {path} nor an ONNX file in its place exists")
-    return found
+    return found.resolve()  # weights are found beside the file, not beside a link to it
 
 
 def _load(path: Path) -> Any:

@@ -9,9 +9,13 @@ from typing import TYPE_CHECKING
 import pytest
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
+import axcore
 import axcore_plugins_qwen25vl as plugin
+from axcore.checkpoint import fabricate
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from axcore import ModelCard
 
 CARDS = {card.id: card for card in plugin.model_cards()}
@@ -88,3 +92,22 @@ def test_special_tokens_have_their_published_ids() -> None:
         assert small.keys() == found.keys()
         assert len(set(small.values())) == len(small)
         assert max(small.values()) < card.published.tiny["vocab_size"]
+
+
+@pytest.mark.parametrize(
+    ("task", "published"),
+    [("image", "_vision_nchw448"), ("video", "_vision_nhwc")],
+)
+def test_published_names_and_lengths_are_taken_on_request(
+    task: str, published: str, tmp_path: Path
+) -> None:
+    """Oracle: the names and lengths in Axera's ``infer.py`` and ``infer_video.py``."""
+    checkpoint = fabricate(CARDS["qwen2.5-vl-3b"], "tiny", tmp_path / "checkpoint")
+    lengths = {"image": (320, 1023, ()), "video": (512, 1023, ())}
+    for value, stem in (("default", "_vision"), ("published", published)):
+        plan = axcore.plan(str(checkpoint), task=task, names=value, lengths=value)
+        assert f"Qwen2.5-VL-3B-Instruct{stem}.onnx" in {file.name for file in plan.files}
+        found = (plan.llm.prefill_len, plan.llm.kv_cache_len, plan.llm.last_kv_cache_len)
+        assert found == (lengths[task] if value == "published" else (128, 1023, (128, 256, 384)))
+    own = axcore.plan(str(checkpoint), task=task, prefill_len=512).llm
+    assert (own.prefill_len, own.last_kv_cache_len) == (512, ())

@@ -143,7 +143,10 @@ def test_a_video_has_positions_in_time(
     checkpoint: Path, registry: Registry, model: Any, tmp_path: Path
 ) -> None:
     """Four frames are two steps of the video graph, and the oracle says the same of them."""
-    options = Options(task="video", height=HEIGHT, width=WIDTH, prefill_len=96, kv_cache_len=CACHE)
+    lengths: dict[str, Any] = {
+        "prefill_len": 96, "kv_cache_len": CACHE, "last_kv_cache_len": ()
+    }  # fmt: skip
+    options = Options(task="video", height=HEIGHT, width=WIDTH, **lengths)
     axcore.convert(str(checkpoint), tmp_path, options=options, verify=False, registry=registry)
     axcore.build(tmp_path, toolchain="onnx", options=EXACT, registry=registry)
     frames = [photograph(HEIGHT, WIDTH, seed) for seed in range(4)]

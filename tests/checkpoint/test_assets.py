@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from axcore.checkpoint import ASSETS, find_assets
+from axcore.checkpoint.assets import find_code
 from axcore.errors import CheckpointError
-from axcore.limits import CONFIG_BYTES
+from axcore.limits import CODE_FILES, CONFIG_BYTES
 
 SECRET = "secret.txt"
 
@@ -82,6 +86,54 @@ def test_what_is_no_regular_file_of_the_checkpoint_is_refused(
         find_assets(folder)
     assert KINDS[make] in caught.value.message
     assert str(path) in caught.value.message
+
+
+def test_code_is_modules_alone(folder: Path) -> None:
+    """Links, pipes and too many files are refused as with other files; oracle: what was made."""
+    for name in ("configuration_toy.py", "resampler.py", "not a module.py", "setup.cfg"):
+        (folder / name).write_text("")
+    assert list(find_code(folder)) == ["configuration_toy.py", "resampler.py"]
+    outside(folder / "siglip.py")
+    with pytest.raises(CheckpointError, match=r"`siglip.py` cannot be copied: it is a link"):
+        find_code(folder)
+    (folder / "siglip.py").unlink()
+    for number in range(CODE_FILES):
+        (folder / f"m{number}.py").write_text("")
+    with pytest.raises(CheckpointError, match=f"more than {CODE_FILES}"):
+        find_code(folder)
+
+
+def test_what_is_copied_is_all_that_transformers_needs(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A config of a class of its own, as scripts load it. Oracle: transformers' loader.
+
+    The code is a stand-in for that of a published checkpoint: a module that imports another.
+    """
+    from transformers import AutoConfig, dynamic_module_utils
+
+    config = {"model_type": "toy", "auto_map": {"AutoConfig": "configuration_toy.ToyConfig"}}
+    (folder / "config.json").write_text(json.dumps({**config, "width": 7}))
+    (folder / "widths.py").write_text("DOUBLE = 2\n")
+    (folder / "configuration_toy.py").write_text(
+        "from transformers import PretrainedConfig\n"
+        "from .widths import DOUBLE\n"
+        "class ToyConfig(PretrainedConfig):\n"
+        "    model_type = 'toy'\n"
+        "    def __init__(self, width=0, **others):\n"
+        "        super().__init__(**others)\n"
+        "        self.width = DOUBLE * width\n"
+    )
+    bundle, cache = folder.parent / "bundle", str(folder.parent / "modules")
+    bundle.mkdir()
+    for name, path in {**find_assets(folder), **find_code(folder)}.items():
+        shutil.copyfile(path, bundle / name)
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", cache)
+    monkeypatch.syspath_prepend(cache)
+    for name in [name for name in sys.modules if name.startswith("transformers_modules")]:
+        monkeypatch.delitem(sys.modules, name)
+    loaded = AutoConfig.from_pretrained(bundle, trust_remote_code=True, local_files_only=True)
+    assert (type(loaded).__name__, loaded.width) == ("ToyConfig", 14)
 
 
 def test_links_inside_the_checkpoint_and_to_the_hubs_blobs_are_followed(tmp_path: Path) -> None:

@@ -85,6 +85,7 @@ def test_show(axcore: Axcore) -> None:
     data = data_of(axcore("show", "qwen25vl-3b", "--json"))
     assert data["id"] == MODEL
     assert data["profiles"]["video"]["prefill_len"] == 128
+    assert data["profiles"]["video"]["published"]["prefill_len"] == 512
 
 
 # Plan --------------------------------------------------------------------------------------------

@@ -12,14 +12,16 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tokenizers import Tokenizer
 from typer.main import get_command
 
 import axcore
-from axcore import Registry
+from axcore import Job, Options, Registry
+from axcore.checkpoint import Checkpoint, fabricate, read_config
 from axcore.cli import app
 
 from ..built import HEAD, HEIGHT, IMAGE, LAYER, TABLE, WIDTH
-from ..bundles import IMAGES, MODEL, STEM, Axcore, Outcome, contents, environment
+from ..bundles import IMAGES, MODEL, STEM, Axcore, Outcome, change_json, contents, environment
 from .test_bad_input import assert_explained
 
 if TYPE_CHECKING:
@@ -222,6 +224,39 @@ def test_a_folder_for_axllm_names_what_is_there(
     assert config.items() >= expected.items()
     listed = {value for key, value in config.items() if key.startswith(("filename", "url", "post"))}
     assert listed <= {path.name for path in (tmp_path / "board").iterdir()}
+
+
+def test_published_lengths_of_qwen_are_refused_for_axllm(
+    axcore: Axcore, compiled: Path, tmp_path: Path
+) -> None:
+    """They crash it; the hint is the conversion without options for lengths, whose defaults run."""
+    llm = {"prefill_len": 320, "kv_cache_len": 1023, "last_kv_cache_len": []}
+    build = json.loads((compiled / "axcore.json").read_text())["build"]
+    change_json(compiled / "axcore.json", build={**build, "llm": {**build["llm"], **llm}})
+    done = axcore("package", compiled, "--runtime", "axllm", "-o", tmp_path / "board")
+    assert_explained(done, "a power of two, not of 320", f"-o {compiled} --height {HEIGHT}")
+    assert "-len" not in done.err
+
+
+def test_axllm_is_given_the_system_message_that_prompts_have(tmp_path: Path) -> None:
+    """Of every model that it runs. Oracle: a prompt without one, decoded."""
+    registry = Registry()
+    for model in ("qwen2.5-vl-3b", "internvl3.5-1b", "internvl3-2b", "minicpm-v-4.6"):
+        card = registry.find(model).card
+        folder = fabricate(card, "tiny", tmp_path / model)
+        config = read_config(folder)
+        job = Job(
+            card, "", Checkpoint(folder, config, (), {}), "image", card.profiles["image"], Options()
+        )
+        prompt = registry.call(
+            registry.find(model).family, "prepare_prompt", job=job,
+            messages=[{"role": "user", "content": "What?"}],
+        )  # fmt: skip
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        text = tokenizer.decode(prompt.input_ids, skip_special_tokens=False)
+        said = card.runtimes["axllm"].get("system_prompt")
+        before = f"<|im_start|>system\n{said}<|im_end|>\n" if said else ""
+        assert text.startswith(f"{before}<|im_start|>user\nWhat?<|im_end|>\n")
 
 
 def test_json_is_the_manifest_of_the_folder(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shlex
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+import axcore
 from axcore import BundleError, CheckpointError, ContractError, LlmBuildArgs, UnsupportedModel
 from axcore.plain import plain
 
@@ -111,6 +113,45 @@ def test_what_axllm_would_answer_nonsense_with_is_refused(
         packaged(bundle)
     assert "--runtime python" in caught.value.hint
     assert not (bundle.parent / "board").exists()
+
+
+@pytest.mark.parametrize(
+    ("llm", "message"),
+    [
+        (LlmBuildArgs(320, 1023), "takes chunks of a power of two, not of 320 .* reckon 64 of the"),
+        (LlmBuildArgs(24, 31, (24,)), "a power of two, not of 24"),
+        (LlmBuildArgs(512, 1023), "needs a history"),
+        (LlmBuildArgs(64, 100), "needs a history"),
+    ],
+)
+def test_lengths_that_crash_axllm_are_refused(
+    bundle: Path, llm: LlmBuildArgs, message: str
+) -> None:
+    """The hint is the conversion that works, its options as they were.
+
+    Oracle: what `axllm` needs, of lengths that hold as long a prompt as before.
+    """
+    options = axcore.Options(height=112, embedding_formats=("npy", "pth"), prefill_len=320)
+    change_json(
+        bundle / "axcore.json",
+        build=plain(toys.request(llm=llm)),
+        options=plain(options),
+    )
+    with pytest.raises(UnsupportedModel, match=message) as caught:
+        packaged(bundle)
+    words = shlex.split(caught.value.hint.split("`")[1])
+    assert words[:3] == ["axcore", "convert", MODEL]
+    given = dict(zip(words[3::2], words[4::2], strict=True))
+    lengths = [int(v) for k, v in zip(words[3::2], words[4::2], strict=True) if "last" in k]
+    chunk, cache = int(given["--prefill-len"]), int(given["--kv-cache-len"])
+    assert given.items() >= {
+        "--checkpoint": "/nowhere", "-o": str(bundle), "--height": "112",
+        "--embedding-format": "npy,pth",
+    }.items()  # fmt: skip
+    assert chunk in {2**n for n in range(8)}
+    assert lengths == list(range(chunk, lengths[-1] + 1, chunk))
+    before = llm.prefill_len + max(llm.last_kv_cache_len, default=0)
+    assert before <= lengths[-1] + chunk <= cache
 
 
 @pytest.mark.parametrize("axllm", [{}, {"vlm_type": "ToyVL"}])

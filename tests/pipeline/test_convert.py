@@ -382,7 +382,7 @@ def test_a_prompt_that_cannot_hold_an_image_leaves_no_folder(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_code_of_a_checkpoint_is_neither_run_nor_copied(
+def test_code_of_a_checkpoint_is_neither_run_nor_copied_unless_asked(
     bundle: Path, own_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """``auto_map`` beside a module that would leave a trace. Oracle: the trace, and stdin."""
@@ -393,4 +393,7 @@ def test_code_of_a_checkpoint_is_neither_run_nor_copied(
     convert(own_checkpoint, bundle, verify=False)
     assert not trace.exists()
     assert "modeling_trap.py" not in contents(bundle)
+    convert(own_checkpoint, bundle, verify=False, copy_code=True)
+    assert "modeling_trap.py" in contents(bundle)
+    assert not trace.exists()
     assert "auto_map" in (bundle / "config.json").read_text()

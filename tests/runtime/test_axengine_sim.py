@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +15,9 @@ from ml_dtypes import bfloat16
 
 from axcore.runtime import axengine_sim
 from axcore.runtime.axengine_sim import InferenceSession
+
+from ..built import LAYER
+from ..bundles import STEM
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -252,6 +256,24 @@ def test_scripts_of_the_older_interface_run(toy: ToyLanguageModel, layer: Infere
         np.testing.assert_array_equal(made[node.name], expected[number])
 
 
+def test_the_older_interface_fills_up_what_scripts_leave_out(
+    toy: ToyLanguageModel, layer: InferenceSession
+) -> None:
+    """Scripts pass the rows of a prompt to the second layer, without the padding of its chunk.
+
+    Oracle: the present interface, fed with zeros there.
+    """
+    path = toy.folder / "toy_p4_l0_together.axmodel"
+    session = InferenceSession.load_from_model(path)
+    feed = {node.name: np.zeros(node.shape, node.dtype) for node in layer.get_inputs(1)}
+    feed["input"][:, :2] = 1
+    expected = layer.run(None, feed, shape_group=1)
+    session.set_runtime_context(group_id=1)
+    made = session.run({**feed, "input": feed["input"][:, :2]})
+    for number, array in enumerate(expected):
+        np.testing.assert_array_equal(made[number], array)
+
+
 def test_the_older_interface_reads_no_other_number_of_bytes(toy: ToyLanguageModel) -> None:
     """What would be read beyond an array's end on a board is refused here, with both sizes."""
     path = toy.folder / "toy_p4_l0_together.onnx"
@@ -260,5 +282,42 @@ def test_the_older_interface_reads_no_other_number_of_bytes(toy: ToyLanguageMode
         session.run({})
     with pytest.raises(ValueError, match=r"`K_cache` takes bfloat16 .* 4 bytes"):
         session.run({"K_cache": np.zeros(1, np.float32)})
+    with pytest.raises(ValueError, match=r"`K_cache` takes bfloat16 .* 200000 bytes"):
+        session.run({"K_cache": np.zeros(100_000, bfloat16)})
     with pytest.raises(ValueError, match="out of range"):
         session.set_runtime_context(group_id=99)
+
+
+@pytest.mark.parametrize("place", ["beside", "elsewhere"])
+def test_a_link_to_a_model_finds_the_weights_of_the_model(own: Path, place: str) -> None:
+    """Scripts look for ``.axmodel``, also in a folder of their own. Oracle: the model itself."""
+    model = own / LAYER.format(1)
+    folder = own if place == "beside" else own.parent / "elsewhere"
+    folder.mkdir(exist_ok=True)
+    link = folder / f"{model.stem}.axmodel"
+    link.symlink_to(model.name if place == "beside" else model)
+    session, expected = InferenceSession(link), InferenceSession(model)
+    feed = {node.name: np.ones(node.shape, node.dtype) for node in expected.get_inputs()}
+    for made, array in zip(session.run(None, feed), expected.run(None, feed), strict=True):
+        np.testing.assert_array_equal(made, array)
+
+
+def test_a_vision_graph_opened_for_a_board_takes_what_the_board_takes(own: Path) -> None:
+    """Pixels, which the compiled model normalises; the ONNX graph itself takes normalised values.
+
+    Oracle: mean and deviation in the configuration for Pulsar2, and the graph fed with the result.
+    """
+    written = json.loads((own / f"{STEM}.pulsar2.json").read_text())["quant"]["input_configs"][0]
+    mean, std = (np.array(written[f"calibration_{n}"], np.float32) for n in ("mean", "std"))
+    graph, compiled = (
+        InferenceSession(own / f"{STEM}{suffix}") for suffix in (".onnx", ".axmodel")
+    )
+    (port,), (fed,) = graph.get_inputs(), compiled.get_inputs()
+    one, channels, height, width = port.shape
+    assert (fed.dtype, fed.shape) == (np.uint8, (one, height, width, channels))
+    pixels = np.random.default_rng(0).integers(0, 256, fed.shape, np.uint8)
+    normalised = ((pixels.astype(np.float32) - mean) / std).transpose(0, 3, 1, 2)
+    (expected,) = graph.run(None, {port.name: np.ascontiguousarray(normalised)})
+    np.testing.assert_array_equal(compiled.run(None, {port.name: pixels})[0], expected)
+    legacy = InferenceSession.load_from_model(own / f"{STEM}.axmodel")
+    np.testing.assert_array_equal(legacy.run({port.name: pixels[0]})[0], expected)
