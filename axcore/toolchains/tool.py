@@ -312,9 +312,9 @@ def _failure(
     tool: Tool, name: str, words: Sequence[str], code: int, log: Path, last: Iterable[str]
 ) -> ToolchainError:
     lines = "".join(f"\n    {line}" for line in last) or " none"
-    known = tool.explain(_end_of(log), code)
     causes = ["it was probably killed because memory ran out"] if short_of_memory(code) else []
-    causes += [known] if known else []
+    if known := tool.explain(_end_of(log), code):
+        causes = [known]
     causes += ["correct the cause and run the same command again: finished steps are kept"]
     causes += [tool.advice] if tool.advice else []
     return ToolchainError(

@@ -238,7 +238,6 @@ class Reader:
     """A toolchain that reads a graph, what lies beside it, and a configuration."""
 
     name, options, targets = "reader", {}, {}  # type: ignore[var-annotated]
-    variables: Mapping[str, tuple[str, ...]] = {}
 
     def target(self, options: Any) -> Any:
         del options

@@ -163,11 +163,7 @@ def test_the_script_is_valid_bash_with_remarks_and_variables(
     make_bundle: Callable[[BuildRequest], Path], standin: Standin, request_: BuildRequest
 ) -> None:
     """Notes become comments, variables reach the tool. Oracle: ``bash -n``, the stand-in."""
-    args = replace(
-        request_.llm,
-        environment={"FLOAT_MATMUL_USE_CONV_EU": "1"},
-        notes=("Compare logits\nbefore you trust $(this)",),
-    )
+    args = replace(request_.llm, notes=("Compare logits\nbefore you trust $(this)",))
     bundle = make_bundle(replace(request_, llm=args))
     script = bundle / "build.sh"
     assert subprocess.run(["bash", "-n", str(script)], check=False).returncode == 0
