@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ToolchainError
 from ..files import lock
-from ..foreign import check_name, open_regular
-from ..limits import ANSWER_BYTES, ANSWER_S, LOG_END_BYTES
+from ..foreign import check_name, load, open_regular
+from ..limits import ANSWER_BYTES, ANSWER_S, LOG_END_BYTES, RECORD_BYTES
 from ..process import GRACE_S, child, ending, output_of, short_of_memory
 from .output import answer, lines, without_escapes
 from .turns import turn
@@ -186,6 +186,20 @@ def run_tool(build: Build, tool: Tool, runs: Sequence[Run], folder: str) -> dict
 def report_file(run: str) -> str:
     """Name of the file with what a run came to, in the bundle."""
     return f"{run}{REPORT}"
+
+
+def results_in(files: Iterable[Path]) -> dict[str, Any]:
+    """Return what runs came to, by their names, as far as `files` hold it.
+
+    Raises:
+        ToolchainError: A file is damaged.
+    """
+    hint = "remove it and run the same command again"
+    return {
+        path.name.removesuffix(REPORT): load(dict, path, RECORD_BYTES, ToolchainError, hint=hint)
+        for path in files
+        if path.name.endswith(REPORT)
+    }
 
 
 def _results(

@@ -72,7 +72,7 @@ def variables(request: BuildRequest) -> dict[str, str]:
     """Return the environment variables of the language model's builder.
 
     Products of matrices then run on the convolution unit, which Pulsar2's manual chooses for AX650:
-    as published, the first token of InternVL3.5-1B then came after 883 ms instead of 4951. M76H has
+    as published, the first token of a 1B model then came after 883 ms instead of 4951. M76H has
     the operators and NPU modes of AX650.
     """
     return {"FLOAT_MATMUL_USE_CONV_EU": "1"} if Chip.of(request.options).name in _CONV_EU else {}
