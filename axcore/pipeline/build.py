@@ -13,7 +13,6 @@ from ..choices import resolve
 from ..errors import BundleError, CheckpointError, ContractError, UsageError
 from ..files import explained_full_disk
 from ..language_model import Decoder
-from ..plain import shown
 from ..step import BUILD
 from ..workspace import Workspace
 from .job import find_toolchain, open_job, request_of, vision_key

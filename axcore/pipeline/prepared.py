@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from ..job import Job
     from ..plugins import Registry
     from ..request import Request
-    from ..toolchains.contract import Toolchain
     from .job import Chosen
 
 

@@ -135,9 +135,10 @@ class Run:
         promised: Given the filled folder, the names that its files get in the bundle, each with
             the pattern (as of `Path.glob`) that exactly one file in the folder must match.
         environment: Variables the tool must see.
-        examine: Given the filled folder and the log, returns what the run came to, JSON-like; it
-            becomes a file of the bundle, ``<name>.build.json``, with the seconds that it took and
-            the most memory that one process had, in bytes. A `ToolchainError` fails the step.
+        examine: Given the filled folder, the log, and the time of the start (as of `os.stat`; what
+            is older in the folder is of an earlier run), returns what the run came to, JSON-like.
+            It becomes a file of the bundle, ``<name>.build.json``, with the seconds that it took
+            and the most memory that one process had, in bytes. A `ToolchainError` fails the step.
     """
 
     name: str
@@ -145,7 +146,7 @@ class Run:
     inputs: Sequence[Path]
     promised: Callable[[Path], Mapping[str, str]]
     environment: Mapping[str, str] = field(default_factory=dict)
-    examine: Callable[[Path, Path], Mapping[str, Any]] | None = None
+    examine: Callable[[Path, Path, float], Mapping[str, Any]] | None = None
 
 
 def run_tool(build: Build, tool: Tool, runs: Sequence[Run], folder: str) -> dict[str, Path]:
@@ -165,7 +166,7 @@ def run_tool(build: Build, tool: Tool, runs: Sequence[Run], folder: str) -> dict
     Raises:
         ToolchainError: The tool cannot be started, failed, or left files out.
     """
-    reports = {}
+    reports: dict[str, Path] = {}
     with build.progress.task("build", len(runs), "steps") as task:
         for run in runs:
             build.progress.say(f"{run.name}: comparing {len(run.inputs)} files with the last build")
@@ -178,7 +179,7 @@ def run_tool(build: Build, tool: Tool, runs: Sequence[Run], folder: str) -> dict
                 "report": run.examine and report_file(run.name),
             }
             made = build.step(run.name, inputs, partial(_results, build, tool, run, words, folder))
-            reports |= {run.name: path for path in made if path.name == inputs["report"]}
+            reports.update((run.name, path) for path in made if path.name == inputs["report"])
             task.advance()
     return reports
 
@@ -216,9 +217,24 @@ def _results(
             if path.is_symlink() or path.is_file():
                 path.unlink()  # an old file must not be taken for a result
         build.progress.say(f"{run.name}: building, log in {log}")
-        started = time.monotonic()
-        peak = _call(build, tool, run, words, log, held)
-        seconds = round(time.monotonic() - started, 1)
+        cost = _call(build, tool, run, words, log, held)
+    found = _found(tool, run, output, place, log)
+    if run.examine:
+        seen = run.examine(output, log, cost.since)
+        peak = None if tool.in_container else cost.peak_bytes or None
+        result = {**seen, "seconds": cost.seconds, "peak_bytes": peak}
+        text = json.dumps(result, indent=1, allow_nan=False)
+        (target / report_file(run.name)).write_text(f"{text}\n", encoding="utf-8")
+    for name, path in found.items():
+        path.replace(target / name)
+
+
+def _found(tool: Tool, run: Run, output: Path, place: Path, log: Path) -> dict[str, Path]:
+    """Return the files that were promised; `place` is `output`, resolved before the run.
+
+    Raises:
+        ToolchainError: One is missing, or several might be meant.
+    """
     promised = run.promised(output)
     found = {
         name: [path for path in output.glob(pattern) if _is_own_file(place, path)]
@@ -234,12 +250,7 @@ def _results(
             f"  log: {log}",
             hint=tool.explain(_end_of(log), 0) or f"look in the log for what {tool.name} skipped",
         )
-    if run.examine:
-        costs = {"seconds": seconds, "peak_bytes": None if tool.in_container else peak or None}
-        text = json.dumps({**run.examine(output, log), **costs}, indent=1, allow_nan=False)
-        (target / report_file(run.name)).write_text(f"{text}\n", encoding="utf-8")
-    for name, (path,) in found.items():
-        path.replace(target / name)
+    return {name: path for name, (path,) in found.items()}
 
 
 def _own_folder(bundle: Path, name: str) -> Path:
@@ -290,18 +301,30 @@ def _is_own_file(place: Path, path: Path) -> bool:
     return path.is_file() and not path.is_symlink() and path.resolve().is_relative_to(place)
 
 
+@dataclass(frozen=True)
+class _Cost:
+    """What a run took.
+
+    Attributes:
+        since: Time of its start, by the clock of the file system.
+        seconds: Until its end.
+        peak_bytes: The most memory that one of its processes had; 0 where that is not known.
+    """
+
+    since: float
+    seconds: float
+    peak_bytes: int
+
+
 def _call(
     build: Build, tool: Tool, run: Run, words: Sequence[str], log: Path, held: Sequence[int]
-) -> int:
-    """Run a command; its lines go to the progress and into `log` as they come.
-
-    Returns:
-        The most memory that one of its processes had, in bytes; 0 where that is not known.
-    """
+) -> _Cost:
+    """Run a command; its lines go to the progress and into `log` as they come."""
     last: deque[str] = deque(maxlen=_LAST_LINES)
     log.unlink(missing_ok=True)  # it may be a link, or another user's
     with ExitStack() as stack:
         file = stack.enter_context(log.open("xb"))
+        since, started = os.fstat(file.fileno()).st_mtime, time.monotonic()
         try:
             process = stack.enter_context(child(words, build.folder, run.environment, held=held))
         except OSError as error:
@@ -312,7 +335,7 @@ def _call(
         code, peak = process.wait(), process.peak_bytes()
     if code:
         raise _failure(tool, run.name, words, code, log, last)
-    return peak
+    return _Cost(since, round(time.monotonic() - started, 1), peak)
 
 
 def _end_of(log: Path) -> str:

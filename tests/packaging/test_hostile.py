@@ -21,7 +21,7 @@ from axcore.workspace import Workspace
 from . import toys
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
 WRONG: list[Any] = [
     *(None, True, -1, 0, 1.5, 1e308, 10**30, "", "x", "-x", "../x", "/x", "a b;c", "\x1b[2J", "\0"),

@@ -122,3 +122,24 @@ def test_colours_are_no_part_of_a_log(tmp_path: Path) -> None:
     """Oracle: the log without them."""
     coloured = NEWER.replace("max_cycle = ", "\x1b[1mmax_cycle = \x1b[0m")
     assert left(tmp_path, coloured) == left(tmp_path, NEWER)
+
+
+def test_a_table_of_an_earlier_build_is_none(tmp_path: Path) -> None:
+    """A container's files cannot always be removed. Oracle: the time of the file."""
+    left(tmp_path, NEWER, U16, {"Conv_0": 8})
+    table = tmp_path / "quant" / "quant_axmodel.json"
+    asked = BuildConfig.model_validate(U16)
+    for since, bits in ((0.0, {"8": 1}), (table.stat().st_mtime + 1, {})):
+        assert read_result(tmp_path / "graph.log", tmp_path, asked, since).bits == bits
+
+
+def test_a_table_elsewhere_is_not_read(tmp_path: Path) -> None:
+    """Oracle: the words, and that nothing was counted."""
+    elsewhere, folder = tmp_path / "elsewhere", tmp_path / "folder"
+    for made in (elsewhere, folder):
+        made.mkdir()
+    left(elsewhere, NEWER, U16, {"Conv_0": 8})
+    (folder / "quant").symlink_to(elsewhere / "quant")
+    result = left(folder, NEWER, U16)
+    assert (result.bits, len(result.faults)) == ({}, 1)
+    assert "link" in result.faults[0]

@@ -100,7 +100,8 @@ def test_a_step_may_take_over_a_result(tmp_path: Path) -> None:
 def test_what_a_run_came_to_is_a_file_of_its_step(tmp_path: Path) -> None:
     """With time and memory; a daemon's memory is not known. Oracle: a file and a log of a shell."""
 
-    def examine(output: Path, log: Path) -> dict[str, str]:
+    def examine(output: Path, log: Path, since: float) -> dict[str, str]:
+        assert since <= (output / "a.out").stat().st_mtime
         return {"file": (output / "a.out").read_text(), "log": log.read_text()}
 
     run = replace(run_of("s", "echo said; echo left > made/s/a.out", "a.out"), examine=examine)
@@ -121,7 +122,7 @@ def test_what_a_run_came_to_is_a_file_of_its_step(tmp_path: Path) -> None:
 def test_a_run_that_is_found_bad_leaves_the_bundle_as_it_was(tmp_path: Path) -> None:
     """Oracle: the error that was raised, and the files."""
 
-    def examine(output: Path, log: Path) -> dict[str, str]:
+    def examine(output: Path, log: Path, since: float) -> dict[str, str]:
         raise ToolchainError(f"{log.name} tells of no good", hint="try again")
 
     run = replace(run_of("s", "touch made/s/a.out", "a.out"), examine=examine)
@@ -132,7 +133,7 @@ def test_a_run_that_is_found_bad_leaves_the_bundle_as_it_was(tmp_path: Path) -> 
 
 
 def test_a_known_failure_is_explained_from_the_end_of_the_log(tmp_path: Path) -> None:
-    """Whether the tool fails or leaves files out. Oracle: what the shell printed, without colour."""
+    """Whether the tool fails or leaves files out. Oracle: what the shell printed."""
 
     def explain(said: str, code: int) -> str:
         return f"{len(said) <= 65536} {said[-4:-1]} {code}"

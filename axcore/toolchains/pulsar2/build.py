@@ -70,9 +70,15 @@ def check_results(reports: Mapping[str, Path], request: BuildRequest, progress: 
 
 
 def _examine(
-    name: str, config: Path, accepted: bool, progress: Progress, output: Path, log: Path
+    name: str,
+    config: Path,
+    accepted: bool,
+    progress: Progress,
+    output: Path,
+    log: Path,
+    since: float,
 ) -> dict[str, Any]:
-    result = read_result(log, output, _config(config))
+    result = read_result(log, output, _config(config), since)
     if (result.subgraphs or 1) > 1 and not accepted:
         raise ToolchainError(
             f"build step `{name}` left a model of {result.subgraphs} subgraphs\n  log: {log}",

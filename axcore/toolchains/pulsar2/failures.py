@@ -49,11 +49,9 @@ def explain(said: str, code: int) -> str:
     """
     for known in failures():
         if known.fits(said, code):
-            seen = f", Pulsar2 {known.versions}" if known.versions else ""
-            return (
-                f"probably {known.meaning}: {known.remedy}"
-                f" ({known.confidence}{seen}; source: {known.source})"
-            )
+            seen = "seen in builds" if known.confidence == "build" else known.confidence
+            by = f" of Pulsar2 {known.versions}" if known.versions else ""
+            return f"probably {known.meaning}: {known.remedy} ({seen}{by}; source: {known.source})"
     return ""
 
 

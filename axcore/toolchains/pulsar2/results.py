@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...display import size
 from ...errors import ToolchainError
-from ...foreign import load, open_regular, reason
+from ...foreign import inside, load, open_regular, reason
 from ...limits import QUANT_TABLE_BYTES, RECORD_BYTES
 from ..output import without_escapes
 
@@ -33,6 +33,9 @@ LEAST_COSINE = 0.95
 _CYCLES_PER_MS = 0.9e6  # 0.85 to 0.95 GHz: good to 10 %
 _LINE_BYTES = 4096
 _WORST, _NAME = 5, 40
+_COLUMNS: tuple[str, ...] = (
+    *("GRAPH", "SUBGRAPHS", "ESTIMATED", "MACS", "COSINE", "WORST", "BITS", "TOOK", "MEMORY"),
+)
 _BITS = {"U8": 8, "S8": 8, "U16": 16, "S16": 16, "FP32": 32}
 _SUBGRAPHS = re.compile(r"fuse (\d{1,6}) subgraph\(s\)")
 _CYCLES = re.compile(r"max_cycle = ([\d,]{1,20})")
@@ -107,13 +110,16 @@ class GraphResult:
         return load(cls, path, RECORD_BYTES, ToolchainError, hint=hint)
 
 
-def read_result(log: Path, output: Path, config: BuildConfig | None) -> GraphResult:
+def read_result(
+    log: Path, output: Path, config: BuildConfig | None, since: float = 0.0
+) -> GraphResult:
     """Read what a build left.
 
     Args:
         log: What the tool printed.
         output: The folder that it filled.
         config: What was asked for; None if that cannot be known.
+        since: Time of its start; a table that is older is of another build.
 
     Raises:
         ToolchainError: The log cannot be read.
@@ -126,9 +132,10 @@ def read_result(log: Path, output: Path, config: BuildConfig | None) -> GraphRes
         raise ToolchainError(
             f"{log} cannot be read: {reason(error)}", hint="run the same command again"
         ) from error
-    faults, table = [*_faults(result)], {}
+    faults = [*_faults(result)]
+    table: Mapping[str, Mapping[str, TensorPrecision]] = {}
     try:
-        table = _quant_table(output / "quant" / "quant_axmodel.json")
+        table = _quant_table(output, since)
     except ToolchainError as error:  # a reason to doubt, none to throw a model away
         faults.append(f"the precision of its tensors is not known: {error.message}")
     widths = [one.bit_width for op in table.values() for one in op.values()]
@@ -139,13 +146,9 @@ def read_result(log: Path, output: Path, config: BuildConfig | None) -> GraphRes
 
 def table_of(results: Mapping[str, GraphResult]) -> list[str]:
     """Return what graphs came to, by name, as the lines of a table."""
-    rows = [("GRAPH", "SUBGRAPHS", "ESTIMATED", "MACS", "COSINE", "WORST", "BITS", "TOOK", "MEMORY")]
-    rows += [_cells(name, result) for name, result in results.items()]
+    rows = [_COLUMNS, *(_cells(name, result) for name, result in results.items())]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(map(str.ljust, row, widths)).rstrip()  # one line, as `say` shows it
-        for row in rows
-    ]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
 
 def _cells(name: str, result: GraphResult) -> tuple[str, ...]:
@@ -202,9 +205,15 @@ def _row(cells: Mapping[str, str]) -> Row | None:
         return None
 
 
-def _quant_table(path: Path) -> Mapping[str, Mapping[str, TensorPrecision]]:
-    if not path.exists():
+def _quant_table(output: Path, since: float) -> Mapping[str, Mapping[str, TensorPrecision]]:
+    try:
+        path = inside(output, "quant/quant_axmodel.json")
+        if path.stat().st_mtime < since:
+            return {}
+    except FileNotFoundError:
         return {}
+    except (OSError, ValueError) as error:  # a folder of a container's root, a link
+        raise ToolchainError(f"{output}/quant: {reason(error)}") from error
     hint = "run the same command again, with --tool of the same version"
     return load(QuantTable, path, QUANT_TABLE_BYTES, ToolchainError, hint=hint).tensor_configs
 
