@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +37,8 @@ _FORBIDDEN = {
 }
 _NO_FOLDER = {errno.ENOENT, errno.ENOTDIR, errno.EEXIST}
 _NO_FILE = {errno.EISDIR, errno.ENXIO}
+_OPENED = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+_OWNER_BYTES = 300
 _ELSEWHERE = "choose a place that you may write to with -o"
 
 
@@ -179,10 +182,15 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def lock(path: Path) -> int | None:
+def lock(path: Path, *, shared: bool = False) -> int | None:
     """Lock a file, made when absent; the lock ends when the descriptor is closed, or the process.
 
     So whether its owner lives is known without a process id, which in containers is often equal.
+
+    Args:
+        path: The file.
+        shared: Whether it is one for all users, whoever made it; it may then be open for reading
+            alone.
 
     Returns:
         The open descriptor; None where another process holds the lock.
@@ -192,8 +200,7 @@ def lock(path: Path) -> int | None:
     """
     import fcntl
 
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-    descriptor = os.open(path, flags, 0o666)
+    descriptor = _open_shared(path) if shared else os.open(path, _OPENED | os.O_CREAT, 0o666)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -203,6 +210,34 @@ def lock(path: Path) -> int | None:
         os.close(descriptor)
         raise OSError(error.errno, error.strerror, str(path)) from error
     return descriptor
+
+
+def _open_shared(path: Path) -> int:
+    with contextlib.suppress(FileExistsError):
+        descriptor = os.open(path, _OPENED | os.O_CREAT | os.O_EXCL, 0o666)
+        os.fchmod(descriptor, 0o666)  # whatever the umask says
+        return descriptor
+    # Without O_CREAT: in a folder with the sticky bit it is refused for the files of others.
+    try:
+        return os.open(path, _OPENED)
+    except PermissionError:
+        return os.open(path, _OPENED & ~os.O_RDWR)
+
+
+def sign(descriptor: int) -> None:
+    """Write into a locked file who holds it; see `owner_of`."""
+    with contextlib.suppress(OSError):  # it may be open for reading alone
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()} on {socket.gethostname()}".encode(), 0)
+
+
+def owner_of(path: Path) -> str:
+    """Return what the process that holds a lock wrote into its file."""
+    try:
+        with open_regular(path) as file:
+            return ascii(file.read(_OWNER_BYTES).decode())[1:-1] or "unknown"
+    except (OSError, ValueError):
+        return "unknown"
 
 
 @contextmanager

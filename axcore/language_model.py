@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .component import Shape  # at run time: manifests are read back by these types
@@ -60,7 +60,6 @@ class LlmBuildArgs:
         hidden_state_type, weight_type: Precision of activations between layers and of weights.
         parallel: Worker processes; 32 need more than 32 GB.
         check_level: 0 checks nothing, 1 the cosine of each layer, 2 generated text.
-        environment: Environment variables for the builder.
         checkpoint: Checkpoint that is written into the bundle for the builder; None lets it read
             the original.
         notes: What users should know before they rely on the build, one line each.
@@ -74,7 +73,6 @@ class LlmBuildArgs:
     weight_type: str = "s8"
     parallel: int = 8
     check_level: int = 0
-    environment: Mapping[str, str] = field(default_factory=dict)
     checkpoint: LlmCheckpoint | None = None
     notes: tuple[str, ...] = ()
 

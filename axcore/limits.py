@@ -57,6 +57,9 @@ VALUES = 2_000_000
 LOG_BYTES = 256 * MB
 """What a log keeps of one run of a vendor's tool; real ones are below 50 MB."""
 
+LOG_END_BYTES = 64 * KB
+"""The end of a log, in which a known failure is looked for: a Python traceback has below 20 kB."""
+
 ANSWER_BYTES = 1 * MB
 """What a vendor's tool says when it is asked for its version or its help: some 10 kB."""
 

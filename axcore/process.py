@@ -13,10 +13,33 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from .supervisor import NUMBER_BYTES
+
 GRACE_S = 10.0
 """Between SIGTERM and SIGKILL: a container needs time to stop its processes."""
 
 _SUPERVISOR = Path(__file__).with_name("supervisor.py")
+
+
+class Child(subprocess.Popen[bytes]):
+    """A process that watches over a program: it has its output and its exit code.
+
+    Attributes:
+        link: The socket to it.
+    """
+
+    link: socket.socket
+
+    def peak_bytes(self) -> int:
+        """Wait for the end, and return the most memory that one process of the program had.
+
+        0 where that is not known. What a container's daemon starts is not among them.
+        """
+        self.wait()
+        try:
+            return int(self.link.recv(NUMBER_BYTES, socket.MSG_WAITALL) or 0)
+        except OSError:
+            return 0
 
 
 @contextmanager
@@ -28,7 +51,7 @@ def child(
     *,
     held: Sequence[int] = (),
     grace_s: float = GRACE_S,
-) -> Iterator[subprocess.Popen[bytes]]:
+) -> Iterator[Child]:
     """Start a program in a new process group, which is stopped if the block raises.
 
     The group is also stopped if this process is killed, and when the program has ended but has
@@ -43,7 +66,7 @@ def child(
         grace_s: For an orderly end.
 
     Yields:
-        The process that watches over the program: it has its output and its exit code.
+        The process that watches over the program.
 
     Raises:
         OSError: It cannot be started.
@@ -56,7 +79,7 @@ def child(
         ours,
         theirs,
         _signals_raise(),
-        subprocess.Popen(
+        Child(
             [
                 *(sys.executable, "-I", "-S", str(_SUPERVISOR)),
                 *(",".join(map(str, descriptors)), str(grace_s)),
@@ -74,7 +97,8 @@ def child(
     ):
         try:
             theirs.close()
-            _check_started(ours.recv(16), words[0])
+            process.link = ours
+            _check_started(ours.recv(NUMBER_BYTES, socket.MSG_WAITALL), words[0])
             yield process
         except BaseException:
             _stop(process, ours)

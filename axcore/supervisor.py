@@ -16,6 +16,9 @@ import signal
 import sys
 import time
 
+NUMBER_BYTES = 16
+"""Length of what is said over the link: a number, filled up with spaces."""
+
 _POLL_S = 0.02
 _NOT_STARTED = 127
 
@@ -53,8 +56,9 @@ def main(link: int, grace_s: float, environment: dict[str, str], words: list[str
     """Run a program to its end and that of its group.
 
     Args:
-        link: A socket. It is told whether the program was started: ``0``, or else an `errno`. When
-            its other end closes, the program is stopped. SIGTERM stops it without grace.
+        link: A socket. It is told whether the program was started: ``0``, or else an `errno`; and
+            at the end the most memory that it took, see `_peak_bytes`. When its other end closes,
+            the program is stopped. SIGTERM stops it without grace.
         grace_s: Between SIGTERM and SIGKILL, and for processes that the program leaves behind.
         environment: Variables of the program.
         words: The program, as a path, and its arguments.
@@ -87,6 +91,7 @@ def main(link: int, grace_s: float, environment: dict[str, str], words: list[str
     while not group.has_ended():
         time.sleep(_POLL_S)
     assert group.code is not None
+    _tell(link, _peak_bytes())
     return group.code
 
 
@@ -100,7 +105,15 @@ def _readable(*descriptors: int) -> list[int]:
 
 def _tell(link: int, number: int | None) -> None:
     with contextlib.suppress(OSError):  # nobody is there any more: the loop sees that too
-        os.write(link, str(number).encode())
+        os.write(link, str(number).encode().ljust(NUMBER_BYTES))
+
+
+def _peak_bytes() -> int:
+    """Return the most memory that one process of the group had, of those that were waited for."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _end_alike(code: int) -> None:

@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import shutil
-import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,7 +30,9 @@ from .files import (
     clear_leftovers,
     explained_full_disk,
     lock,
+    owner_of,
     sha256,
+    sign,
     sync,
     write_atomic,
 )
@@ -41,7 +42,6 @@ from .plain import parse, shown
 from .step import PUBLISHED, STATE, Step, check_state, check_step_name, published, walk
 
 _RECORD, _LAST, _LOCK, _NOTED = "step.json", "last.json", "lock", "publishing"
-_OWNER_BYTES = 300
 
 Make = Callable[[Path], Mapping[str, Any] | None]
 """Writes files into the folder that it is given, and returns metrics."""
@@ -115,13 +115,12 @@ class Workspace:
         if held is None:
             raise BundleError(
                 f"another axcore process is working in {self.out}"
-                f"\n  process id: {_owner(self.state / _LOCK)}",
+                f"\n  process id: {owner_of(self.state / _LOCK)}",
                 hint="wait for it to end, or choose another folder with -o",
             )
         try:
             with explained_full_disk(self.out):
-                os.ftruncate(held, 0)
-                os.pwrite(held, f"{os.getpid()} on {socket.gethostname()}".encode(), 0)
+                sign(held)
                 for folder in (self.out, self.state, *filter(Path.is_dir, walk(self.state))):
                     clear_leftovers(folder)
             yield self
@@ -369,15 +368,6 @@ def _is_inside(folder: Path, name: str) -> bool:
         return inside(folder, name).parts[len(folder.parts)] != STATE
     except ValueError:
         return False
-
-
-def _owner(path: Path) -> str:
-    """Return what the process that holds a lock wrote into its file."""
-    try:
-        with path.open("rb") as file:
-            return ascii(file.read(_OWNER_BYTES).decode())[1:-1] or "unknown"
-    except (OSError, ValueError):
-        return "unknown"
 
 
 def _check_folder(out: Path, model: str) -> None:

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     from axcore import Sample
 
-_FASTER_PREFILL = {"FLOAT_MATMUL_USE_CONV_EU": "1"}  # 4951 to 883 ms, as published; AX650 alone
 _NATIVE_NOTE = (
     "the checkpoint is in the layout of newer transformers, which has not been tried with the"
     " language-model builder. If the builder fails, use a checkpoint in the InternVLChatModel"
@@ -69,7 +68,6 @@ def llm_build_args(job: Job) -> LlmBuildArgs:
         job.profile,
         model_type=job.text_config["model_type"],
         check_level=1,
-        environment=_FASTER_PREFILL if job.target == "AX650" else {},
         notes=(_NATIVE_NOTE,) if layouts.is_native(job.config) else (),
     )
 

@@ -76,7 +76,7 @@ def test_the_values_of_a_manifest_are_read_back() -> None:
         Calibration("Image", (1.0, 2.0, 3.0), None, "BGR", src_dtype="U8"), "x.tar", 4,
         {"pulsar2": {"quant": {"method": "MinMax"}}}, "vision",
     )  # fmt: skip
-    llm = LlmBuildArgs(128, 2047, (128, 256), environment={"A": "1"}, notes=("careful",))
+    llm = LlmBuildArgs(128, 2047, (128, 256), notes=("careful",))
     request = BuildRequest("toy", "/nowhere", {"chip": "AX650"}, "image", (graph,), llm, 28)
     assert parse(BuildRequest, plain(request)) == request
     options = Options(split="auto", last_kv_cache_len=(4,), choices={"tiles": "3"})

@@ -45,6 +45,15 @@ def test_what_a_program_leaves_in_the_shape_it_left_it(tmp_path: Path) -> None:
             assert process.wait() == -number
 
 
+def test_the_memory_of_a_program_is_known_at_its_end(tmp_path: Path) -> None:
+    """That of a process it started, too, and not ours. Oracle: bytes that were written."""
+    ours = bytearray(256 << 20)
+    script = f"{sys.executable} -c 'bytearray(96 << 20)'; true"
+    with child([SHELL, "-c", script], tmp_path, {}) as process:
+        assert 96 << 20 < process.peak_bytes() < 160 << 20
+    assert len(ours) == 256 << 20
+
+
 @pytest.mark.parametrize(
     ("name", "number"), [("gone", errno.ENOENT), (".", errno.EACCES), ("text", errno.ENOEXEC)]
 )

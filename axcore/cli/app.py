@@ -211,7 +211,9 @@ def build(
             registry=registry,
         )
     if as_json:
-        return emit({"files": made})
+        from ..toolchains.tool import results_in
+
+        return emit({"files": made, "results": results_in(made)})
     for file in made:
         typer.echo(file)
     return None

@@ -13,7 +13,6 @@ from ..choices import resolve
 from ..errors import BundleError, CheckpointError, ContractError, UsageError
 from ..files import explained_full_disk
 from ..language_model import Decoder
-from ..plain import shown
 from ..step import BUILD
 from ..workspace import Workspace
 from .job import find_toolchain, open_job, request_of, vision_key
@@ -136,25 +135,6 @@ def other_weights(bundle: Bundle, folder: Path) -> CheckpointError:
     )
 
 
-def _environment(toolchain: Toolchain, given: Mapping[str, str], *, own: bool) -> Mapping[str, str]:
-    """Return the variables that `toolchain` takes; what another one's conversion says is left out.
-
-    Raises:
-        BundleError: The bundle was converted for it, and names one that it does not have.
-    """
-    taken = {
-        name: value for name, value in given.items() if value in toolchain.variables.get(name, ())
-    }
-    if own and (others := sorted(given.keys() - taken.keys())):
-        known = ", ".join(toolchain.variables) or "none"
-        raise BundleError(
-            f"build.llm.environment sets {shown(others[0])} to {shown(given[others[0]])}, which"
-            f" `{toolchain.name}` does not take\n  it takes: {known}",
-            hint="run the same `axcore convert` again, and trust no bundle that says so",
-        )
-    return taken
-
-
 def run_toolchain(
     toolchain: Toolchain,
     folder: Path,
@@ -170,8 +150,6 @@ def run_toolchain(
 
     `check` is given what each step reads, before it runs.
     """
-    variables = _environment(toolchain, request.llm.environment, own=converted is not None)
-    request = replace(request, llm=replace(request.llm, environment=variables))
     workspace = Workspace(folder, request.model, f"{BUILD}{toolchain.name}")
     build = _Build(
         folder.absolute(), request, converted, command, progress, decoder, workspace, check

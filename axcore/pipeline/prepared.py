@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from ..job import Job
     from ..plugins import Registry
     from ..request import Request
-    from ..toolchains.contract import Toolchain
     from .job import Chosen
 
 
@@ -155,7 +154,6 @@ def prepare(
         _check_types([llm], LlmBuildArgs)
         for key, _ in llm.checkpoint.tensors.values() if llm.checkpoint else ():
             job.checkpoint.info(key)
-        _check_environment(llm, chosen.toolchain)
     return Prepared(
         request, registry, job, chosen, components, tuple(cuts), embedding, llm, archive
     )
@@ -213,15 +211,6 @@ def _check_embedding(embedding: object, job: Job) -> None:
             f" {list(embedding.shape)} by its config",
             hint="config.json and the tensors belong to different models",
         )
-
-
-def _check_environment(llm: LlmBuildArgs, toolchain: Toolchain) -> None:
-    for name, value in llm.environment.items():
-        if value not in toolchain.variables.get(name, ()):
-            raise ContractError(
-                f"sets {name}={value}, which toolchain `{toolchain.name}` does not take",
-                hint=f"it takes: {', '.join(toolchain.variables) or 'none'}",
-            )
 
 
 def _same_parameters(plain: Stage, patched: object) -> Stage:

@@ -191,13 +191,6 @@ class Toolchain(Protocol):
     def targets(self) -> Mapping[str, Target]:
         """The devices that it builds for, by name; empty if they cannot be listed."""
 
-    @property
-    def variables(self) -> Mapping[str, Sequence[str]]:
-        """Environment variables that its tool obeys, each with the values that it may be given.
-
-        `LlmBuildArgs.environment` can name no other, so that a bundle sets nothing else.
-        """
-
     def target(self, options: Mapping[str, str]) -> Target:
         """Return the device that `options` name; called before any work is done.
 

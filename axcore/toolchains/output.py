@@ -54,12 +54,13 @@ class Lines:
     def _shown(self, line: bytes) -> Iterator[str]:
         state = line.rstrip(b"\r").rpartition(b"\r")[2]
         text = state[:_LINE_BYTES].decode(errors="replace")
-        if text := _without_escapes(text).rstrip():
+        if text := without_escapes(text).rstrip():
             self._shown_at = time.monotonic()
             yield text + (" …" if len(state) > _LINE_BYTES else "")
 
 
-def _without_escapes(text: str) -> str:
+def without_escapes(text: str) -> str:
+    """Return text as a terminal would show it, without colours and commands."""
     return _ESCAPES.sub("", text) if "\x1b" in text else text
 
 
@@ -90,7 +91,7 @@ def answer(output: IO[bytes], most: int, seconds: float) -> str:
         if not waiting.poll(1000 * max(until - time.monotonic(), 0)):
             raise TimeoutError
         if not (piece := os.read(output.fileno(), _PIECE_BYTES)):
-            return _without_escapes(said.decode(errors="replace"))
+            return without_escapes(said.decode(errors="replace"))
         said += piece
         if len(said) > most:
             raise ValueError

@@ -37,7 +37,6 @@ class Ascend:
     name = NAME
     options = OPTIONS
     targets: Mapping[str, Target] = MappingProxyType({})
-    variables: Mapping[str, tuple[str, ...]] = MappingProxyType({})
 
     def target(self, options: Mapping[str, str]) -> Target:
         """Return the card; Huawei publishes no operator table that could be checked.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import axcore
-from axcore import AxcoreError, BundleError
+from axcore import AxcoreError, BundleError, ToolchainError
 from axcore.bundle import MANIFEST, Bundle, Manifest
 from axcore.runtime.deployment import Deployment
 from axcore.step import BUILD, STATE
@@ -21,7 +21,7 @@ from axcore.workspace import Workspace
 from . import toys
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
 WRONG: list[Any] = [
     *(None, True, -1, 0, 1.5, 1e308, 10**30, "", "x", "-x", "../x", "/x", "a b;c", "\x1b[2J", "\0"),
@@ -144,33 +144,17 @@ def test_end_tokens_are_numbers(bundle: Path, file: str, content: Any) -> None:
 # Variables ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "environment",
-    [
-        {"LD_PRELOAD": "./evil.so"},
-        {"PATH": "."},
-        {"PYTHONPATH": "."},
-        {"FLOAT_MATMUL_USE_CONV_EU": "$(id)"},
-    ],
-)
-def test_a_manifest_sets_no_variable(
-    bundle: Path, tmp_path: Path, environment: dict[str, str]
-) -> None:
-    """But those that the toolchain declares, with the values that it declares.
-
-    Oracle: a tool that writes down its environment is not even asked for its version.
-    """
+def test_a_manifest_sets_no_variable(bundle: Path, tmp_path: Path) -> None:
+    """Nothing in a bundle reaches the environment of a tool. Oracle: a tool that writes it down."""
     tool = tmp_path / "tool"
-    tool.write_text(f"#!/bin/sh\nenv > {tmp_path}/env\n")
+    tool.write_text(f"#!/bin/sh\nenv >> {tmp_path}/env\n")
     tool.chmod(0o755)
     written = json.loads((bundle / MANIFEST).read_text())
-    written["build"]["llm"]["environment"] = environment
+    written["build"]["llm"]["environment"] = {"LD_PRELOAD": "./evil.so", "EVIL": "1"}
     (bundle / MANIFEST).write_text(json.dumps(written))
-    (name,) = environment
-    with pytest.raises(BundleError, match=rf"build\.llm\.environment sets '{name}'") as caught:
+    with pytest.raises(ToolchainError, match="no language-model builder"):
         axcore.build(bundle, command=str(tool), registry=toys.registry())
-    assert "FLOAT_MATMUL_USE_CONV_EU" in caught.value.message
-    assert not (tmp_path / "env").exists()
+    assert "evil" not in (tmp_path / "env").read_text().lower()
 
 
 # What a build made -------------------------------------------------------------------------------
@@ -238,7 +222,6 @@ class Reader:
     """A toolchain that reads a graph, what lies beside it, and a configuration."""
 
     name, options, targets = "reader", {}, {}  # type: ignore[var-annotated]
-    variables: Mapping[str, tuple[str, ...]] = {}
 
     def target(self, options: Any) -> Any:
         del options

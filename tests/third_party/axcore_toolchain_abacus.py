@@ -31,7 +31,6 @@ class Abacus:
         "frame": Choice((), "what it is made of; wood where nothing is said"),
     }
     targets = TARGETS
-    variables: Mapping[str, tuple[str, ...]] = {}
 
     def target(self, options: Mapping[str, str]) -> Target:
         """Return the frame."""

@@ -21,7 +21,8 @@ STANDIN = Path(__file__).with_name("standin_pulsar2.py")
 CLIP_MEAN = (122.7709383, 116.7460125, 104.09373615)
 CLIP_STD = (68.5005327, 66.6321579, 70.32316305)
 LAYERS = [f"foo_vl_text_p320_l{layer}_together.axmodel" for layer in range(3)]
-MADE = ["Foo-VL-3B_vision.axmodel", *LAYERS, "foo_vl_text_post.axmodel"]
+RESULT = "Foo-VL-3B_vision.build.json"
+MADE = ["Foo-VL-3B_vision.axmodel", RESULT, *LAYERS, "foo_vl_text_post.axmodel"]
 
 
 @dataclass
@@ -45,7 +46,8 @@ class Standin:
 
 
 @pytest.fixture
-def standin(tmp_path: Path) -> Standin:
+def standin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Standin:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # the lock of the real tool is no concern of ours
     path = tmp_path / "tools of ours" / "pulsar2"
     path.parent.mkdir()
     path.write_text(f"#!{sys.executable}\n{STANDIN.read_text()}")

@@ -1,8 +1,8 @@
-# ruff: noqa: T201
+# ruff: noqa: T201, E501
 """A stand-in for Pulsar2, which cannot be had in tests. It compiles nothing.
 
 It takes the documented flags and no others, demands the files they name, and writes files of the
-documented names. ``settings.json`` beside it chooses the generation and the failures;
+documented names, and prints of a graph what the documentation shows. ``settings.json`` beside it chooses the generation and the failures;
 ``journal.jsonl`` beside it receives every call.
 """
 
@@ -16,6 +16,18 @@ from pathlib import Path
 
 HOME = Path(__file__).resolve().parent
 SETTINGS = json.loads((HOME / "settings.json").read_text())
+
+LOG = """\
+              Quant Precision Table【EndToEnd Reference】
+┏━━━━━━━━━━━┳━━━━━━━━━━━━━━━━━┳━━━━━━━━━━━━━━━┳━━━━━━━━━━━━━━━━━┳━━━━━━━┳━━━━━━━━┳━━━━━━━━━┳━━━━━━━━━┓
+┃ Operator  ┃      Type       ┃ Output Tensor ┃      Shape      ┃ DType ┃ QDType ┃ Cosin   ┃ MSE     ┃
+┡━━━━━━━━━━━╇━━━━━━━━━━━━━━━━━╇━━━━━━━━━━━━━━━╇━━━━━━━━━━━━━━━━━╇━━━━━━━╇━━━━━━━━╇━━━━━━━━━╇━━━━━━━━━┩
+│ Conv_0    │ AxQuantizedConv │ 317           │ (1, 32, 112, 2) │ FP32  │   U16  │ 0.99993 │ 0.00003 │
+│ op_8:onnx │ AxQuantizedFC   │ out           │ (1, 10)         │ FP32  │   U16  │ {cosine} │ 0.00101 │
+└───────────┴─────────────────┴───────────────┴─────────────────┴───────┴────────┴─────────┴─────────┘
+2025-09-28 06:19:31.707 | INFO | yamain.command.build:compile_ptq_model:1134 - group 0 QuantAxModel macs: 13,437,952
+2025-09-28 06:19:41.162 | INFO | yasched.test_onepass:results2model:2436 - max_cycle = 8,368,117
+2025-09-28 06:19:43.411 | INFO | yamain.command.build:compile_ptq_model:1088 - fuse {parts} subgraph(s)"""
 
 
 def parser_of(generation: str) -> argparse.ArgumentParser:
@@ -52,7 +64,7 @@ def parser_of(generation: str) -> argparse.ArgumentParser:
 def fail_if_told(step: str) -> None:
     """Fail, vanish or hang as the settings say."""
     if SETTINGS.get("fail_at") == step:
-        print("layer 7: no such luck", file=sys.stderr)
+        print(SETTINGS.get("dying_words", "layer 7: no such luck"), file=sys.stderr)
         sys.exit(3)
     if SETTINGS.get("hang_at") == step:
         grandchild = subprocess.Popen(["sleep", "600"])
@@ -73,6 +85,11 @@ def build(args: argparse.Namespace) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / args.output_name).write_text(f"compiled {args.input}")
     (folder / "build_context.json").write_text("{}")
+    (folder / "quant").mkdir(exist_ok=True)
+    bits = SETTINGS.get("bits", 16)
+    table = {op: {"out": {"bit_width": bits, "state": "ACTIVATED"}} for op in ("Conv_0", "op_8")}
+    (folder / "quant/quant_axmodel.json").write_text(json.dumps({"tensor_configs": table}))
+    print(LOG.format(cosine=SETTINGS.get("cosine", 0.99871), parts=SETTINGS.get("parts", 1)))
 
 
 def llm_build(args: argparse.Namespace) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -19,8 +22,9 @@ from axcore.bundle import STATE
 from axcore.testing import build_folder
 from axcore.toolchain import Tool
 from axcore.toolchains.pulsar2 import Pulsar2
+from axcore.toolchains.pulsar2.failures import explain, failures
 
-from .conftest import LAYERS, MADE
+from .conftest import LAYERS, MADE, RESULT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -207,13 +211,161 @@ def test_variables_reach_the_tool_and_enter_a_container(
 ) -> None:
     """Notes are warned of as well. Oracle: what the stand-in saw; docker's own syntax."""
     variables = {"FLOAT_MATMUL_USE_CONV_EU": "1"}
-    llm = replace(request_.llm, environment=variables, notes=("compare logits",))
+    llm = replace(request_.llm, notes=("compare logits",))
     build(replace(request_, llm=llm))
-    assert [call["conv_eu"] for call in standin.journal()][-1] == "1"
+    assert [call["conv_eu"] for call in standin.journal()][-2:] == [None, "1"]
     assert recorder.warned == ["compare logits"]
     docker = Tool("Pulsar2", ("/usr/bin/docker", "run", "--rm", "image", "pulsar2"), "")
     expected = "/usr/bin/docker run -e FLOAT_MATMUL_USE_CONV_EU=1 --rm image pulsar2 llm_build"
     assert docker.command(["llm_build"], variables) == expected.split()
+
+
+def test_the_convolution_unit_is_for_chips_that_have_it(
+    make_bundle: Callable[[BuildRequest], Path], request_: BuildRequest, standin: Standin
+) -> None:
+    """Others do not know the variable. Oracle: what the stand-in saw."""
+    other = replace(request_, options={"chip": "AX620E"})
+    build_folder(Pulsar2(), make_bundle(other), other, command=shlex.quote(str(standin.path)))
+    assert {call["conv_eu"] for call in standin.journal()} == {None}
+
+
+# Results -----------------------------------------------------------------------------------------
+
+
+def test_what_a_graph_came_to_is_kept_and_shown(
+    build: Callable[[], list[Path]], bundle: Path, recorder: Recorder
+) -> None:
+    """Of a step that was kept, too. Oracle: what the stand-in printed."""
+    build()
+    (row,) = [line for line in recorder.said if line.startswith("Foo-VL-3B_vision  1 ")]
+    for cell in ("9.3 ms ±10 %", "0.0134 G", "0.99871", "op_8:onnx 0.99871", "16: 2", " s ", "MB"):
+        assert cell in row
+    kept = json.loads((bundle / RESULT).read_text())
+    assert (kept["subgraphs"], kept["max_cycle"], kept["faults"]) == (1, 8_368_117, [])
+    assert kept["peak_bytes"] > 1 << 20
+    build()
+    assert [line for line in recorder.said if line == row] == [row, row]
+
+
+@pytest.mark.parametrize(
+    ("settings", "fault"),
+    [({"cosine": 0.11}, "cosine of 0.1100 only"), ({"bits": 8}, "U16 was asked for DEFAULT")],
+)
+def test_a_result_that_does_not_hold_ends_the_build(
+    build: Callable[..., list[Path]],
+    bundle: Path,
+    standin: Standin,
+    recorder: Recorder,
+    settings: dict[str, object],
+    fault: str,
+) -> None:
+    """When all is built, and every time until it is accepted. Oracle: the journal; what is there.
+
+    The configuration asks for 16 bits.
+    """
+    ask_for_16_bits(bundle)
+    standin.set(**settings)
+    for _ in range(2):
+        with pytest.raises(ToolchainError, match=fault) as caught:
+            build()
+        assert "--accept-faults yes" in caught.value.hint
+    assert fault in recorder.warned[0]
+    assert [path.name for path in build(**{"accept-faults": "yes"})] == MADE
+    assert [call[0] for call in standin.calls()] == ["build", "llm_build"]
+
+
+def test_a_model_of_several_parts_is_no_result(
+    build: Callable[..., list[Path]], bundle: Path, standin: Standin
+) -> None:
+    """It would kill a loader, so it stays out of the bundle. Oracle: what is there."""
+    standin.set(parts=19)
+    with pytest.raises(ToolchainError, match="a model of 19 subgraphs"):
+        build()
+    assert not (bundle / MADE[0]).exists()
+    assert (bundle / "build/Foo-VL-3B_vision" / MADE[0]).exists()
+    build(**{"accept-faults": "yes"})
+    assert (bundle / MADE[0]).exists()
+
+
+def ask_for_16_bits(bundle: Path) -> None:
+    path = bundle / "Foo-VL-3B_vision.pulsar2.json"
+    config = json.loads(path.read_text())
+    config["quant"]["layer_configs"] = [
+        {"start_tensor_names": ["DEFAULT"], "end_tensor_names": ["DEFAULT"], "data_type": "U16"}
+    ]
+    path.write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("words", "explained"),
+    [
+        ("KeyError: 'dont support LRN opr'", "cannot parse"),
+        ("TileFailException: op_3:Pow cannot tile", "exponents 0.25, 0.5, 2 and 4"),
+        ("TileFailException: tuple index out of range", r"the shape \[1, N\]"),
+        ("RuntimeError: shapefn failed", "make all shapes static"),
+        ("KeyError: 'alpha' in AxQuantizedGemm", "fold the factor"),
+        ("AssertionError: (p.n * p.ksize) % 256 == 0", "second operand"),
+        ("pyrun failed", "float32"),
+    ],
+)
+def test_a_failure_that_was_seen_before_is_explained(
+    build: Callable[[], list[Path]], standin: Standin, words: str, explained: str
+) -> None:
+    """With the one who saw it. Oracle: public notes on real builds, in whose words this fails."""
+    standin.set(fail_at="build", dying_words=words)
+    with pytest.raises(ToolchainError) as caught:
+        build()
+    assert re.search(f"{explained}.*source: ", caught.value.hint)
+
+
+def test_every_known_failure_can_be_told_from_those_before_it() -> None:
+    """Nothing in the table is hidden by an entry above. Oracle: its own marks."""
+    for known in failures():
+        said, code = " ".join(known.marks), (*known.codes, 1)[0]
+        assert explain(said, code).startswith(f"probably {known.meaning}")
+
+
+def test_builds_take_turns(
+    build: Callable[[], list[Path]], recorder: Recorder, tmp_path: Path
+) -> None:
+    """Two at once left broken models. Oracle: the order of lines, by two processes."""
+    lock = tmp_path / "axcore-Pulsar2.lock"
+    lock.write_text("7 on elsewhere")
+    script = "echo locked; read _"
+    with subprocess.Popen(
+        ["flock", lock, "sh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdin is not None
+        other.stdout.readline()
+        end = other.stdin.close
+        waiting = threading.Thread(target=build)
+        waiting.start()
+        wait_until(lambda: any("process 7 on elsewhere" in line for line in recorder.warned))
+        assert "build layer 0" not in recorder.said
+        end()
+        waiting.join()
+    assert "build layer 0" in recorder.said
+    assert lock.read_text().startswith(f"{os.getpid()} on ")
+
+
+def test_where_no_lock_can_be_had_is_said(
+    build: Callable[[], list[Path]],
+    recorder: Recorder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """First the user's own cache is tried. Oracle: links, which no lock follows."""
+    lock = tmp_path / "axcore-Pulsar2.lock"
+    lock.symlink_to("elsewhere")
+    build()
+    assert any(line.startswith(f"{lock} cannot be locked") for line in recorder.said)
+    assert recorder.warned == []
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("AXCORE_CACHE", str(tmp_path / "file"))
+    (tmp_path / "a bundle/hidden_states.tar").write_bytes(b"others")
+    build()
+    assert "at the same time" in recorder.warned[0]
 
 
 HANGING = """\

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from axcore.errors import ToolchainError
 from axcore.toolchains.pulsar2.results import GraphResult, read_result
 from axcore.toolchains.pulsar2.schema import BuildConfig
 
@@ -85,7 +84,7 @@ def test_an_older_log_is_read(tmp_path: Path) -> None:
         (NEWER.replace("fuse 1", "fuse 19"), "19 subgraphs instead of 1"),
         (NEWER.replace("fuse 1", "fused"), "does not say"),
         (NEWER.replace("0.99871", "0.11000"), "cosine of 0.1100 only; worst operator: op_8"),
-        (NEWER.replace("0.99871", "nan"), "cosine of nan only"),
+        (NEWER.replace("0.99871", "nan"), "cosine of 0.0000 only"),
     ],
 )
 def test_what_does_not_hold_is_a_fault(tmp_path: Path, log: str, fault: str) -> None:
@@ -110,10 +109,37 @@ def test_a_precision_that_vanished_is_named(
     assert fault in found
 
 
-def test_a_damaged_table_is_refused(tmp_path: Path) -> None:
-    """The message has the path in the file."""
+def test_a_damaged_table_is_a_fault(tmp_path: Path) -> None:
+    """A model of hours is not thrown away for it. The message has the path in the file."""
     (tmp_path / "quant").mkdir()
     text = '{"tensor_configs": {"Conv_0": {"out": {"bit_width": "8"}}}}'
     (tmp_path / "quant" / "quant_axmodel.json").write_text(text)
-    with pytest.raises(ToolchainError, match=r"tensor_configs\.Conv_0\.out\.bit_width"):
-        left(tmp_path, NEWER)
+    (fault,) = left(tmp_path, NEWER, U16).faults
+    assert "tensor_configs.Conv_0.out.bit_width" in fault
+
+
+def test_colours_are_no_part_of_a_log(tmp_path: Path) -> None:
+    """Oracle: the log without them."""
+    coloured = NEWER.replace("max_cycle = ", "\x1b[1mmax_cycle = \x1b[0m")
+    assert left(tmp_path, coloured) == left(tmp_path, NEWER)
+
+
+def test_a_table_of_an_earlier_build_is_none(tmp_path: Path) -> None:
+    """A container's files cannot always be removed. Oracle: the time of the file."""
+    left(tmp_path, NEWER, U16, {"Conv_0": 8})
+    table = tmp_path / "quant" / "quant_axmodel.json"
+    asked = BuildConfig.model_validate(U16)
+    for since, bits in ((0.0, {"8": 1}), (table.stat().st_mtime + 1, {})):
+        assert read_result(tmp_path / "graph.log", tmp_path, asked, since).bits == bits
+
+
+def test_a_table_elsewhere_is_not_read(tmp_path: Path) -> None:
+    """Oracle: the words, and that nothing was counted."""
+    elsewhere, folder = tmp_path / "elsewhere", tmp_path / "folder"
+    for made in (elsewhere, folder):
+        made.mkdir()
+    left(elsewhere, NEWER, U16, {"Conv_0": 8})
+    (folder / "quant").symlink_to(elsewhere / "quant")
+    result = left(folder, NEWER, U16)
+    assert (result.bits, len(result.faults)) == ({}, 1)
+    assert "link" in result.faults[0]

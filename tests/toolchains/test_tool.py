@@ -8,6 +8,7 @@ import tempfile
 import threading
 import tracemalloc
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ from axcore.process import GRACE_S
 from axcore.testing import Recorder, build_folder
 from axcore.toolchain import Run, Target, Tool, run_tool
 from axcore.toolchains import output
+from axcore.toolchains.tool import results_in
 
 from ..bundles import largest_file
 
@@ -93,6 +95,55 @@ def test_a_step_may_take_over_a_result(tmp_path: Path) -> None:
         script = f"echo {name} > made/{name}/out"
         build(tmp_path, Run(name, [script], (), lambda _: {"shared.out": "out"}))
     assert (tmp_path / "shared.out").read_text() == "new\n"
+
+
+def test_what_a_run_came_to_is_a_file_of_its_step(tmp_path: Path) -> None:
+    """With time and memory; a daemon's memory is not known. Oracle: a file and a log of a shell."""
+
+    def examine(output: Path, log: Path, since: float) -> dict[str, str]:
+        assert since <= (output / "a.out").stat().st_mtime
+        return {"file": (output / "a.out").read_text(), "log": log.read_text()}
+
+    run = replace(run_of("s", "echo said; echo left > made/s/a.out", "a.out"), examine=examine)
+    for container in (False, True):
+        docker = tmp_path / "docker"
+        docker.write_text('#!/bin/sh\nshift\nexec sh -c "$@"\n')
+        docker.chmod(0o755)
+        tool = Tool.find("Docker", f"{docker} run", remedy="") if container else SHELL
+        for _ in range(2):  # the second time it is kept
+            made = build(tmp_path, run, tool=tool)
+            assert [path.name for path in made] == ["s.0", "s.build.json"]
+            (found,) = results_in(made).values()
+            assert (found["file"], found["log"]) == ("left\n", "said\n")
+            assert found["seconds"] >= 0
+            assert (found["peak_bytes"] is None) == container
+
+
+def test_a_run_that_is_found_bad_leaves_the_bundle_as_it_was(tmp_path: Path) -> None:
+    """Oracle: the error that was raised, and the files."""
+
+    def examine(output: Path, log: Path, since: float) -> dict[str, str]:
+        raise ToolchainError(f"{log.name} tells of no good", hint="try again")
+
+    run = replace(run_of("s", "touch made/s/a.out", "a.out"), examine=examine)
+    with pytest.raises(ToolchainError, match=r"s\.log tells of no good"):
+        build(tmp_path, run)
+    assert list(tmp_path.glob("s.*")) == []
+    assert (tmp_path / "made/s/a.out").exists()
+
+
+def test_a_known_failure_is_explained_from_the_end_of_the_log(tmp_path: Path) -> None:
+    """Whether the tool fails or leaves files out. Oracle: what the shell printed."""
+
+    def explain(said: str, code: int) -> str:
+        return f"{len(said) <= 65536} {said[-4:-1]} {code}"
+
+    tool = replace(SHELL, explain=explain)
+    for code in (0, 3):
+        script = f"head -c 100000 /dev/zero; printf '\\033[1mw\\033[0mhy\\n'; exit {code}"
+        with pytest.raises(ToolchainError) as caught:
+            build(tmp_path, run_of("s", script, "a.out"), tool=tool)
+        assert caught.value.hint.startswith(f"True why {code}")
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,6 @@ class Onnx:
     options = _OPTIONS
 
     targets: Mapping[str, Target] = MappingProxyType({"onnx": _HERE})
-    variables: Mapping[str, tuple[str, ...]] = MappingProxyType({})
 
     def target(self, options: Mapping[str, str]) -> Target:
         """Return ONNX Runtime, which has no table: it runs every operator that ONNX has."""

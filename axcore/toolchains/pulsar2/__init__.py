@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import replace
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ...availability import Availability
@@ -29,9 +28,6 @@ class Pulsar2:
 
     name = "pulsar2"
     options = OPTIONS
-    variables: Mapping[str, tuple[str, ...]] = MappingProxyType(
-        {"FLOAT_MATMUL_USE_CONV_EU": ("0", "1")}  # matrix products on the convolution unit
-    )
 
     @property
     def targets(self) -> dict[str, Target]:
@@ -115,14 +111,16 @@ class Pulsar2:
         What the tool prints goes to the progress as it comes, and into ``build/<step>.log``. A step
         is done again when its command, the tool's version or the content of a file it reads has
         changed. A container must see the bundle, as its working folder, and the checkpoint under
-        the paths they have here.
+        the paths they have here. What a graph came to is read from what the tool left, kept as
+        ``<stem>.build.json``, and shown in a table at the end.
 
         Raises:
             UsageError: The bundle was converted for another chip or mode.
-            ToolchainError: The tool or a file it needs is missing, or a step failed.
+            ToolchainError: The tool or a file it needs is missing, a step failed, or a result does
+                not hold and the option ``accept-faults`` does not say that it may.
         """
         from ..tool import run_tool
-        from .build import runs_of
+        from .build import check_results, runs_of
         from .commands import BUILD_FOLDER, config_file
         from .remarks import remarks_on
         from .tool import find_tool, probe
@@ -134,10 +132,10 @@ class Pulsar2:
         tool, generation = probe(find_tool(build.command), build.folder)
         version = " ".join(tool.version)
         build.progress.say(f"Pulsar2 {version} ({generation})".replace("  ", " "))
-        runs = runs_of(build.folder, build.request, generation)
+        runs = runs_of(build.folder, build.request, generation, build.progress)
         for note in build.request.llm.notes:
             build.progress.warn(note)
-        run_tool(build, tool, runs, BUILD_FOLDER)
+        check_results(run_tool(build, tool, runs, BUILD_FOLDER), build.request, build.progress)
 
 
 def _check_converted(build: Build) -> None:

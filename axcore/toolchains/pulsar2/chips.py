@@ -56,6 +56,11 @@ OPTIONS: Mapping[str, Choice] = MappingProxyType(
             (),
             "processes of the language model's builder; default: 8; 32 need more than 32 GB",
         ),
+        "accept-faults": Choice(
+            ("no", "yes"),
+            "whether a build is called good although its results do not hold: more than one"
+            " subgraph, an output far from the float graph's, or a precision that vanished",
+        ),
     }
 )
 

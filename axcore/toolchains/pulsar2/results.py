@@ -9,15 +9,18 @@ onnxsim/onnxsim ``scripts/axera`` (more than one subgraph, refused precisions, c
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from ...display import size
 from ...errors import ToolchainError
-from ...foreign import load, open_regular, reason
-from ...limits import QUANT_TABLE_BYTES
+from ...foreign import inside, load, open_regular, reason
+from ...limits import QUANT_TABLE_BYTES, RECORD_BYTES
+from ..output import without_escapes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,7 +32,10 @@ LEAST_COSINE = 0.95
 
 _CYCLES_PER_MS = 0.9e6  # 0.85 to 0.95 GHz: good to 10 %
 _LINE_BYTES = 4096
-_WORST = 5
+_WORST, _NAME = 5, 40
+_COLUMNS: tuple[str, ...] = (
+    *("GRAPH", "SUBGRAPHS", "ESTIMATED", "MACS", "COSINE", "WORST", "BITS", "TOOK", "MEMORY"),
+)
 _BITS = {"U8": 8, "S8": 8, "U16": 16, "S16": 16, "FP32": 32}
 _SUBGRAPHS = re.compile(r"fuse (\d{1,6}) subgraph\(s\)")
 _CYCLES = re.compile(r"max_cycle = ([\d,]{1,20})")
@@ -55,7 +61,10 @@ class QuantTable:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the precision table: how near an operator's output is to that of the float graph."""
+    """A row of the precision table: how near an operator's output is to that of the float graph.
+
+    A cosine that is no number, as of an output that is 0 everywhere, is 0.
+    """
 
     operator: str
     tensor: str
@@ -75,6 +84,8 @@ class GraphResult:
         worst: The operators that are furthest from the float graph.
         bits: Bit width to the number of tensors that have it.
         faults: What does not hold; empty for a good build.
+        seconds: How long the build took.
+        peak_bytes: The most memory that one of its processes had; None if that is not known.
     """
 
     subgraphs: int | None = None
@@ -85,32 +96,75 @@ class GraphResult:
     worst: tuple[Row, ...] = ()
     bits: Mapping[str, int] = field(default_factory=dict)
     faults: tuple[str, ...] = ()
+    seconds: float = 0.0
+    peak_bytes: int | None = None
+
+    @classmethod
+    def open(cls, path: Path) -> GraphResult:
+        """Read what was found when the graph was built.
+
+        Raises:
+            ToolchainError: It is damaged.
+        """
+        hint = "remove it and run the same command again: the graph is built anew"
+        return load(cls, path, RECORD_BYTES, ToolchainError, hint=hint)
 
 
-def read_result(log: Path, output: Path, config: BuildConfig | None) -> GraphResult:
+def read_result(
+    log: Path, output: Path, config: BuildConfig | None, since: float = 0.0
+) -> GraphResult:
     """Read what a build left.
 
     Args:
         log: What the tool printed.
         output: The folder that it filled.
         config: What was asked for; None if that cannot be known.
+        since: Time of its start; a table that is older is of another build.
 
     Raises:
-        ToolchainError: A file is there and cannot be read.
+        ToolchainError: The log cannot be read.
     """
     try:
         with open_regular(log) as file:
             lines = iter(lambda: file.readline(_LINE_BYTES), b"")
-            result = _read_log(line.decode("utf-8", "replace") for line in lines)
+            result = _read_log(without_escapes(line.decode("utf-8", "replace")) for line in lines)
     except (OSError, ValueError) as error:
         raise ToolchainError(
             f"{log} cannot be read: {reason(error)}", hint="run the same command again"
         ) from error
-    table = _quant_table(output / "quant" / "quant_axmodel.json")
+    faults = [*_faults(result)]
+    table: Mapping[str, Mapping[str, TensorPrecision]] = {}
+    try:
+        table = _quant_table(output, since)
+    except ToolchainError as error:  # a reason to doubt, none to throw a model away
+        faults.append(f"the precision of its tensors is not known: {error.message}")
     widths = [one.bit_width for op in table.values() for one in op.values()]
     counted = {str(width): number for width, number in sorted(Counter(widths).items())}
-    faults = [*_faults(result), *(_vanished(config, table) if config and table else ())]
-    return GraphResult(**{**vars(result), "bits": counted, "faults": tuple(faults)})
+    faults += _vanished(config, table) if config and table else ()
+    return replace(result, bits=counted, faults=tuple(faults))
+
+
+def table_of(results: Mapping[str, GraphResult]) -> list[str]:
+    """Return what graphs came to, by name, as the lines of a table."""
+    rows = [_COLUMNS, *(_cells(name, result) for name, result in results.items())]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+
+
+def _cells(name: str, result: GraphResult) -> tuple[str, ...]:
+    worst = result.worst[0] if result.worst else None
+    cells = (
+        name,
+        result.subgraphs,
+        result.milliseconds and f"{result.milliseconds:.1f} ms ±10 %",
+        result.macs and f"{result.macs / 1e9:.3g} G",
+        result.cosine if result.cosine is None else f"{result.cosine:.5f}",
+        worst and f"{worst.operator[:_NAME]} {worst.cosine:.5f}",
+        ", ".join(f"{bits}: {number}" for bits, number in result.bits.items()),
+        f"{result.seconds:.0f} s",
+        result.peak_bytes and size(result.peak_bytes),
+    )
+    return tuple("?" if cell in (None, "") else str(cell) for cell in cells)
 
 
 def _read_log(lines: Iterable[str]) -> GraphResult:
@@ -144,14 +198,22 @@ def _row(cells: Mapping[str, str]) -> Row | None:
     """Return a row of the table; its columns have other names in older versions."""
     text = cells.get("Cosin", cells.get("Cosin Distance", ""))
     try:
-        return Row(cells["Operator"], cells.get("Output Tensor", ""), float(text))
+        cosine = float(text)
+        name, tensor = cells["Operator"], cells.get("Output Tensor", "")
+        return Row(name, tensor, cosine if math.isfinite(cosine) else 0.0)
     except (KeyError, ValueError):  # a line between rows, or a continued cell
         return None
 
 
-def _quant_table(path: Path) -> Mapping[str, Mapping[str, TensorPrecision]]:
-    if not path.exists():
+def _quant_table(output: Path, since: float) -> Mapping[str, Mapping[str, TensorPrecision]]:
+    try:
+        path = inside(output, "quant/quant_axmodel.json")
+        if path.stat().st_mtime < since:
+            return {}
+    except FileNotFoundError:
         return {}
+    except (OSError, ValueError) as error:  # a folder of a container's root, a link
+        raise ToolchainError(f"{output}/quant: {reason(error)}") from error
     hint = "run the same command again, with --tool of the same version"
     return load(QuantTable, path, QUANT_TABLE_BYTES, ToolchainError, hint=hint).tensor_configs
 

@@ -13,10 +13,10 @@ from .commands import (
     graph_command,
     llm_flags,
     output_folder,
+    variables,
 )
 
 if TYPE_CHECKING:
-    from ...language_model import LlmBuildArgs
     from ..contract import BuildRequest, GraphFile
 
 _HEAD = """\
@@ -77,7 +77,7 @@ def build_script(request: BuildRequest) -> str:
         checkpoint=shlex.quote(request.checkpoint),
     )
     graphs = [_graph_part(graph, request) for graph in request.graphs]
-    return "".join([head, *graphs, _remarks(request.llm), _llm_part(request)])
+    return "".join([head, *graphs, _remarks(request), _llm_part(request)])
 
 
 def _graph_part(graph: GraphFile, request: BuildRequest) -> str:
@@ -92,11 +92,12 @@ def _graph_part(graph: GraphFile, request: BuildRequest) -> str:
     )
 
 
-def _remarks(args: LlmBuildArgs) -> str:
-    lines = [f"# {line}" for note in args.notes for line in note.splitlines()]
-    if args.environment:
+def _remarks(request: BuildRequest) -> str:
+    lines = [f"# {line}" for note in request.llm.notes for line in note.splitlines()]
+    exported = variables(request)
+    if exported:
         lines.append("# A container sees these only through `docker run -e NAME`")
-    lines += [f"export {name}={shlex.quote(text)}" for name, text in args.environment.items()]
+    lines += [f"export {name}={shlex.quote(text)}" for name, text in exported.items()]
     return "".join(f"{line}\n" for line in ["", *lines]) if lines else ""
 
 

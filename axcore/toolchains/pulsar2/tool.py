@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ...errors import ToolchainError
 from ..tool import Tool
 from .commands import GENERATIONS, Generation
+from .failures import explain
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,7 +27,8 @@ def find_tool(command: str | None) -> Tool:
     Raises:
         ToolchainError: It is no program here.
     """
-    return Tool.find("Pulsar2", command or "pulsar2", remedy=_REMEDY)
+    tool = Tool.find("Pulsar2", command or "pulsar2", remedy=_REMEDY)
+    return replace(tool, alone=True, explain=explain)  # two at once left broken models
 
 
 def probe(tool: Tool, folder: Path) -> tuple[Tool, Generation]:
