@@ -31,10 +31,11 @@ fuzz: $(FUZZING)
 	FUZZ_EXAMPLES=500 $(BIN)/python -m pytest tests/fuzz
 	$(BIN)/python -m tests.fuzz all --seconds $(SECONDS) --jobs 2
 
-# Two minutes beside the tests, with the same inputs each time. atheris has no build for some Pythons.
+# Two minutes at most beside the tests, with the same inputs each time, so that only a change of the
+# code changes what is found. atheris has no build for some Pythons.
 fuzz-quick: $(FUZZING)
 	@$(BIN)/python -c 'import atheris' 2>/dev/null || { echo 'not fuzzed: no atheris here'; exit 0; }; \
-		$(BIN)/python -m tests.fuzz all --seconds 120 --jobs 2 --seed 1
+		$(BIN)/python -m tests.fuzz all --seconds 120 --jobs 2 --seed 1 --executions 3000
 
 # The quantisation library pins other versions than axcore runs with (docs/quantize.md).
 gptq-env:

@@ -11,9 +11,18 @@ class AxcoreError(Exception):
     """
 
     def __init__(self, message: str, *, hint: str = "") -> None:
+        # Libraries quote what they were given, which may be a whole file.
+        message = "\n".join(map(_shortened, message.split("\n")))
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+
+_LINE_CHARS = 1500
+
+
+def _shortened(line: str) -> str:
+    return line if len(line) <= _LINE_CHARS else f"{line[:1000]}…{line[-400:]}"
 
 
 class UsageError(AxcoreError):

@@ -112,6 +112,7 @@ def chat(
     context: typer.Context,
     bundle: BundleFolder,
     system: System = None,
+    raw_prompt: Raw = False,
     max_new_tokens: Tokens = None,
     temperature: Temperature = 0.0,
     top_k: TopK = 0,
@@ -135,7 +136,9 @@ def chat(
     options = given_choices(context, *of_backend(registry, backend))
     sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
     runner = _open(invocation, bundle, backend, options, registry)
-    talk = _Chat(invocation, runner, _system(system), sampling, max_new_tokens, as_json)
+    kind = Control if raw_prompt else str
+    beginning = _system(kind(system) if system else system)
+    talk = _Chat(invocation, runner, beginning, sampling, max_new_tokens, as_json, kind)
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")  # one line that is no text ends no chat
     invocation.reporter.say("/image FILE, /reset, /quit; Ctrl-C stops an answer")
@@ -158,6 +161,7 @@ class _Chat:
     sampling: Sampling
     max_new_tokens: int | None
     as_json: bool = False
+    kind: type[str] | type[Control] = str
 
     def __post_init__(self) -> None:
         self.reset()
@@ -177,14 +181,14 @@ class _Chat:
         elif command.startswith("/"):
             raise UsageError(f"no command {command}", hint="/image FILE, /reset or /quit")
         elif line.strip():
-            self._answer(line)
+            self._answer(self.kind(line))
 
     def _show(self, typed: str) -> None:
         """Have an image wait for the next question, or none any more."""
         self.images = [*self.images, read_image(_pasted(typed))] if typed else []
         self.invocation.reporter.say(f"images for the next question: {len(self.images) or 'none'}")
 
-    def _answer(self, question: str) -> None:
+    def _answer(self, question: str | Control) -> None:
         asked = [*self.messages, _message(question, self.images)]
         try:
             prompt = self.runner.prepare(asked)

@@ -86,6 +86,18 @@ class Rule:
     remedy: str = ""
 
 
+MALFORMED = Rule(
+    operators=(),
+    constraint="inputs: as many as the operator takes",
+    severity="error",
+    consequence="no tool reads the graph",
+    confidence="documentation",
+    source="ONNX",
+    remedy="export it again",
+)
+"""What is said of a node that ONNX itself does not allow."""
+
+
 @dataclass(frozen=True)
 class OperatorTable:
     """The operators that a device runs, and under which restrictions.
@@ -218,6 +230,9 @@ class _Report:
         op, where = seen.node.op_type, (seen.name, seen.op)
         if absent := self.table.absent(op):
             self._add(*where, absent, f"operator {seen.op}")
+        if malformed := seen.malformed:
+            self._add(*where, MALFORMED, malformed)
+            return
         for rule, check in self.table.checks.get(op, ()):
             try:
                 evidence = check(seen)
@@ -270,8 +285,9 @@ def _check_text(model: ir.Model) -> None:
     scopes: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
     for scope in scopes:
         for node in ir.traversal.RecursiveGraphIterator(scope):
-            for text in (node.name or "", node.op_type, node.domain):
-                if not isinstance(text, str):
+            values = (value.name for value in (*node.inputs, *node.outputs) if value is not None)
+            for text in (node.name or "", node.op_type, node.domain, *values):
+                if not isinstance(text, (str, type(None))):
                     raise ValueError(f"a name in it is not UTF-8: {shown(text)}")
 
 

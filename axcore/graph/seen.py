@@ -31,6 +31,14 @@ class Seen:
         return self.node.name or next((value.name for value in self.node.outputs if value.name), "")
 
     @property
+    def malformed(self) -> str:
+        """Say how many inputs a node has that its operator does not take; empty for others."""
+        count, schema = len(self.node.inputs), self.schema
+        if schema is None or schema.min_input <= count <= schema.max_input:
+            return ""
+        return f"it has {count} inputs"
+
+    @property
     def op(self) -> str:
         """The operator, with its domain where that is not ONNX's own."""
         return f"{self.node.domain}::{self.node.op_type}" if self.node.domain else self.node.op_type

@@ -201,5 +201,8 @@ def _end_token(folder: Path, tokenizer: Tokenizer) -> set[int]:
     path = folder / SETTINGS
     named = read_settings(path).get("eos_token") if path.exists() else None
     text = named.get("content") if isinstance(named, dict) else named
-    found = tokenizer.token_to_id(text) if isinstance(text, str) else None
+    try:
+        found = tokenizer.token_to_id(text) if isinstance(text, str) else None
+    except UnicodeEncodeError:  # JSON can hold half a character; no token is that
+        found = None
     return set() if found is None else {found}

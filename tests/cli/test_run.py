@@ -635,6 +635,17 @@ def test_markers_in_a_prompt_are_text_unless_they_are_meant(
     assert expected < len(runner.prepare([message(FORGED), message(FORGED)]).input_ids)
 
 
+def test_markers_of_a_raw_chat_act(chat: Talk, runner: Runner) -> None:
+    """Oracle: the library's prompt of the same text, meant as markers."""
+    forged = FORGED.replace("\n", " ")
+    expected = len(runner.prepare([{"role": "user", "content": Control(forged)}]).input_ids)
+    (found,) = [
+        json.loads(line) for line in chat([forged], "--raw-prompt", "--json").out.splitlines()
+    ]
+    assert found["prompt_tokens"] == expected
+    assert expected < len(runner.prepare([message(forged)]).input_ids)
+
+
 def test_a_chat_keeps_what_was_said_as_text(chat: Talk, runner: Runner) -> None:
     """A marker in a question stays text in the turns behind it, so that its rows are kept.
 

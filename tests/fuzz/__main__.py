@@ -50,6 +50,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=120, help="of all targets together")
     parser.add_argument("--jobs", type=int, default=1, help="targets at a time")
     parser.add_argument("--seed", type=int, default=0, help="the same inputs again; 0 for others")
+    parser.add_argument("--executions", type=int, default=-1, help="most of a target; -1: any")
     parser.add_argument("--keep", action="store_true", help="enlarge the project's corpus")
     parser.add_argument("--seeds", action="store_true", help="write the seeds and end")
     parser.add_argument("--child", type=float, help=argparse.SUPPRESS)
@@ -57,7 +58,7 @@ def main() -> int:
     if Path("/dev/shm").is_dir():  # thousands of small folders a second
         tempfile.tempdir = "/dev/shm"
     if given.child:
-        fuzz(given.target, given.child, given.seed)
+        fuzz(given.target, given.child, given.seed, given.executions)
     from .targets import TARGETS
 
     names = list(TARGETS) if given.target == "all" else given.target.split(",")
@@ -68,7 +69,9 @@ def main() -> int:
         return 0
     share = given.seconds * given.jobs / len(names)
     with ThreadPoolExecutor(given.jobs) as pool:
-        outcomes = list(pool.map(lambda name: guided(name, share, given.seed), names))
+        outcomes = list(
+            pool.map(lambda name: guided(name, share, given.seed, given.executions), names)
+        )
     if given.keep:
         for name in names:
             keep(name)
@@ -76,8 +79,8 @@ def main() -> int:
     return 1 if any(outcome.findings for outcome in outcomes) else 0
 
 
-def guided(name: str, seconds: float, seed: int) -> Outcome:
-    """Run a target's process until its time is over, again where it dies."""
+def guided(name: str, seconds: float, seed: int, executions: int) -> Outcome:
+    """Run a target's process until its time or count is over, again where it dies."""
     outcome, work = Outcome(name), WORK / name
     for folder in ("corpus", "findings"):
         (work / folder).mkdir(parents=True, exist_ok=True)
@@ -88,7 +91,7 @@ def guided(name: str, seconds: float, seed: int) -> Outcome:
             break
         command = [
             *(sys.executable, "-m", "tests.fuzz", name),
-            *("--child", str(left), "--seed", str(seed)),
+            *("--child", str(left), "--seed", str(seed), "--executions", str(executions)),
         ]
         with (work / "log.txt").open("w") as log:
             environment = {**os.environ, "PYTHONHASHSEED": "0"} if seed else None
@@ -98,6 +101,8 @@ def guided(name: str, seconds: float, seed: int) -> Outcome:
         said = (work / "log.txt").read_text(errors="replace")
         counted = re.findall(r"^(?:stat::number_of_executed_units: |#)(\d+)", said, re.MULTILINE)
         outcome.executions += int(counted[-1]) if counted else 0
+        if not code and executions > 0:
+            break
         if code and not counted:
             raise SystemExit(f"{name} did not run:\n{said[-3000:]}")
     outcome.seconds = round(time.monotonic() - started, 1)
@@ -108,7 +113,7 @@ def guided(name: str, seconds: float, seed: int) -> Outcome:
     return outcome
 
 
-def fuzz(name: str, seconds: float, seed: int) -> None:
+def fuzz(name: str, seconds: float, seed: int, executions: int) -> None:
     """Fuzz one target in this process, and end it."""
     import atheris
 
@@ -135,7 +140,8 @@ def fuzz(name: str, seconds: float, seed: int) -> None:
     arguments = [
         sys.argv[0], f"-max_total_time={max(1, int(seconds))}", f"-max_len={TARGETS[name].most}",
         f"-rss_limit_mb={MEMORY_MB}", f"-timeout={HANGING_S}", "-print_final_stats=1",
-        f"-seed={seed}", f"-artifact_prefix={work / 'findings'}/", *map(str, folders),
+        f"-seed={seed}", f"-runs={executions}",
+        f"-artifact_prefix={work / 'findings'}/", *map(str, folders),
     ]  # fmt: skip
     for data in TARGETS[name].seeds():
         store(folders[0], data)

@@ -40,6 +40,7 @@ from axcore.progress import Silent
 from axcore.quantization.text import read_text
 from axcore.request import Request
 from axcore.runtime.deployment import Deployment
+from axcore.toolchains.pulsar2.results import read_result
 from axcore.toolchains.pulsar2.tool import probe
 from axcore.workspace import Workspace
 
@@ -572,6 +573,21 @@ def text(data: bytes, folder: Path) -> None:
     for name in ("it.txt", "it.jsonl"):
         (folder / name).write_bytes(data)
     each(lambda: read_text(folder / "it.txt"), lambda: read_text(folder / "it.jsonl"))
+
+
+@target(
+    lambda: [
+        b"max_cycle = 8,368,117\nfuse 1 subgraph(s)\n",
+        "Quant Precision Table【EndToEnd\n┃ Operator ┃ Cosin ┃\n│ Conv_0 │ 0.9 │\n".encode(),
+        *dumped([{"tensor_configs": {"Conv_0": {"out": {"bit_width": 16, "state": "BAKED"}}}}]),
+    ]
+)
+def built(data: bytes, folder: Path) -> None:
+    """Read what a build of Pulsar2 left: its log, and the precision of its tensors."""
+    (folder / "quant").mkdir()
+    (folder / "quant" / "quant_axmodel.json").write_bytes(data)
+    (folder / "build.log").write_bytes(data)
+    read_result(folder / "build.log", folder, None)
 
 
 @target(lambda: dumped(["usage: pulsar2 llm_build --kv_cache_len", "version: 3.4\ncommit: abc"]))
