@@ -36,6 +36,8 @@ _FLOATS = {
 _FP8 = {"fp8_e4m3": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
 _STEPS = {"s8": 128, "s4": 8}  # of the magnitude of a row, to one side
 
+_BLOCK_VALUES = 1 << 20  # the head of a large vocabulary would take gigabytes in float32
+
 WEIGHTS = (*_STEPS, *_FLOATS)
 RULES = ("absmax", "signed")
 
@@ -158,7 +160,14 @@ class _Rows:
 
     def codes(self) -> Tensor:
         """Return int8 ``[rows, columns]``; of s4 the values are -8 to 7."""
-        codes, self._scales = row_codes(self._load().float(), self._kind, self._rule)
+        matrix = self._load()
+        codes = torch.empty(matrix.shape, dtype=torch.int8)
+        self._scales = torch.empty(len(matrix), dtype=torch.float32)
+        rows = max(1, _BLOCK_VALUES // matrix.shape[1])
+        for start in range(0, len(matrix), rows):
+            block = slice(start, start + rows)
+            made = row_codes(matrix[block].float(), self._kind, self._rule)
+            codes[block], self._scales[block] = made
         return codes
 
     def scales(self) -> Tensor:
