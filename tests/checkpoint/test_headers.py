@@ -16,6 +16,7 @@ from safetensors.numpy import save
 
 from axcore.checkpoint.headers import DTYPES, read_shard
 from axcore.errors import CheckpointError
+from axcore.limits import TENSORS
 
 Header = dict[str, Any]
 
@@ -189,3 +190,12 @@ def test_every_dtype_is_read_where_safetensors_reads_it(
     path = tmp_path / "x.safetensors"
     agrees_with_safetensors(path, assemble(json.dumps(entries).encode(), data))
     assert set(read_shard(path).tensors) == set(tensors)
+
+
+def test_tensors_are_counted_before_a_header_is_parsed(tmp_path: Path) -> None:
+    """Parsing takes long where there are many. Oracle: a header that no parser gets through."""
+    header = b'"data_offsets"' * (TENSORS + 1)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(CheckpointError, match=f"more than {TENSORS} tensors"):
+        read_shard(path)
