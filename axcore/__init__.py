@@ -34,7 +34,16 @@ from .job import Job
 from .language.prompt import Control, Rows, encode_prompt, message_parts
 from .language.tensors import affine_tensors, llama_tensors
 from .language.tokenizer import load_tokenizer
-from .language_model import Decoder, Embedding, LlmBuildArgs, LlmCheckpoint, Prompt
+from .language_model import (
+    Cache,
+    Decoder,
+    DecoderLayer,
+    Embedding,
+    LlmBuildArgs,
+    LlmCheckpoint,
+    Prompt,
+    TokenInput,
+)
 from .model_card import Layout, Lengths, ModelCard, Profile, Published
 from .model_config import Count, Layers, Positive, Token
 from .plugins import Registry
@@ -71,6 +80,7 @@ __all__ = [
     "BuildRequest",
     "Bundle",
     "BundleError",
+    "Cache",
     "Calibration",
     "CheckpointError",
     "Choice",
@@ -79,6 +89,7 @@ __all__ = [
     "Control",
     "Count",
     "Decoder",
+    "DecoderLayer",
     "DownloadError",
     "Embedding",
     "GraphError",
@@ -109,6 +120,7 @@ __all__ = [
     "Silent",
     "Stage",
     "Token",
+    "TokenInput",
     "Toolchain",
     "ToolchainError",
     "UnsupportedModel",

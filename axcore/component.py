@@ -19,6 +19,7 @@ Sample = Mapping[str, "np.ndarray[Any, Any]"]
 GraphDType = Literal["float32", "float16", "bfloat16"]
 CalibrationFormat = Literal["Image", "Numpy", "NumpyObject"]
 ChannelOrder = Literal["AutoColorSpace", "RGB", "BGR"]
+Media = Literal["image", "array"]
 
 
 @dataclass(frozen=True)
@@ -136,12 +137,19 @@ class Stage:
 class Port:
     """A named input or output with a static shape.
 
-    dtype "float32" stands for the precision chosen for the conversion.
+    Attributes:
+        name: Unique among the component's inputs, or outputs.
+        shape: Every axis has a fixed length.
+        dtype: "float32" stands for the precision chosen for the conversion.
+        layer: Of a further output of the last component of a chain: its rows, as many and as wide
+            as those of the first output, are added to the state behind this decoder layer, at the
+            places of the same tokens. None for outputs that do not reach the language model.
     """
 
     name: str
     shape: Shape
     dtype: str = "float32"
+    layer: int | None = None
 
 
 @dataclass(frozen=True)
@@ -198,11 +206,16 @@ class Component:
         stages: In the order data flows.
         inputs, outputs: In the order of the first stage's arguments and the last stage's results.
         preprocess: Turns `images_per_sample` RGB images into samples, arrays in the form that the
-            target reads (see `Calibration.graph_input`). None if the inputs are not images.
+            target reads (see `Calibration.graph_input`). None if the inputs are features of
+            another component.
         images_per_sample: Number of images that one call of `preprocess` takes.
         calibration: How samples are stored.
         build_options: Toolchain name to settings in that toolchain's own terms, merged into the
             configuration that it writes by default.
+        after: Name of the component whose outputs it takes; None for the one before it, "" for
+            none: it begins a chain of its own, such as a second tower.
+        media: What `preprocess` takes: "image", or "array" for data that are not pictures, such as
+            log-mel features. Calibration then reads ``.npy`` files.
     """
 
     name: str
@@ -214,6 +227,8 @@ class Component:
     images_per_sample: int = 1
     calibration: Calibration = Calibration()
     build_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    after: str | None = None
+    media: Media = "image"
 
     @property
     def rows(self) -> int:

@@ -49,8 +49,10 @@ def export_vision(job: Job) -> Sequence[Component] | None:
         job: The checkpoint (config and tensor headers), the chosen profile and options.
 
     Returns:
-        Components in the order data flows through them. The last one's first output holds the
-        rows for the language model: float ``[..., rows, hidden]``.
+        Components in the order data flows through them: one chain, or several (`Component.after`).
+        The first output of a chain's last component holds the rows for the language model: float
+        ``[..., rows, hidden]``. Its further outputs may be added behind decoder layers
+        (`Port.layer`).
 
     Raises:
         UnsupportedProfile: The tower cannot take the image size (the message says which it can).
@@ -93,10 +95,11 @@ def make_calib(job: Job, component: Component, images: Sequence[Image]) -> Itera
 
 
 @hookspec(firstresult=True)
-def embed_extract(job: Job) -> Embedding | None:
+def embed_extract(job: Job) -> Embedding | Sequence[Embedding] | None:
     """Describe the token embedding: canonical key, shape and scale.
 
     Called once per conversion; no tensor is read here. The default looks for common key names.
+    Models with further tables return them behind the embedding, each with a name of its own.
     """
 
 
@@ -113,8 +116,8 @@ def decoder(job: Job) -> Decoder | None:
     """Return the language model as stages: one per layer, and one for final norm and head.
 
     Called by builds whose toolchain has no language-model builder of its own. `Decoder` specifies
-    inputs and outputs of the stages. The default supports architectures derived from Llama and
-    reads their variant from config and tensors.
+    inputs and outputs of the stages. The default supports the architectures that
+    ``docs/decoders.md`` lists and refuses every other, and every setting that it does not know.
 
     Raises:
         UnsupportedModel: The model has layers of another kind.

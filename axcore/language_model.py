@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from .component import Shape  # at run time: manifests are read back by these types
 
@@ -27,12 +27,15 @@ class Embedding:
             models.
         factor: Factor that rows are multiplied by when the embedding files are written; 1 copies
             them.
+        name: Empty for the embedding that makes the rows of the language model. Other tables have
+            a name, by which decoder layers ask for their columns: see `TokenInput`.
     """
 
     key: str
     shape: Shape
     scale: float = 1.0
     factor: float = 1.0
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -89,13 +92,16 @@ class Prompt:
 
     Attributes:
         input_ids: int64 ``[n]``, placeholders included.
-        position_ids: int64 ``[1, n]``, or ``[3, n]`` (temporal, height, width).
+        position_ids: int64 ``[r, n]``: one row, or as many as the model has axes, e.g. 3 for
+            temporal, height and width.
         vision_rows: Component name to the indices in `input_ids` (int64 ``[m]``) that its output
             rows replace. Rows of consecutive runs are concatenated; those after the first m are
             padding.
         images: Component name to the samples that it runs on, in order, each in the form that
             `make_calib` yields. Components after it receive its features.
         stop_ids: Tokens that end an answer, in addition to those in the checkpoint's config.
+        blocks: int64 ``[n]``: consecutive tokens with the same number above 0 see each other, in
+            both directions; 0 is causal, as is None for all. Chunks never cut a block.
     """
 
     input_ids: np.ndarray[Any, Any]
@@ -103,6 +109,71 @@ class Prompt:
     vision_rows: Mapping[str, np.ndarray[Any, Any]]
     images: Mapping[str, Sequence[Sample]]
     stop_ids: tuple[int, ...] = ()
+    blocks: np.ndarray[Any, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Cache:
+    """What a decoder layer keeps from one token to the next.
+
+    Attributes:
+        name: Of the layer's input; the output is called ``<name>_out``.
+        shape: Of one prompt: ``(width,)`` for a cache that grows by a row per token, or the whole
+            shape of a state that every run replaces, which begins with zeros.
+        grows: Whether each token adds a row (as keys and values do), or each run replaces the
+            state (as recurrent layers and convolutions do).
+        dtype: "state" for the type of states (bfloat16 on boards); "float32" where rounding would
+            add up.
+        shared: Index of the earlier layer whose cache of this name is read; None for a cache of
+            the layer's own. A layer returns no output for a shared cache. The other layer's rows
+            of the tokens at hand are part of what it is given, at the end.
+    """
+
+    name: str
+    shape: Shape
+    grows: bool = True
+    dtype: Literal["state", "float32"] = "state"
+    shared: int | None = None
+
+
+@dataclass(frozen=True)
+class TokenInput:
+    """A further input per token: columns of a table of `embed_extract`, float ``[1, n, width]``.
+
+    Attributes:
+        name: Of the layer's input.
+        table: `Embedding.name` of the table.
+        start, width: Which columns.
+    """
+
+    name: str
+    table: str
+    start: int
+    width: int
+
+
+@dataclass(frozen=True)
+class DecoderLayer:
+    """A decoder layer that is not a plain one: with other caches, a window, or further inputs.
+
+    ``forward(*caches, indices, input, mask, *inputs)`` takes the caches in order, then what every
+    layer takes (see `Decoder`), then its further inputs. It returns the outputs of its own caches,
+    rows of the n tokens or the new state, and the layer's output. Padding follows the tokens; a
+    layer that replaces its state tells it by the diagonal of the mask's last n columns, which is
+    0 for tokens and -65536 for padding.
+
+    Attributes:
+        stage: The computation.
+        caches: What it keeps. Layers of one model may differ in this.
+        window: How many tokens a token sees, itself included; None for all before it. The mask
+            that the layer gets says so already.
+        inputs: Further inputs per token.
+    """
+
+    stage: Stage
+    caches: tuple[Cache, ...]
+    window: int | None = None
+    inputs: tuple[TokenInput, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -111,23 +182,33 @@ class Decoder:
 
     Attributes:
         kind: Prefix of the names of the layer files, e.g. ``llama``.
-        layers: One stage per layer. ``forward(K_cache, V_cache, indices, input, mask)`` takes
+        layers: One per layer: a stage, or a `DecoderLayer` where a plain one does not do. Of a
+            stage, ``forward(K_cache, V_cache, indices, input, mask)`` takes
             ``[1, h, D]`` twice, int64 ``[r, n]``, ``[1, n, H]`` and ``[1, n, h + n]``. It returns
             the cache rows of the n tokens, ``[1, n, D]`` twice, and the layer's output
             ``[1, n, H]``. All floats are float32; h and n differ from call to call.
         head: ``forward(input)`` applies the final norm and the output head to ``[1, 1, H]`` and
             returns logits ``[1, 1, vocabulary]``.
         width: H, hidden size.
-        cache_width: D, key/value heads times head size.
-        position_rows: r of a prefill chunk: 1, or 3 (temporal, height, width). A single token
-            always comes with r = 1.
+        cache_width: D of plain layers, key/value heads times head size.
+        position_rows: r of a prefill chunk: 1, or 3 (temporal, height, width), or any other
+            number of axes. A single token always comes with r = 1.
         checkpoint: Checkpoint that the stages' weights are read from.
     """
 
     kind: str
-    layers: tuple[Stage, ...]
+    layers: tuple[Stage | DecoderLayer, ...]
     head: Stage
     width: int
     cache_width: int
     position_rows: int
     checkpoint: Checkpoint
+
+    @property
+    def specs(self) -> tuple[DecoderLayer, ...]:
+        """Every layer as a `DecoderLayer`; a plain one keeps keys and values."""
+        plain = tuple(Cache(name, (self.cache_width,)) for name in ("K_cache", "V_cache"))
+        return tuple(
+            layer if isinstance(layer, DecoderLayer) else DecoderLayer(layer, plain)
+            for layer in self.layers
+        )
