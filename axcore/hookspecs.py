@@ -24,6 +24,16 @@ if TYPE_CHECKING:
     from .toolchains.contract import Toolchain
 
 PROJECT = "axcore"
+
+CONTRACT = 1
+"""Version of this contract. It grows by one when something is added that a plugin may rely on."""
+
+OLDEST_CONTRACT = 1
+"""The oldest version that is still read: what plugins of it expect is as it was."""
+
+DECLARATION = "AXCORE_CONTRACT"
+"""Name of the number by which a plugin's module says for which version it is written; 1 without."""
+
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 

@@ -121,7 +121,7 @@ def _register(library: Path, plugin: PluginInfo) -> None:
     info = library / f"{name}-{version}.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
-    (info / "entry_points.txt").write_text(f"[{PROJECT}]\n{plugin.name} = {plugin.module}\n")
+    (info / "entry_points.txt").write_text(f"[{PROJECT}]\n{plugin.key} = {plugin.module}\n")
 
 
 def _distribution(name: str) -> dict[str, Path]:

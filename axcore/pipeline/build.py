@@ -120,7 +120,7 @@ class _Reads:
 
     def _check_weights(self, folder: Path) -> None:
         manifest = self.bundle.manifest
-        card = self.registry.find(manifest.model.id).card
+        card = self.registry.of_bundle(manifest.model).card
         wanted = vision_key(card) if manifest.vision_only else None
         with Checkpoint.open(folder, card.layout.prefixes, wanted) as checkpoint:
             if manifest.checkpoint.fingerprint not in ("", checkpoint.fingerprint()):
@@ -207,7 +207,7 @@ def open_decoder(bundle: Bundle, registry: Registry, progress: Progress) -> Deco
     """
     from ..graph.contract import check_stages
 
-    request = request_of(bundle)
+    request = request_of(bundle, registry)
     if request.vision_only:
         raise UsageError(
             f"{bundle.folder} holds the vision side alone",
