@@ -331,11 +331,15 @@ def test_a_failing_hook_is_blamed_on_its_plugin(install: Install, tmp_path: Path
     line = FAILING.splitlines().index("    raise ERRORS[job]") + 1
     with pytest.raises(ContractError) as caught:
         registry.call("failing", "export_vision", job=0)
-    assert caught.value.message.startswith("plugin `failing` (toy-failing 0.7) failed in export_vision\n")
+    assert caught.value.message.startswith(
+        "plugin `failing` (toy-failing 0.7) failed in export_vision\n"
+    )
     assert "KeyError: 'depth'" in caught.value.message
     assert f"toy_plugin_failing.py:{line}" in caught.value.message
     assert isinstance(caught.value.__cause__, KeyError)
-    with pytest.raises(ContractError, match=r"^plugin `failing` \(toy-failing 0.7\), export_vision: two"):
+    with pytest.raises(
+        ContractError, match=r"^plugin `failing` \(toy-failing 0.7\), export_vision: two"
+    ):
         registry.call("failing", "export_vision", job=1)
     with pytest.raises(UnsupportedProfile, match=r"^449 px$"):
         registry.call("failing", "export_vision", job=2)
