@@ -111,7 +111,7 @@ def _check_number(value: int, where: str, least: int, most: int) -> None:
 def _check_record(record: Any, kind: type, where: str) -> None:
     """Compare the fields of a dataclass with the types that `kind` declares."""
     declared = field_types(kind)
-    for item in fields(kind):  # type: ignore[arg-type]
+    for item in fields(kind):
         _check(getattr(record, item.name), declared[item.name], f"{where}.{item.name}".lstrip("."))
 
 
@@ -128,7 +128,7 @@ def _check(value: Any, kind: Any, where: str) -> None:
     if not right or (isinstance(value, bool) and expected is not bool):
         raise ValueError(f"{where} is {shown(value)}, not {_name(kind)}")
     if is_dataclass(kind):
-        _check_record(value, kind, where)  # type: ignore[arg-type]
+        _check_record(value, kind, where)
     elif expected is tuple:
         for item in value:
             _check(item, arguments[0], where)

@@ -20,12 +20,17 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from importlib.metadata import Distribution, EntryPoint, distributions, entry_points
 from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
 
 import pluggy
 
 from .errors import AxcoreError, ContractError
 from .hookspecs import CONTRACT, DECLARATION, OLDEST_CONTRACT, PROJECT
 from .plain import shown
+from .versions import version_of
+
+if TYPE_CHECKING:
+    from packaging.specifiers import SpecifierSet
 
 GROUP = PROJECT
 HEAVY = ("torch", "transformers", "onnx", "onnxruntime", "pydantic", "scipy")
@@ -144,7 +149,8 @@ def check_requirement(entry: EntryPoint) -> None:
         ContractError: Names both versions; the hint says which side to update.
     """
     lines = [line for line in (entry.dist and entry.dist.requires) or () if _of_axcore(line)]
-    if not lines:
+    own = version_of(PROJECT)
+    if not lines or not own:
         return
     try:
         from packaging.requirements import InvalidRequirement, Requirement
@@ -156,7 +162,7 @@ def check_requirement(entry: EntryPoint) -> None:
         except InvalidRequirement:
             continue
         if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
-            _check_specifier(entry, str(requirement.specifier))
+            _check_specifier(entry, requirement.specifier, own)
 
 
 def _of_axcore(line: str) -> bool:
@@ -164,19 +170,14 @@ def _of_axcore(line: str) -> bool:
     return bool(found) and normalised(found[1]) == PROJECT  # type: ignore[index]
 
 
-def _check_specifier(entry: EntryPoint, wanted: str) -> None:
-    from packaging.specifiers import SpecifierSet
+def _check_specifier(entry: EntryPoint, wanted: SpecifierSet, own: str) -> None:
     from packaging.version import Version
 
-    specifiers, own = SpecifierSet(wanted), Version(_own_version())
-    if specifiers.contains(own, prereleases=True):
+    if wanted.contains(own, prereleases=True):
         return
-    # Of what is not fulfilled, only an upper bound asks for an older axcore.
-    newer = any(
-        not one.contains(own, prereleases=True) and one.operator in (">=", ">", "~=", "==")
-        and Version(one.version.removesuffix(".*")) > own
-        for one in specifiers
-    )  # fmt: skip
+    # What asks for an older axcore than this is behind, and all else ahead.
+    versions = [Version(one.version.removesuffix(".*")) for one in wanted if one.operator != "!="]
+    newer = any(version > Version(own) for version in versions)
     raise ContractError(f"needs axcore{wanted}; this is axcore {own}", hint=_update(entry, newer))
 
 
@@ -193,7 +194,7 @@ def check_contract(entry: EntryPoint) -> int:
         return version
     raise ContractError(
         f"is written for version {version} of the contract;"
-        f" axcore {_own_version()} has {_contracts()}",
+        f" axcore {version_of(PROJECT)} has {_contracts()}",
         hint=_update(entry, version > CONTRACT),
     )
 
@@ -229,12 +230,6 @@ def _update(entry: EntryPoint, axcore: bool) -> str:
     return f"update the plugin: pip install --upgrade {name or entry.name}"
 
 
-def _own_version() -> str:
-    from . import __version__
-
-    return __version__
-
-
 # Watch -------------------------------------------------------------------------------------------
 
 
@@ -254,6 +249,10 @@ class _ToStderr(io.BufferedIOBase):
         return len(data)
 
 
+def _text(aside: _ToStderr) -> TextIO:
+    return io.TextIOWrapper(aside, encoding="utf-8", write_through=True)  # type: ignore[type-var]
+
+
 _ONE_AT_A_TIME = threading.RLock()  # sys.stdout is the same for every thread
 
 
@@ -264,7 +263,7 @@ def watched(found: list[str]) -> Iterator[None]:
     aside = _ToStderr()
     with _ONE_AT_A_TIME:
         try:
-            with redirect_stdout(io.TextIOWrapper(aside, encoding="utf-8", write_through=True)):
+            with redirect_stdout(_text(aside)):
                 yield
         finally:
             if aside.said:

@@ -108,6 +108,7 @@ def _record(kind: Any, data: Mapping[str, Any], where: str) -> Any:
 
 @cache
 def field_types(kind: Any) -> dict[str, Any]:
+    """Return the types of a dataclass's fields, by name."""
     return get_type_hints(kind, include_extras=True)  # evaluates every annotation anew
 
 

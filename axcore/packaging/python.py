@@ -18,7 +18,7 @@ from .source import COMPILED, PORTABLE
 from .target import LIBRARY
 
 if TYPE_CHECKING:
-    from ..plugins import PluginInfo
+    from ..discovery import PluginInfo
     from ..progress import Progress
     from .source import Source
 

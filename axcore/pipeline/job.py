@@ -8,9 +8,9 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ..catalogue import recognises
 from ..checkpoint import Checkpoint, as_stored, canonical_key, check_layout, read_config
 from ..checkpoint.quantised import check_groups
-from ..catalogue import recognises
 from ..choices import resolve, unknown_option
 from ..errors import CheckpointError, UsageError
 from ..files import cache_folder

@@ -152,6 +152,8 @@ def prepare(
     llm = call("llm_build_args")
     with registry.blame(job.family, "llm_build_args"):
         _check_types([llm], LlmBuildArgs)
+        if request.vision_only:  # the tensors that its checkpoint would take are not read
+            llm = replace(llm, checkpoint=None, notes=())
         for key, _ in llm.checkpoint.tensors.values() if llm.checkpoint else ():
             job.checkpoint.info(key)
     return Prepared(
