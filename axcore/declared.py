@@ -128,7 +128,7 @@ def _check(value: Any, kind: Any, where: str) -> None:
     if not right or (isinstance(value, bool) and expected is not bool):
         raise ValueError(f"{where} is {shown(value)}, not {_name(kind)}")
     if is_dataclass(kind):
-        _check_record(value, kind, where)
+        _check_record(value, kind, where)  # type: ignore[arg-type]
     elif expected is tuple:
         for item in value:
             _check(item, arguments[0], where)

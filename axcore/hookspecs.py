@@ -119,12 +119,16 @@ def llm_build_args(job: Job) -> LlmBuildArgs | None:
 
 
 @hookspec(firstresult=True)
-def decoder(job: Job) -> Decoder | None:
+def decoder(job: Job, embedding: Embedding) -> Decoder | None:
     """Return the language model as stages: one per layer, and one for final norm and head.
 
     Called by builds whose toolchain has no language-model builder of its own. `Decoder` specifies
     inputs and outputs of the stages. The default supports architectures derived from Llama and
     reads their variant from config and tensors.
+
+    Args:
+        job: The conversion; its checkpoint has every tensor.
+        embedding: What `embed_extract` returned. The default expects the layers beside it.
 
     Raises:
         UnsupportedModel: The model has layers of another kind.

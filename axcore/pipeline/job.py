@@ -12,7 +12,7 @@ from ..catalogue import recognises
 from ..checkpoint import Checkpoint, as_stored, canonical_key, check_layout, read_config
 from ..checkpoint.quantised import check_groups
 from ..choices import resolve, unknown_option
-from ..errors import CheckpointError, UsageError
+from ..errors import CheckpointError, DownloadError, UsageError
 from ..files import cache_folder
 from ..job import Job
 from ..language.embedding import FORMATS
@@ -244,13 +244,18 @@ def _obtain(
         return fabricate(card, size, fabricated_folder(card, size), progress=progress)
     from ..checkpoint.hub import fetch
 
-    return fetch(
-        request.checkpoint or card.repo,
-        needed=_disk_key(card) if vision_only else None,
-        source=request.source,
-        revision=request.revision,
-        progress=progress,
-    )
+    try:
+        return fetch(
+            request.checkpoint or card.repo,
+            needed=_disk_key(card) if vision_only else None,
+            source=request.source,
+            revision=request.revision,
+            progress=progress,
+        )
+    except DownloadError as error:
+        if card.layout.tensors and card.published.config:
+            error.hint += "; or try the model without its weights: `--weights random-full`"
+        raise
 
 
 def fabricated_folder(card: ModelCard, size: str) -> Path:

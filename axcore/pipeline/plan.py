@@ -111,7 +111,7 @@ def make_plan(prepared: Prepared, images: Sequence[SourceImage]) -> Plan:
         model=job.card.id,
         family=job.family,
         task=job.task,
-        checkpoint=build.checkpoint,
+        checkpoint=str(job.checkpoint.folder.resolve()),
         components=components,
         files=files,
         peak_bytes=_BASE_BYTES
