@@ -477,3 +477,10 @@ def test_every_verb_asks_the_plugin_that_made_a_bundle(
         outcome = axcore(command[0], bundle, *command[1:])
         assert outcome.code == 1, command
         assert "is a model of plugin 'gone' of 'axcore-gone 1', which is not in use" in outcome.err
+
+
+def test_without_weights_a_fabricated_checkpoint_is_named(axcore: Axcore) -> None:
+    """Whatever keeps them from being fetched. Oracle: a repository that no hub can have."""
+    outcome = axcore("plan", MODEL, "--checkpoint", "no such/name")
+    assert outcome.code == 1
+    assert "`--weights random-full`" in outcome.err
