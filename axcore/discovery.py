@@ -16,7 +16,7 @@ import threading
 import traceback
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import Distribution, EntryPoint, distributions, entry_points
 from pathlib import Path
@@ -244,7 +244,7 @@ class _ToStderr(io.BufferedIOBase):
 
     def write(self, data: bytes) -> int:  # type: ignore[override]
         self.said = (self.said + bytes(data))[:200]
-        if sys.stderr is not None:
+        with suppress(AttributeError, OSError, ValueError):  # none, or one that is closed
             sys.stderr.write(bytes(data).decode("utf-8", "replace"))
         return len(data)
 

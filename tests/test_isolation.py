@@ -323,6 +323,15 @@ def test_printing_while_discovered(put: Installed, axcore: Axcore, where: str) -
     assert "hello from loud" in listed.err
 
 
+def test_printing_in_a_hook(put: Installed, tmp_path: Path, axcore: Axcore) -> None:
+    """Data are alone on standard output, whenever a plugin prints. Oracle: what is printed."""
+    after = "\n\ndef loud(config):\n    print('hello from loud')\n    return True\n"
+    put(loud=family("card('loud-1b', recognises=loud)", after=after))
+    outcome = axcore("plan", folder_of(tmp_path, CONFIG), "--json")
+    assert outcome.out == ""
+    assert "hello from loud" in outcome.err
+
+
 def test_torch_imported_while_discovered(put: Installed, tmp_path: Path) -> None:
     """The plugin is named by doctor, and works. Oracle: a package called torch, as a stand-in."""
     put(heavy=family("card('heavy-1b')", before="import torch\n"))
