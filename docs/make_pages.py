@@ -30,7 +30,7 @@ Written by `docs/make_pages.py` from `axcore/hookspecs.py`, in pipeline order. A
 them as module-level functions marked with `@axcore.hookimpl`, taking only the arguments it uses.
 [Writing a plugin](plugins.md) shows a whole one.
 
-This is version {contract} of the contract; plugins written for version {oldest} and up to {contract} run.
+This is version {contract} of the contract; plugins written for version {oldest} up to this one run.
 A plugin's module says which one it is written for: `{declaration} = {contract}`. Without that it is
 taken to be 1.
 """
