@@ -200,13 +200,13 @@ def check_contract(entry: EntryPoint) -> int:
 
 
 def _declared(module: str) -> int:
-    spec = importlib.util.find_spec(module)
-    read = getattr(spec and spec.loader, "get_source", None)
     try:
+        spec = importlib.util.find_spec(module)
+        read = getattr(spec and spec.loader, "get_source", None)
         source = (read and read(module)) or ""
         tree = ast.parse(source if DECLARATION in source else "")
     except (ImportError, OSError, SyntaxError, ValueError):
-        return 1  # importing it says what is wrong
+        return 1  # made by a program, or importing it says what is wrong
     for node in tree.body:
         targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
         if any(isinstance(target, ast.Name) and target.id == DECLARATION for target in targets):
