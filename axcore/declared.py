@@ -71,7 +71,9 @@ def check_offer(what: str, item: Any, protocol: type, taken: Mapping[str, Any]) 
             raise ContractError(f"{what} `{item.name}`: its option {name!r} is no axcore.Choice")
         _check_option(f"{what} `{item.name}`: its option {name}", option)
     members = [name for name in vars(protocol) if not name.startswith("_")]
-    if missing := [f"`{name}`" for name in members if not hasattr(item, name)]:
+    # On the class, where asking for a property does not compute it: a board lacks its files.
+    own = {*dir(type(item)), *getattr(item, "__dict__", ())}
+    if missing := [f"`{name}`" for name in members if name not in own]:
         raise ContractError(
             f"{what} `{item.name}` has no {', '.join(missing)}",
             hint=f"implement all of `{protocol.__module__}.{protocol.__name__}`",
