@@ -71,7 +71,9 @@ class Features:
 
 def toy_runner(deployment: Deployment, vision: Features | None = None) -> Runner:
     language = LayerModels(deployment, axengine_sim, ".onnx")
-    return Runner(deployment, Registry([]), VisionSide(vision or Features(), deployment.graphs), language)
+    return Runner(
+        deployment, Registry([]), VisionSide(vision or Features(), deployment.graphs), language
+    )
 
 
 @pytest.fixture(scope="module")
