@@ -55,10 +55,7 @@ def check_chains(components: Sequence[Component], width: int, layers: int) -> No
     Raises:
         ContractError: The message names the component and the port.
     """
-    for what in ("name", "stem"):
-        _check_unique(
-            "the vision side", f"component {what}", [getattr(c, what) for c in components]
-        )
+    _check_unique("the vision side", "component", [component.name for component in components])
     known: dict[str, Component] = {}
     taken = dict[str, set[str]]()
     for component, source in zip(components, sources(components).values(), strict=True):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+import tarfile
 from dataclasses import replace
 from importlib.metadata import EntryPoint
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -141,7 +143,7 @@ def test_a_wrong_side_output_is_found(
 
 def in_torch(many: Any, checkpoint: Path, *names: str, **inputs: Array) -> list[Array]:
     """Run components one after the other: the oracle, which knows no runtime."""
-    with Checkpoint.open(checkpoint, ()) as opened:
+    with Checkpoint.open(checkpoint, {}) as opened:
         state = tuple(torch.from_numpy(array) for array in inputs.values())
         for name in names:
             state = run_stages(getattr(many.vision, name)(), opened.tensor, *state)
@@ -232,12 +234,10 @@ def test_samples_of_every_file_are_what_it_receives(
 
 def samples(bundle: Path, graph: Any) -> dict[str, Array]:
     """Return the first sample of a file as a toolchain reads it."""
-    import tarfile
-
     with tarfile.open(bundle / graph.archive) as archive:
         file = archive.extractfile("data_0.npy")
         assert file is not None
-        made = np.load(file, allow_pickle=True)
+        made = np.load(BytesIO(file.read()), allow_pickle=True)
     if graph.calibration.format == "NumpyObject":
         return dict(made[()][0]) if isinstance(made[()], list) else dict(made[()])
     return {graph.inputs[0].name: made}
@@ -278,7 +278,7 @@ def test_the_kit_passes(registry: Registry, arrays: Path, tmp_path: Path) -> Non
 # What a family gets wrong ------------------------------------------------------------------------
 
 
-def change(name: str, **fields: Any) -> Callable[[list[Any]], list[Any]]:
+def change(name: str, /, **fields: Any) -> Callable[[list[Any]], list[Any]]:
     return lambda found: [replace(c, **fields) if c.name == name else c for c in found]
 
 
