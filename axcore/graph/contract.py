@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..checkpoint.quantised import float_shape
-from ..component import sources
+from ..component import feature_sources, sources
 from ..errors import CheckpointError, ContractError
-from ..runtime.vision import feature_sources
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
