@@ -314,7 +314,7 @@ def _checkpoint(folder: Path, layers: Sequence[Any], head: Stage) -> dict[str, T
     torch.manual_seed(3)
     stages = [getattr(layer, "stage", layer) for layer in (*layers, head)]
     tensors = {
-        key: torch.randn(dict(stage.module.named_parameters())[name].shape) / 2
+        key: torch.randn(dict(stage.module.named_parameters())[name].shape) / 4
         for stage in stages
         for name, weight in stage.weights().items()
         for key in weight.keys()
