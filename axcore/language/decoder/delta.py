@@ -178,13 +178,14 @@ def unit_lower_inverse(system: Tensor, number: Tensor, most: int) -> Tensor:
         number: int64 ``[n]``: 0 to n - 1.
         most: n is not greater.
     """
-    row, column = number[:, None], number
-    inverse = (row == column).to(system.dtype)
     torch._check(len(number) <= most)
+    inverse = (number[:, None] == number).to(system.dtype)
+    block = number
     for level in range((most - 1).bit_length()):
         # Rows and columns of different blocks that become one on this level.
-        joined = row // (2 << level) == column // (2 << level)
-        below = row // (1 << level) > column // (1 << level)
-        corner = system * (joined & below).to(system.dtype)
+        parent = torch.div(block, 2, rounding_mode="trunc")
+        joined = (parent[:, None] == parent) & (block[:, None] > block)
+        corner = system * joined.to(system.dtype)
         inverse = inverse - (inverse @ corner @ inverse if level else corner)
+        block = parent
     return inverse
