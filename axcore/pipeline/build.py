@@ -205,7 +205,7 @@ def open_decoder(bundle: Bundle, registry: Registry, progress: Progress) -> Deco
         ContractError: The plugin's answer is unfit (names plugin and hook).
         AxcoreError: Another subclass says what is wrong with the checkpoint.
     """
-    from ..graph.contract import check_stages
+    from ..graph.contract import check_decoder
 
     request = request_of(bundle)
     if request.vision_only:
@@ -222,5 +222,5 @@ def open_decoder(bundle: Bundle, registry: Registry, progress: Progress) -> Deco
     with registry.blame(job.family, "decoder"):
         if not isinstance(decoder, Decoder):
             raise ContractError(f"returned {decoder!r}, not a Decoder")
-        check_stages("the language model", [*decoder.layers, decoder.head], decoder.checkpoint)
+        check_decoder(decoder, bundle.manifest.tables)
     return decoder
