@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ...checkpoint.quantised import float_keys
 from ...component import Stage, Weight
 from ...language_model import Decoder, DecoderLayer
-from ..architectures import described, refuse
+from ..architectures import described, unbuilt
 from ..embedding import HEAD_KEYS
 from ..standalone import BODY, EMBEDDING, HEAD, folded_scale
 from .forms import forms
@@ -42,7 +42,7 @@ def default_decoder(job: Job, embedding: Embedding) -> Decoder:
     try:
         found = forms(job, architecture, config, body)
     except KeyError as error:
-        refuse(f"no {error} in its config")
+        raise unbuilt(f"no {error} in its config")
     kinds: dict[Form, Layer] = {}
     layers = tuple(
         _layer(index, form, architecture, f"{body}layers.{index}.", kinds)
@@ -117,7 +117,9 @@ def _head(
     key: str,
 ) -> Stage:
     factor = folded_scale(HEAD, config) / config.get("logits_scaling", 1)
-    module = Head(form, checkpoint.info(key).shape[0], factor, config.get("final_logit_softcapping"))
+    module = Head(
+        form, checkpoint.info(key).shape[0], factor, config.get("final_logit_softcapping")
+    )
     norm = body + renamed("norm.weight", architecture.names)
     return Stage("post", module, {"norm.weight": norm, "lm_head.weight": key})
 
@@ -133,7 +135,7 @@ def _body(embedding: str, keys: set[str]) -> str:
         prefix = f"{around}." if around else ""
         if any(key.startswith(f"{prefix}layers.0.") for key in keys):
             return prefix
-    refuse(f"no layers beside its embedding `{embedding}`")
+    raise unbuilt(f"no layers beside its embedding `{embedding}`")
 
 
 def _check_tensors(layer: Stage, prefix: str, keys: set[str]) -> None:
@@ -142,4 +144,4 @@ def _check_tensors(layer: Stage, prefix: str, keys: set[str]) -> None:
     taken = {key for weight in layer.weights().values() for key in weight.keys()}
     if odd := sorted(held ^ taken):
         verb = "lacks" if odd[0] in taken else "holds"
-        refuse(f"a layer that {verb} `{odd[0]}`")
+        raise unbuilt(f"a layer that {verb} `{odd[0]}`")

@@ -49,9 +49,7 @@ class GatedDeltaNet(nn.Module):
         self.form = form
         keys, values = form.key_heads * form.key_dim, form.value_heads * form.value_dim
         width = 2 * keys + values
-        self.conv1d = nn.Conv1d(
-            width, width, form.kernel, groups=width, bias=False, device="meta"
-        )
+        self.conv1d = nn.Conv1d(width, width, form.kernel, groups=width, bias=False, device="meta")
         self.dt_bias = nn.Parameter(torch.empty(form.value_heads, device="meta"))
         self.A_log = nn.Parameter(torch.empty(form.value_heads, device="meta"))
         self.norm = GatedRMSNorm(form.value_dim, form.eps)
