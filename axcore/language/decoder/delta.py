@@ -176,7 +176,7 @@ def unit_lower_inverse(system: Tensor, number: Tensor, most: int) -> Tensor:
         number: int64 ``[n]``: 0 to n - 1.
         most: n is not greater.
     """
-    torch._check(len(number) <= most)
+    torch._check(len(number) <= most)  # type: ignore[no-untyped-call]
     inverse = (number[:, None] == number).to(system.dtype)
     block = number
     for level in range((most - 1).bit_length()):

@@ -52,7 +52,7 @@ class _Reader:
     ) -> None:
         self._profile, self._architecture = job.profile, architecture
         self._config, self._body = config, body
-        self._keys = float_keys(job.checkpoint)
+        self._keys = set(float_keys(job.checkpoint))
 
     def form(self, index: int, kind: str, rotates: bool) -> Form:
         """Return the form of a layer of the type `kind`."""
@@ -150,9 +150,9 @@ def _inner(config: Mapping[str, Any]) -> int:
 
     Source: transformers, ``Lfm2MLP``, for configs that give it before it is adjusted.
     """
-    inner: int = config.get("block_ff_dim") or config["intermediate_size"]
+    inner = int(config.get("block_ff_dim") or config["intermediate_size"])
     if not config.get("block_auto_adjust_ff_dim"):
         return inner
-    step = config["block_multiple_of"]
+    step = int(config["block_multiple_of"])
     widened = int(config.get("block_ffn_dim_multiplier", 1) * int(2 * inner / 3))
     return math.ceil(widened / step) * step
