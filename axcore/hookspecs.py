@@ -131,8 +131,9 @@ def decoder(job: Job, embedding: Embedding) -> Decoder | None:
     ``docs/decoders.md`` lists and refuses every other, and every setting that it does not know.
 
     Args:
-        job: The conversion; its checkpoint has every tensor.
-        embedding: What `embed_extract` returned. The default expects the layers beside it.
+        job: The conversion that made the bundle, its checkpoint with weights.
+        embedding: What `embed_extract` returned; of several the first. The default looks for the
+            layers beside it.
 
     Raises:
         UnsupportedModel: The model has layers of another kind.
