@@ -136,7 +136,7 @@ def test_the_script_builds_everything(
 def test_the_script_waits_for_the_build_that_runs(bundle: Path, standin: Standin) -> None:
     """It takes turns with `axcore build`, by the same lock. Oracle: the lock held by `turn`."""
     with turn(NAME, Silent()) as (held,):
-        path = Path(os.readlink(f"/proc/self/fd/{held}"))
+        path = Path(f"/proc/self/fd/{held}").readlink()
         process = subprocess.Popen(
             ["bash", str(bundle / "build.sh")],
             env={**os.environ, "PULSAR2": shlex.quote(str(standin.path))},
