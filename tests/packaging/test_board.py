@@ -87,6 +87,15 @@ def test_a_build_that_does_not_hold_is_packaged_on_request_alone(
     assert f"{toys.STEM}: {text}" in said.warned
 
 
+@pytest.mark.parametrize("text", ["[]", "{", '{"faults": "abc"}', '{"faults": [1]}'])
+def test_a_damaged_record_of_the_build_is_refused(bundle: Path, text: str) -> None:
+    """By its name. Oracle: JSON that no build writes."""
+    path = bundle / f"{toys.STEM}.build.json"
+    path.write_text(text)
+    with pytest.raises(BundleError, match=re.escape(str(path))):
+        packaged(bundle, "python")
+
+
 @both
 def test_no_file_is_shared_with_the_bundle(bundle: Path, runtime: Runtime) -> None:
     """What is changed in the one stays in the other, and weights have one name, as ONNX demands.
