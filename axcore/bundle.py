@@ -106,6 +106,7 @@ class Manifest:
     target: str
     calibration_archive: ArchiveRecord | None = None
     embedding: Embedding | None = None
+    tables: tuple[Embedding, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
     components: tuple[ComponentRecord, ...] = ()
     build: BuildRequest

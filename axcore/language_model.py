@@ -38,6 +38,11 @@ class Embedding:
     name: str = ""
 
 
+def table_file(name: str) -> str:
+    """Return the file of a bundle that holds a table in bfloat16; the embedding has no name."""
+    return f"{name}.table.bfloat16.bin" if name else "model.embed_tokens.weight.bfloat16.bin"
+
+
 @dataclass(frozen=True)
 class LlmCheckpoint:
     """A checkpoint of the language model alone, written for a builder to read.

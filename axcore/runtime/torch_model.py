@@ -185,16 +185,16 @@ class TorchLanguage:
         self.filled = 0
         self.max_batch = sys.maxsize
 
-    def resume(self, known: int, prompt: int) -> int:
+    def resume(self, known: int, prompt: int, blocks: Array | None = None) -> int:
         """Keep the known positions; caches that cannot be cropped start empty."""
-        del prompt
+        del prompt, blocks
         if known and self._crop(known):
             self.filled = known
         else:
             self._cache, self.filled = self._empty_cache(), 0
         return self.filled
 
-    def prefill(self, rows: Array, positions: Array) -> Array:
+    def prefill(self, rows: Array, positions: Array, blocks: Array | None = None) -> Array:
         """Append all rows in one run."""
         if len(rows) != self._batch:
             self._cache, self.filled, self._batch = self._empty_cache(), 0, len(rows)
