@@ -112,7 +112,7 @@ class Runner:
         chosen = resolve(f"backend `{backend}`", found.options, options or {})
         # Cheap checks first: loading the weights can take minutes.
         Embeddings(deployment), load_tokenizer(deployment.folder, ())
-        vision = VisionSide(found.vision(deployment, chosen))
+        vision = VisionSide(found.vision(deployment, chosen), deployment.graphs)
         return cls(deployment, registry, vision, found.language(deployment, chosen))
 
     def prepare(self, messages: Sequence[Mapping[str, Any]]) -> Prompt:
@@ -223,10 +223,12 @@ class Runner:
         These are token embeddings, with placeholders replaced by the rows of images, what is added
         behind layers at the places of images, and the rows of further tables.
         """
-        rows, width = self.embeddings.rows(prompt.input_ids), self.embeddings.columns.width
-        for places in prompt.vision_rows.values():
-            if len(places):
-                rows[places, :width] = self._vision.rows(prompt)
+        rows, columns = self.embeddings.rows(prompt.input_ids), self.embeddings.columns
+        for name, made in self._vision.rows(prompt).items():
+            places = prompt.places[name]
+            rows[places, : columns.width] = made.hidden
+            for layer, added in made.added.items():
+                rows[places, columns.added[layer]] = added
         return rows
 
 
@@ -250,7 +252,7 @@ def prepare_prompt(
     count = len(prompt.input_ids)
     limit = llm.prefill_len + max(llm.last_kv_cache_len, default=0)
     if count > limit:
-        images = sum(map(len, prompt.vision_rows.values()))
+        images = sum(map(len, prompt.places.values()))
         raise BudgetError(
             f"the prompt has {count} tokens ({images} for images); this build allows {limit}",
             hint="shorten it, give fewer images, or convert with a longer --last-kv-cache-len",
