@@ -61,7 +61,7 @@ class Layer(nn.Module):
         self.residual = form.residual
         self.input_layernorm = _norm(form)
         self.post_attention_layernorm = _norm(form)
-        if form.norms == 4:  # noqa: PLR2004
+        if form.norms == 4:
             self.pre_feedforward_layernorm = _norm(form)
             self.post_feedforward_layernorm = _norm(form)
         self.mixer, mixer = _mixer(form)
