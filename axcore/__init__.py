@@ -31,10 +31,10 @@ from .errors import (
 )
 from .hookspecs import hookimpl
 from .job import Job
-from .language.chatml import chatml
+from .language.chatml import chatml, trimmed
 from .language.grids import Grid, encode_grids, read_video
 from .language.prompt import Control, Rows, encode_prompt, message_parts
-from .language.tensors import affine_tensors, llama_tensors
+from .language.tensors import affine_tensors, delta_tensors, llama_tensors
 from .language.tokenizer import load_tokenizer
 from .language_model import (
     Cache,
@@ -53,6 +53,7 @@ from .progress import Progress, Silent
 from .request import Options, Request
 from .runtime.contract import Backend
 from .toolchains.contract import BuildRequest, GraphFile, Toolchain
+from .vision.prompt import Shown, grid_prompt, timed_steps
 from .vision.rotary_config import RotaryTowerConfig, merger_tensors, rotary_tower_tensors
 
 if TYPE_CHECKING:
@@ -137,6 +138,7 @@ __all__ = [
     "Sample",
     "Sampling",
     "Shape",
+    "Shown",
     "Silent",
     "Stage",
     "Token",
@@ -156,9 +158,11 @@ __all__ = [
     "cell_places",
     "chatml",
     "convert",
+    "delta_tensors",
     "encode_grids",
     "encode_prompt",
     "evaluate",
+    "grid_prompt",
     "hookimpl",
     "lint",
     "list_models",
@@ -174,6 +178,8 @@ __all__ = [
     "read_video",
     "rotary_tower_tensors",
     "rotated",
+    "timed_steps",
     "toolchain",
+    "trimmed",
     "verify",
 ]
