@@ -163,6 +163,11 @@ def check_decoder(decoder: Decoder, tables: Sequence[Embedding]) -> None:
             spec.check()
         except ValueError as error:
             raise ContractError(f"stage `{name}`: {error}") from error
+        if clash := spec.names & {weight for weight, _ in layer.stage.module.named_parameters()}:
+            raise ContractError(
+                f"stage `{name}` has both a parameter and an input or output `{min(clash)}`",
+                hint="give the cache or input another name",
+            )
         _check_token_inputs(name, spec, tables)
         other, theirs = first.setdefault(layer.stage.kind, (name, _taken(spec)))
         if theirs != _taken(spec):
