@@ -128,7 +128,7 @@ class _Conversion:
         self.prepared, self.data = prepared, data
         self.workspace, self.progress = workspace, progress
         self.job, self.options = prepared.job, prepared.job.options
-        self.tracer = prepared.tracer()
+        self.tracers = {component.name: prepared.tracer() for component in prepared.components}
         self.code = _code(prepared.job, prepared.registry)
         self.exported: dict[str, Step] = {}
         self.flow = Flow(prepared, self._locate)
@@ -197,7 +197,7 @@ class _Conversion:
             export_component(
                 component,
                 self.job.checkpoint,
-                self.tracer,
+                self.tracers[component.name],
                 folder,
                 dtype=self.options.dtype,
                 cuts=cuts,
@@ -252,7 +252,8 @@ class _Conversion:
             return None
 
         def make(_: Path) -> Mapping[str, Any]:
-            return self.flow.verify(component, self.data, self.tracer, self.progress).metrics()
+            tracer = self.tracers[component.name]
+            return self.flow.verify(component, self.data, tracer, self.progress).metrics()
 
         inputs = {
             "exported": [step.key for step in self.exported.values()],
@@ -318,7 +319,8 @@ class _Conversion:
         else:
             samples = self.flow.features(index, self._stored_samples(index, before))
         graph, name = self.flow.chain[index][1], self.flow.name(index)
-        stored = store_samples(name, graph.inputs, graph.calibration, samples, folder)
+        archive = graph.archive.removesuffix(".tar")
+        stored = store_samples(name, graph.inputs, graph.calibration, samples, folder, archive)
         return {"samples": stored.samples}
 
     def _stored_samples(self, index: int, step: Step) -> Iterator[Sample]:

@@ -65,7 +65,10 @@ class Prepared:
         ]
 
     def tracer(self) -> Tracer:
-        """Return a tracer that patches attention as the family says."""
+        """Return a tracer that patches attention as the family says, for one component.
+
+        Kinds of stages are a component's own: two towers may both have a kind ``block``.
+        """
         from ..graph.export import torch_dtype
         from ..graph.stitch import Tracer
 
@@ -111,16 +114,25 @@ def _graph_files(
     files: list[GraphFile] = []
     ports = part_ports(component, cuts, torch_dtype(job.options.dtype))
     for stem, (inputs, outputs) in zip(part_stems(component, cuts), ports, strict=True):
-        calibration, name = component.calibration, component.name
+        calibration = component.calibration
         if files:
-            several: CalibrationFormat = "NumpyObject" if len(inputs) > 1 else "Numpy"
-            calibration, name = Calibration(several, size=calibration.size), stem
-        shared = calibration.format == "NumpyObject"
-        archive = f"{name if shared else inputs[0].name}.tar"
+            form: CalibrationFormat = "NumpyObject" if len(inputs) > 1 else "Numpy"
+            calibration, archive = Calibration(form, size=calibration.size), stem
+        else:
+            shared = calibration.format == "NumpyObject"
+            archive = component.name if shared else inputs[0].name
         options = component.build_options
         files.append(
             GraphFile(
-                stem, inputs, outputs, calibration, archive, 0, options, component.name, after
+                stem,
+                inputs,
+                outputs,
+                calibration,
+                f"{archive}.tar",
+                0,
+                options,
+                component.name,
+                after,
             )
         )
     return files

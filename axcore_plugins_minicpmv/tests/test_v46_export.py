@@ -213,6 +213,7 @@ def test_the_builder_is_told_type_and_lengths(bundle: Path) -> None:
     assert llm["model_type"] == "qwen3_5_text"
     assert (llm["prefill_len"], llm["kv_cache_len"]) == (128, 2047)
     assert llm["last_kv_cache_len"] == [*range(128, 1153, 128)]
+    assert any("3 of 4 layers" in note for note in manifest["notes"])
     script = (bundle / "build.sh").read_text()
     assert "--model_type qwen3_5_text" in script
     assert "--last_kv_cache_len 1152" in script
