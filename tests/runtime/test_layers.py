@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -21,23 +19,13 @@ from .toy_decoder import (
     WIDTH,
     Array,
     ToyDecoder,
-    toy_decoder,
+    built_toy,
 )
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
+__all__ = ["built_toy"]
 
 LIMIT, CONTEXT = HISTORIES[-1] + CHUNK, CACHE + 1
 IDS = st.integers(0, VOCABULARY - 1)
-
-
-@pytest.fixture(scope="module", name="toy")
-def built_toy(once: Callable[..., Path]) -> ToyDecoder:
-    def make(out: Path) -> None:
-        toy_decoder(out)
-
-    return toy_decoder(once("toy-decoder", make))
 
 
 @pytest.fixture(scope="module")

@@ -6,12 +6,13 @@ It stands in for models that are too large for tests: hidden states of 8, one he
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -314,7 +315,7 @@ def _checkpoint(folder: Path, layers: Sequence[Any], head: Stage) -> dict[str, T
     torch.manual_seed(3)
     stages = [getattr(layer, "stage", layer) for layer in (*layers, head)]
     tensors = {
-        key: torch.randn(dict(stage.module.named_parameters())[name].shape) / 2
+        key: torch.randn(dict(stage.module.named_parameters())[name].shape) / 4
         for stage in stages
         for name, weight in stage.weights().items()
         for key in weight.keys()
@@ -362,3 +363,13 @@ def _bfloat16(values: Array) -> Array:
 def _rounded(values: Array) -> Array:
     rounded: Array = _bfloat16(values).astype(np.float32)
     return rounded
+
+
+@pytest.fixture(scope="module", name="toy")
+def built_toy(once: Callable[..., Path]) -> ToyDecoder:
+    """The toy with `toy_layers`, built once per run."""
+
+    def make(out: Path) -> None:
+        toy_decoder(out)
+
+    return toy_decoder(once("toy-decoder", make))
