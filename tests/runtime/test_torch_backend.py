@@ -212,7 +212,7 @@ def test_rows_behind_layers_and_blocks(case: Case) -> None:
     step = rows[:, 0]
     prompt = case.torch.prepare(case.talk("x" * count))
     positions = prompt.position_ids[:, :count]
-    made = list[list[Array]]()
+    made: list[list[Array]] = []
     for model in models:
         model.resume(0, count, blocks)
         read = model.prefill(rows, positions, blocks)
