@@ -260,6 +260,7 @@ def test_other_architectures_are_refused_by_name(tmp_path: Path, kind: str | Non
         ("llama", {"no_rope_layers": [1, 1, 1, 0]}, "`no_rope_layers`"),
         ("llama", {"layer_types": ["mamba"] * 4}, "layers of the type 'mamba'"),
         ("llama", {"layer_types": ["conv"] * 4}, "layers of the type 'conv'"),
+        ("qwen2", {"layer_types": ["sliding_attention"] * 4}, "and no window"),
         ("qwen2.5-vl", three_axes(1, 0, 1, mrope_interleaved=True), "`mrope_interleaved` True"),
         ("qwen3-vl", three_axes(3, 2, 1, mrope_interleaved=False), "`mrope_interleaved` False"),
         ("qwen3-vl", three_axes(3, 2, 2), "does not make up the 6 pairs"),
