@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
-import axcore
 from axcore.testing import check_family
 
 if TYPE_CHECKING:
