@@ -31,8 +31,10 @@ from .errors import (
 )
 from .hookspecs import hookimpl
 from .job import Job
+from .language.chatml import chatml, trimmed
+from .language.grids import Grid, encode_grids, read_video
 from .language.prompt import Control, Rows, encode_prompt, message_parts
-from .language.tensors import affine_tensors, llama_tensors
+from .language.tensors import affine_tensors, delta_tensors, llama_tensors
 from .language.tokenizer import load_tokenizer
 from .language_model import (
     Cache,
@@ -51,13 +53,27 @@ from .progress import Progress, Silent
 from .request import Options, Request
 from .runtime.contract import Backend
 from .toolchains.contract import BuildRequest, GraphFile, Toolchain
+from .vision.prompt import Shown, grid_prompt, timed_steps
+from .vision.rotary_config import RotaryTowerConfig, merger_tensors, rotary_tower_tensors
 
 if TYPE_CHECKING:
     from . import backend, evaluate, toolchain
     from .runtime.runner import Answer, Runner
     from .runtime.sampling import Sampling
+    from .vision.patches import PatchGrid
+    from .vision.tower import CellMerger, RotaryTower, axial_rotation, cell_places, rotated
 else:
-    _LATER = {"Answer": "runner", "Runner": "runner", "Sampling": "sampling"}
+    _LATER = {
+        "Answer": "runtime.runner",
+        "CellMerger": "vision.tower",
+        "PatchGrid": "vision.patches",
+        "RotaryTower": "vision.tower",
+        "Runner": "runtime.runner",
+        "Sampling": "runtime.sampling",
+        "axial_rotation": "vision.tower",
+        "cell_places": "vision.tower",
+        "rotated": "vision.tower",
+    }
     _MODULES = ("backend", "evaluate", "toolchain")
 
     def __getattr__(name: str) -> Any:
@@ -66,7 +82,7 @@ else:
             return import_module(f"{__name__}.{name}")
         if name not in _LATER:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return getattr(import_module(f"{__name__}.runtime.{_LATER[name]}"), name)
+        return getattr(import_module(f"{__name__}.{_LATER[name]}"), name)
 
 
 __version__ = "0.1.0"
@@ -82,6 +98,7 @@ __all__ = [
     "BundleError",
     "Cache",
     "Calibration",
+    "CellMerger",
     "CheckpointError",
     "Choice",
     "Component",
@@ -94,6 +111,7 @@ __all__ = [
     "Embedding",
     "GraphError",
     "GraphFile",
+    "Grid",
     "ImageError",
     "Job",
     "Layers",
@@ -103,6 +121,7 @@ __all__ = [
     "LlmCheckpoint",
     "ModelCard",
     "Options",
+    "PatchGrid",
     "PluginNotFound",
     "Port",
     "Positive",
@@ -112,11 +131,14 @@ __all__ = [
     "Published",
     "Registry",
     "Request",
+    "RotaryTower",
+    "RotaryTowerConfig",
     "Rows",
     "Runner",
     "Sample",
     "Sampling",
     "Shape",
+    "Shown",
     "Silent",
     "Stage",
     "Token",
@@ -130,22 +152,34 @@ __all__ = [
     "Weight",
     "__version__",
     "affine_tensors",
+    "axial_rotation",
     "backend",
     "build",
+    "cell_places",
+    "chatml",
     "convert",
+    "delta_tensors",
+    "encode_grids",
     "encode_prompt",
     "evaluate",
+    "grid_prompt",
     "hookimpl",
     "lint",
     "list_models",
     "llama_tensors",
     "load",
     "load_tokenizer",
+    "merger_tensors",
     "message_parts",
     "package",
     "plan",
     "quantize",
     "read_image",
+    "read_video",
+    "rotary_tower_tensors",
+    "rotated",
+    "timed_steps",
     "toolchain",
+    "trimmed",
     "verify",
 ]

@@ -21,6 +21,7 @@ from axcore import (
     Rows,
     Stage,
     Weight,
+    chatml,
     llama_tensors,
 )
 
@@ -164,7 +165,7 @@ def prepare_prompt(job: Job, messages: Sequence[Mapping[str, Any]]) -> Prompt:
     preprocess.check_size(job.profile.height, job.profile.width)
     return prompt.assemble(
         job,
-        [Control("<s>"), *prompt.chatml(messages)],
+        [Control("<s>"), *chatml(messages, prompt.lines)],
         prompt.numbered(Rows("<unk>", job.config["query_num"])),
         partial(_samples, job),
         components=("siglip", "resampler"),
