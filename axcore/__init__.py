@@ -51,13 +51,39 @@ from .progress import Progress, Silent
 from .request import Options, Request
 from .runtime.contract import Backend
 from .toolchains.contract import BuildRequest, GraphFile, Toolchain
+from .vision.dimensions import Vit, vit_attention_tensors, vit_tensors
+from .vision.tiles import cells, nearest_grid
 
 if TYPE_CHECKING:
     from . import backend, evaluate, toolchain
     from .runtime.runner import Answer, Runner
     from .runtime.sampling import Sampling
+    from .vision.tower import (
+        VitAttention,
+        VitEmbedding,
+        VitLayer,
+        attend,
+        gridded,
+        interpolation,
+        pixel_shuffle,
+        selection,
+        vit_norm,
+    )
 else:
-    _LATER = {"Answer": "runner", "Runner": "runner", "Sampling": "sampling"}
+    _LATER = {
+        "Answer": "runtime.runner",
+        "Runner": "runtime.runner",
+        "Sampling": "runtime.sampling",
+        "VitAttention": "vision.tower",
+        "VitEmbedding": "vision.tower",
+        "VitLayer": "vision.tower",
+        "attend": "vision.tower",
+        "gridded": "vision.tower",
+        "interpolation": "vision.tower",
+        "pixel_shuffle": "vision.tower",
+        "selection": "vision.tower",
+        "vit_norm": "vision.tower",
+    }
     _MODULES = ("backend", "evaluate", "toolchain")
 
     def __getattr__(name: str) -> Any:
@@ -66,7 +92,7 @@ else:
             return import_module(f"{__name__}.{name}")
         if name not in _LATER:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return getattr(import_module(f"{__name__}.runtime.{_LATER[name]}"), name)
+        return getattr(import_module(f"{__name__}.{_LATER[name]}"), name)
 
 
 __version__ = "0.1.0"
@@ -127,25 +153,39 @@ __all__ = [
     "UnsupportedProfile",
     "UsageError",
     "VerificationError",
+    "Vit",
+    "VitAttention",
+    "VitEmbedding",
+    "VitLayer",
     "Weight",
     "__version__",
     "affine_tensors",
+    "attend",
     "backend",
     "build",
+    "cells",
     "convert",
     "encode_prompt",
     "evaluate",
+    "gridded",
     "hookimpl",
+    "interpolation",
     "lint",
     "list_models",
     "llama_tensors",
     "load",
     "load_tokenizer",
     "message_parts",
+    "nearest_grid",
     "package",
+    "pixel_shuffle",
     "plan",
     "quantize",
     "read_image",
+    "selection",
     "toolchain",
     "verify",
+    "vit_attention_tensors",
+    "vit_norm",
+    "vit_tensors",
 ]

@@ -1,0 +1,1 @@
+"""What towers of many families have in common; exported by `axcore`."""
