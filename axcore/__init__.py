@@ -11,6 +11,7 @@ from .api import build, convert, lint, list_models, load, package, plan, quantiz
 from .availability import Availability
 from .bundle import Bundle
 from .calibration.images import read_image
+from .checkpoint.settings import image_settings
 from .choices import Choice
 from .component import Calibration, Component, Port, Sample, Shape, Stage, Weight
 from .errors import (
@@ -46,6 +47,7 @@ from .language_model import (
 )
 from .model_card import Layout, Lengths, ModelCard, Profile, Published
 from .model_config import Count, Layers, Positive, Token
+from .plain import parse
 from .plugins import Registry
 from .progress import Progress, Silent
 from .request import Options, Request
@@ -68,6 +70,7 @@ if TYPE_CHECKING:
         pixel_shuffle,
         selection,
         vit_norm,
+        vit_stages,
     )
 else:
     _LATER = {
@@ -83,6 +86,7 @@ else:
         "pixel_shuffle": "vision.tower",
         "selection": "vision.tower",
         "vit_norm": "vision.tower",
+        "vit_stages": "vision.tower",
     }
     _MODULES = ("backend", "evaluate", "toolchain")
 
@@ -169,6 +173,7 @@ __all__ = [
     "evaluate",
     "gridded",
     "hookimpl",
+    "image_settings",
     "interpolation",
     "lint",
     "list_models",
@@ -178,6 +183,7 @@ __all__ = [
     "message_parts",
     "nearest_grid",
     "package",
+    "parse",
     "pixel_shuffle",
     "plan",
     "quantize",
@@ -187,5 +193,6 @@ __all__ = [
     "verify",
     "vit_attention_tensors",
     "vit_norm",
+    "vit_stages",
     "vit_tensors",
 ]

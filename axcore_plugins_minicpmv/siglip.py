@@ -18,12 +18,13 @@ if TYPE_CHECKING:
 class PlacedEmbedding(VitEmbedding):
     """Pixels to state, with positions looked up by id."""
 
-    def forward(self, pixels: Tensor, position_ids: Tensor) -> Tensor:
+    def forward(self, pixels: Tensor, position_ids: Tensor) -> Tensor:  # type: ignore[override]
         """Embed the patches: float ``[1, 3, H, W]`` and int ``[1, N]``."""
         # The target gathers only by one-dimensional indices. index_select would cast them to int64,
         # a type that the target lacks.
         position = F.embedding(position_ids.flatten(), self.position)
-        return self.patch_embedding(pixels).flatten(2).transpose(1, 2) + position
+        rows: Tensor = self.patch_embedding(pixels).flatten(2).transpose(1, 2)
+        return rows + position
 
 
 def embedding_keys(convolution: str, position: Weight) -> dict[str, str | Weight]:

@@ -179,9 +179,12 @@ def _stages(config: Mapping[str, Any], rows: int, columns: int) -> Iterator[Stag
     from axcore import VitLayer, vit_norm
 
     encoder = ENCODERS[config["vision_encoder"]]
-    tower = Vit(encoder.hidden, encoder.inner, encoder.heads, preprocess.PATCH_PX, gelu="none")
+    tower = Vit(
+        encoder.hidden, encoder.inner, _depth(config), encoder.heads, preprocess.PATCH_PX,
+        num_patches=encoder.side**2, hidden_act="gelu",
+    )  # fmt: skip
     yield _embedding(tower, encoder.side, rows, columns)
-    for index in range(_depth(config)):
+    for index in range(tower.num_hidden_layers):
         keys = _block_keys(f"vpm.blocks.{index}.", encoder.hidden)
         yield Stage(f"blocks.{index}", VitLayer(tower), keys, "block")
     yield Stage("norm", vit_norm(tower), "vpm.norm.")

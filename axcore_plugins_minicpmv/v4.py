@@ -23,6 +23,7 @@ from axcore import (
     Vit,
     Weight,
     llama_tensors,
+    parse,
     vit_tensors,
 )
 
@@ -178,24 +179,25 @@ def tensors(config: Mapping[str, Any]) -> dict[str, Shape]:
     """Return the key and shape of every tensor that `config` implies."""
     vision = config["vision_config"]
     return {
-        **vit_tensors(TOWER, Vit.of(vision), _depth(config)),
+        **vit_tensors(TOWER, _tower(config)),
         **layouts.resampler(config["hidden_size"], vision["hidden_size"], config["query_num"]),
         **llama_tensors(config, "llm."),
     }
 
 
-def _depth(config: Mapping[str, Any]) -> int:
-    """Layers stored and used."""
-    depth: int = config["vision_config"]["num_hidden_layers"]
-    return depth - bool(config["drop_vision_last_layer"])
+def _tower(config: Mapping[str, Any]) -> Vit:
+    """Return the tower with the layers that are stored and used."""
+    tower = parse(configs.Siglip, config["vision_config"])
+    dropped = bool(config["drop_vision_last_layer"])
+    return replace(tower, num_hidden_layers=tower.num_hidden_layers - dropped)
 
 
 def _stages(job: Job) -> Iterator[Stage]:
     from axcore import VitLayer, vit_norm
 
-    tower = Vit.of(job.config["vision_config"])
+    tower = _tower(job.config)
     yield _embedding(job, tower)
-    for index in range(_depth(job.config)):
+    for index in range(tower.num_hidden_layers):
         keys = f"{TOWER}encoder.layers.{index}."
         yield Stage(f"layers.{index}", VitLayer(tower), keys, "layer")
     yield Stage("post_layernorm", vit_norm(tower), TOWER + "post_layernorm.")
@@ -236,7 +238,7 @@ def _ports(job: Job) -> tuple[Port, ...]:
 
 
 def _samples(job: Job, images: Sequence[Image]) -> Iterator[Sample]:
-    side = Vit.of(job.config["vision_config"]).side
+    side = _tower(job.config).side
     ids = preprocess.position_ids(*preprocess.grid(job), side)
     for pixels in preprocess.pieces(job, images):
         if _is_strip(job):

@@ -21,8 +21,8 @@ from axcore import (
     Prompt,
     Published,
     Rows,
-    Vit,
     affine_tensors,
+    parse,
     vit_attention_tensors,
     vit_tensors,
 )
@@ -249,7 +249,7 @@ def _vision(config: Mapping[str, Any], width: int) -> dict[str, Shape]:
     tower, hidden = "model.vision_tower.", config["hidden_size"]
     merger = tower + "vit_merger."
     return {
-        **vit_tensors(tower, Vit.of(config), config["num_hidden_layers"]),
+        **vit_tensors(tower, parse(configs.V46Tower, config)),
         **vit_attention_tensors(merger, hidden),
         **_merge(merger, 4 * hidden, 4 * config["intermediate_size"], hidden),
         **_merge("model.merger.mlp.0.", 4 * hidden, 4 * hidden, width),

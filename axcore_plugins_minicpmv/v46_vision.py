@@ -23,11 +23,13 @@ from axcore import (
     VitLayer,
     Weight,
     gridded,
+    parse,
     selection,
     vit_norm,
 )
 
 from . import siglip
+from .configs import V46Tower
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -51,7 +53,7 @@ def stages(
             16 patches rather than 4.
     """
     vision = config["vision_config"]
-    tower = Vit.of(vision)
+    tower = parse(V46Tower, vision)
     order = cell_order(rows, columns, merges=1 + early_merge)
     keys = _embedding_keys(rows, columns, tower.side)
     chain = [Stage("embeddings", Embedding(tower, order), keys)]
@@ -60,7 +62,7 @@ def stages(
         chain.append(Stage(f"layers.{index}", VitLayer(tower), layer, "layer"))
         if early_merge and index == config["insert_layer_id"]:
             chain.append(Stage("vit_merger", WindowMerger(tower), TOWER + "vit_merger."))
-    merger = Merger(tower.hidden, config["text_config"]["hidden_size"])
+    merger = Merger(tower.hidden_size, config["text_config"]["hidden_size"])
     chain.append(Stage("post_layernorm", vit_norm(tower), TOWER + "post_layernorm."))
     chain.append(Stage("merger", merger, "model.merger.mlp.0."))
     return tuple(chain)
@@ -136,12 +138,12 @@ class WindowMerger(nn.Module):
 
     def __init__(self, tower: Vit) -> None:
         super().__init__()
-        merged, inner = CELL * tower.hidden, CELL * tower.inner
+        merged, inner = CELL * tower.hidden_size, CELL * tower.intermediate_size
         self.layer_norm1 = vit_norm(tower)
         self.self_attn = CellAttention(tower)
-        self.pre_norm = nn.LayerNorm(merged, tower.eps, device="meta")
+        self.pre_norm = nn.LayerNorm(merged, tower.layer_norm_eps, device="meta")
         self.linear_1 = nn.Linear(merged, inner, device="meta")
-        self.linear_2 = nn.Linear(inner, tower.hidden, device="meta")
+        self.linear_2 = nn.Linear(inner, tower.hidden_size, device="meta")
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend inside each cell, then merge it and add its mean."""

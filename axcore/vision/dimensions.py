@@ -1,66 +1,71 @@
-"""A plain vision transformer: its dimensions, and the names and shapes of its tensors."""
+"""A plain vision transformer: its part of a config, and the names and shapes of its tensors."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from math import isqrt
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from ..language.tensors import affine_tensors
+from ..model_config import Count, Layers, Positive
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from ..component import Shape
 
 CHANNELS = 3
+MOST_SIDE = 512  # positions along a side: maps from the table are made in memory
 
 
 @dataclass(frozen=True)
 class Vit:
-    """Dimensions of a plain vision transformer: learned positions, and norms before each part.
+    """A plain vision transformer: learned positions, and norms before attention and MLP.
+
+    The fields are those of transformers' ``vision_config``, so that a family's `Layout.config` can
+    hold one; a subclass gives the defaults of fields that published configs leave out.
 
     Attributes:
-        hidden, inner, heads: Widths of state and MLP, and attention heads, of a layer.
-        patch: Side of a patch in px.
-        side: Positions along a side of the square that is stored; 0 where it is not asked for.
-        gelu: "tanh" for the approximation, "none" for the error function.
-        eps: Epsilon of the norms.
+        hidden_size, intermediate_size: Widths of state and MLP.
+        num_hidden_layers, num_attention_heads: Layers, and heads of each.
+        patch_size: Side of a patch in px.
+        image_size: Side in px of the square that the stored positions are for.
+        num_patches: Positions stored, where the config says it in this way.
+        layer_norm_eps: Epsilon of the norms.
+        hidden_act: "gelu" with the error function, or its approximation.
+        num_channels: Of an image.
     """
 
-    hidden: int
-    inner: int
-    heads: int
-    patch: int
-    side: int = 0
-    gelu: Literal["tanh", "none"] = "tanh"
-    eps: float = 1e-6
+    hidden_size: Count
+    intermediate_size: Count
+    num_hidden_layers: Layers
+    num_attention_heads: Count
+    patch_size: Count
+    image_size: Count | None = None
+    num_patches: Count | None = None
+    layer_norm_eps: Positive = 1e-6
+    hidden_act: Literal["gelu", "gelu_pytorch_tanh"] = "gelu_pytorch_tanh"
+    num_channels: Literal[3] = 3
 
-    @classmethod
-    def of(cls, config: Mapping[str, Any], **assumed: Any) -> Vit:
-        """Read the dimensions from a ``vision_config`` by the names of transformers.
+    def __post_init__(self) -> None:
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(f"hidden_size: not a multiple of {self.num_attention_heads} heads")
+        if not 1 <= self.side <= MOST_SIDE or self.num_patches not in (None, self.side**2):
+            name = "image_size" if self.num_patches is None else "num_patches"
+            raise ValueError(
+                f"{name}: {getattr(self, name)} is no square of 1 to {MOST_SIDE} patches a side"
+            )
 
-        Args:
-            config: The tower's part of ``config.json``.
-            assumed: Values of fields that the config may leave out.
-        """
-        said = {"layer_norm_eps": cls.eps, **assumed, **config}
-        patch = said["patch_size"]
-        side = isqrt(said["num_patches"]) if "num_patches" in said else said["image_size"] // patch
-        return cls(
-            hidden=said["hidden_size"],
-            inner=said["intermediate_size"],
-            heads=said["num_attention_heads"],
-            patch=patch,
-            side=side,
-            eps=said["layer_norm_eps"],
-        )
+    @property
+    def side(self) -> int:
+        """Positions along a side of the square that is stored."""
+        if self.num_patches is not None:
+            return isqrt(self.num_patches)
+        return (self.image_size or 0) // self.patch_size
 
 
-def vit_tensors(prefix: str, vit: Vit, depth: int, *, flat: bool = False) -> dict[str, Shape]:
+def vit_tensors(prefix: str, vit: Vit, *, flat: bool = False) -> dict[str, Shape]:
     """Return name and shape of every tensor of a vision transformer without a pooling head.
 
-    With H = hidden, I = inner, P = patch and N = side * side::
+    With H = ``hidden_size``, I = ``intermediate_size``, P = ``patch_size`` and N positions::
 
         embeddings.patch_embedding.weight, bias                   [H, 3, P, P], [H]
         embeddings.position_embedding.weight                      [N, H]
@@ -74,24 +79,24 @@ def vit_tensors(prefix: str, vit: Vit, depth: int, *, flat: bool = False) -> dic
 
     Args:
         prefix: Put before every name, e.g. ``model.vision_model.``.
-        vit: The dimensions.
-        depth: Layers that are stored.
+        vit: The dimensions, and the layers that are stored.
         flat: The patch embedding is a matrix, ``[H, P * P * 3]``, instead of a convolution.
     """
-    pixels = (vit.patch**2 * CHANNELS,) if flat else (CHANNELS, vit.patch, vit.patch)
+    hidden, inner, patch = vit.hidden_size, vit.intermediate_size, vit.patch_size
+    pixels = (patch**2 * CHANNELS,) if flat else (CHANNELS, patch, patch)
     shapes: dict[str, Shape] = {
-        **affine_tensors(prefix + "embeddings.patch_embedding", vit.hidden, *pixels),
-        prefix + "embeddings.position_embedding.weight": (vit.side**2, vit.hidden),
+        **affine_tensors(prefix + "embeddings.patch_embedding", hidden, *pixels),
+        prefix + "embeddings.position_embedding.weight": (vit.side**2, hidden),
     }
-    for index in range(depth):
+    for index in range(vit.num_hidden_layers):
         layer = f"{prefix}encoder.layers.{index}."
         shapes |= {
-            **vit_attention_tensors(layer, vit.hidden),
-            **affine_tensors(layer + "layer_norm2", vit.hidden),
-            **affine_tensors(layer + "mlp.fc1", vit.inner, vit.hidden),
-            **affine_tensors(layer + "mlp.fc2", vit.hidden, vit.inner),
+            **vit_attention_tensors(layer, hidden),
+            **affine_tensors(layer + "layer_norm2", hidden),
+            **affine_tensors(layer + "mlp.fc1", inner, hidden),
+            **affine_tensors(layer + "mlp.fc2", hidden, inner),
         }
-    return {**shapes, **affine_tensors(prefix + "post_layernorm", vit.hidden)}
+    return {**shapes, **affine_tensors(prefix + "post_layernorm", hidden)}
 
 
 def vit_attention_tensors(prefix: str, hidden: int) -> dict[str, Shape]:

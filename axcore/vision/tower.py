@@ -16,14 +16,45 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..component import Stage, Weight
 from .dimensions import CHANNELS, Vit
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ..component import Weight
-
 Matrix = tuple[tuple[float, ...], ...]
+
+
+def vit_stages(
+    prefix: str, vit: Vit, rows: Matrix, columns: Matrix, *, flat: bool = False
+) -> list[Stage]:
+    """Return a tower of the tensors that `vit_tensors` lists, parameters on the meta device.
+
+    Args:
+        prefix: Before every key, e.g. ``model.vision_model.``.
+        vit: The dimensions.
+        rows, columns: How positions of the grid come from the stored table; see `gridded`.
+        flat: As for `vit_tensors`; the values of a patch are ordered row, column, channel.
+
+    Returns:
+        ``embeddings``, ``layers.0`` and so on, and ``post_layernorm``: float ``[1, 3, H, W]`` to
+        ``[1, N, hidden]``.
+    """
+    patches, side = prefix + "embeddings.patch_embedding.", vit.patch_size
+    weight = Weight(patches + "weight")
+    if flat:
+        weight = weight.reshape(-1, side, side, CHANNELS).transpose(0, 3, 1, 2)
+    table = Weight(prefix + "embeddings.position_embedding.weight")
+    keys: dict[str, str | Weight] = {
+        "patch_embedding.weight": weight,
+        "patch_embedding.bias": patches + "bias",
+        "position": gridded(table, vit.side, rows, columns),
+    }
+    chain = [Stage("embeddings", VitEmbedding(vit, len(rows) * len(columns)), keys)]
+    for index in range(vit.num_hidden_layers):
+        layer = f"{prefix}encoder.layers.{index}."
+        chain.append(Stage(f"layers.{index}", VitLayer(vit), layer, "layer"))
+    return [*chain, Stage("post_layernorm", vit_norm(vit), prefix + "post_layernorm.")]
 
 
 class VitEmbedding(nn.Module):
@@ -35,12 +66,15 @@ class VitEmbedding(nn.Module):
 
     def __init__(self, vit: Vit, patches: int) -> None:
         super().__init__()
-        self.patch_embedding = nn.Conv2d(CHANNELS, vit.hidden, vit.patch, vit.patch, device="meta")
-        self.position = nn.Parameter(torch.empty(patches, vit.hidden, device="meta"))
+        self.patch_embedding = nn.Conv2d(
+            CHANNELS, vit.hidden_size, vit.patch_size, vit.patch_size, device="meta"
+        )
+        self.position = nn.Parameter(torch.empty(patches, vit.hidden_size, device="meta"))
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Embed the patches: float ``[1, 3, H, W]`` to ``[1, N, hidden]``."""
-        return self.patch_embedding(pixels).flatten(2).transpose(1, 2) + self.position
+        rows: Tensor = self.patch_embedding(pixels).flatten(2).transpose(1, 2)
+        return rows + self.position
 
 
 class VitLayer(nn.Module):
@@ -65,11 +99,11 @@ class VitAttention(nn.Module):
 
     def __init__(self, vit: Vit) -> None:
         super().__init__()
-        self.heads = vit.heads
-        self.q_proj = nn.Linear(vit.hidden, vit.hidden, device="meta")
-        self.k_proj = nn.Linear(vit.hidden, vit.hidden, device="meta")
-        self.v_proj = nn.Linear(vit.hidden, vit.hidden, device="meta")
-        self.out_proj = nn.Linear(vit.hidden, vit.hidden, device="meta")
+        self.heads = vit.num_attention_heads
+        self.q_proj = nn.Linear(vit.hidden_size, vit.hidden_size, device="meta")
+        self.k_proj = nn.Linear(vit.hidden_size, vit.hidden_size, device="meta")
+        self.v_proj = nn.Linear(vit.hidden_size, vit.hidden_size, device="meta")
+        self.out_proj = nn.Linear(vit.hidden_size, vit.hidden_size, device="meta")
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend among the patches."""
@@ -83,19 +117,19 @@ class _MLP(nn.Module):
 
     def __init__(self, vit: Vit) -> None:
         super().__init__()
-        self.gelu = vit.gelu
-        self.fc1 = nn.Linear(vit.hidden, vit.inner, device="meta")
-        self.fc2 = nn.Linear(vit.inner, vit.hidden, device="meta")
+        self.approximate = "none" if vit.hidden_act == "gelu" else "tanh"
+        self.fc1 = nn.Linear(vit.hidden_size, vit.intermediate_size, device="meta")
+        self.fc2 = nn.Linear(vit.intermediate_size, vit.hidden_size, device="meta")
 
     def forward(self, x: Tensor) -> Tensor:
         """Transform every row."""
-        result: Tensor = self.fc2(F.gelu(self.fc1(x), approximate=self.gelu))
+        result: Tensor = self.fc2(F.gelu(self.fc1(x), approximate=self.approximate))
         return result
 
 
 def vit_norm(vit: Vit) -> nn.LayerNorm:
     """Return a norm of the state, on the meta device."""
-    return nn.LayerNorm(vit.hidden, eps=vit.eps, device="meta")
+    return nn.LayerNorm(vit.hidden_size, eps=vit.layer_norm_eps, device="meta")
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
