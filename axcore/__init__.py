@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     from . import backend, evaluate, toolchain
     from .runtime.runner import Answer, Runner
     from .runtime.sampling import Sampling
-    from .vision.tower import (
+    from .vision.vit import (
         VitAttention,
         VitEmbedding,
         VitLayer,
@@ -77,16 +77,16 @@ else:
         "Answer": "runtime.runner",
         "Runner": "runtime.runner",
         "Sampling": "runtime.sampling",
-        "VitAttention": "vision.tower",
-        "VitEmbedding": "vision.tower",
-        "VitLayer": "vision.tower",
-        "attend": "vision.tower",
-        "gridded": "vision.tower",
-        "interpolation": "vision.tower",
-        "pixel_shuffle": "vision.tower",
-        "selection": "vision.tower",
-        "vit_norm": "vision.tower",
-        "vit_stages": "vision.tower",
+        "VitAttention": "vision.vit",
+        "VitEmbedding": "vision.vit",
+        "VitLayer": "vision.vit",
+        "attend": "vision.vit",
+        "gridded": "vision.vit",
+        "interpolation": "vision.vit",
+        "pixel_shuffle": "vision.vit",
+        "selection": "vision.vit",
+        "vit_norm": "vision.vit",
+        "vit_stages": "vision.vit",
     }
     _MODULES = ("backend", "evaluate", "toolchain")
 

@@ -1,1 +1,1 @@
-"""What towers of many families have in common; exported by `axcore`."""
+"""What families of vision towers have in common: images cut into patches, and modules over them."""
