@@ -32,6 +32,8 @@ from .errors import (
 )
 from .hookspecs import hookimpl
 from .job import Job
+from .language.chatml import chatml
+from .language.grids import Grid, encode_grids, read_video
 from .language.prompt import Control, Rows, encode_prompt, message_parts
 from .language.tensors import affine_tensors, llama_tensors
 from .language.tokenizer import load_tokenizer
@@ -54,12 +56,15 @@ from .request import Options, Request
 from .runtime.contract import Backend
 from .toolchains.contract import BuildRequest, GraphFile, Toolchain
 from .vision.dimensions import Vit, vit_attention_tensors, vit_tensors
+from .vision.rotary_config import RotaryTowerConfig, merger_tensors, rotary_tower_tensors
 from .vision.tiles import cells, nearest_grid
 
 if TYPE_CHECKING:
     from . import backend, evaluate, toolchain
     from .runtime.runner import Answer, Runner
     from .runtime.sampling import Sampling
+    from .vision.patches import PatchGrid
+    from .vision.tower import CellMerger, RotaryTower, axial_rotation, cell_places, rotated
     from .vision.vit import (
         VitAttention,
         VitEmbedding,
@@ -75,15 +80,21 @@ if TYPE_CHECKING:
 else:
     _LATER = {
         "Answer": "runtime.runner",
+        "CellMerger": "vision.tower",
+        "PatchGrid": "vision.patches",
+        "RotaryTower": "vision.tower",
         "Runner": "runtime.runner",
         "Sampling": "runtime.sampling",
         "VitAttention": "vision.vit",
         "VitEmbedding": "vision.vit",
         "VitLayer": "vision.vit",
         "attend": "vision.vit",
+        "axial_rotation": "vision.tower",
+        "cell_places": "vision.tower",
         "gridded": "vision.vit",
         "interpolation": "vision.vit",
         "pixel_shuffle": "vision.vit",
+        "rotated": "vision.tower",
         "selection": "vision.vit",
         "vit_norm": "vision.vit",
         "vit_stages": "vision.vit",
@@ -112,6 +123,7 @@ __all__ = [
     "BundleError",
     "Cache",
     "Calibration",
+    "CellMerger",
     "CheckpointError",
     "Choice",
     "Component",
@@ -124,6 +136,7 @@ __all__ = [
     "Embedding",
     "GraphError",
     "GraphFile",
+    "Grid",
     "ImageError",
     "Job",
     "Layers",
@@ -133,6 +146,7 @@ __all__ = [
     "LlmCheckpoint",
     "ModelCard",
     "Options",
+    "PatchGrid",
     "PluginNotFound",
     "Port",
     "Positive",
@@ -142,6 +156,8 @@ __all__ = [
     "Published",
     "Registry",
     "Request",
+    "RotaryTower",
+    "RotaryTowerConfig",
     "Rows",
     "Runner",
     "Sample",
@@ -165,10 +181,14 @@ __all__ = [
     "__version__",
     "affine_tensors",
     "attend",
+    "axial_rotation",
     "backend",
     "build",
+    "cell_places",
     "cells",
+    "chatml",
     "convert",
+    "encode_grids",
     "encode_prompt",
     "evaluate",
     "gridded",
@@ -180,6 +200,7 @@ __all__ = [
     "llama_tensors",
     "load",
     "load_tokenizer",
+    "merger_tensors",
     "message_parts",
     "nearest_grid",
     "package",
@@ -188,6 +209,9 @@ __all__ = [
     "plan",
     "quantize",
     "read_image",
+    "read_video",
+    "rotary_tower_tensors",
+    "rotated",
     "selection",
     "toolchain",
     "verify",

@@ -208,14 +208,15 @@ class Component:
         preprocess: Turns `images_per_sample` RGB images into samples, arrays in the form that the
             target reads (see `Calibration.graph_input`). None if the inputs are features of
             another component.
-        images_per_sample: Number of images that one call of `preprocess` takes.
+        images_per_sample: Number of images, or of arrays, that one call of `preprocess` takes.
         calibration: How samples are stored.
         build_options: Toolchain name to settings in that toolchain's own terms, merged into the
             configuration that it writes by default.
-        after: Name of the component whose outputs it takes; None for the one before it, "" for
-            none: it begins a chain of its own, such as a second tower.
+        after: Name of the component, listed before, whose outputs it takes; "" for none: it begins
+            a chain of its own, such as a second tower. None for the one before it, or for none if
+            it has a `preprocess`.
         media: What `preprocess` takes: "image", or "array" for data that are not pictures, such as
-            log-mel features. Calibration then reads ``.npy`` files.
+            log-mel features. Calibration then reads ``.npy`` files, float32.
     """
 
     name: str
@@ -234,3 +235,22 @@ class Component:
     def rows(self) -> int:
         """Rows of the first output, which are tokens if it feeds the language model."""
         return math.prod(self.outputs[0].shape[:-1])
+
+
+def sources(components: Iterable[Component]) -> dict[str, str]:
+    """Map each component to the one whose outputs it takes; "" for the first of a chain."""
+    found: dict[str, str] = {}
+    before = ""
+    for component in components:
+        implied = "" if component.preprocess else before
+        found[component.name] = implied if component.after is None else component.after
+        before = component.name
+    return found
+
+
+def heads(sources: Mapping[str, str]) -> dict[str, str]:
+    """Map each component to the first one of its chain, given what `sources` returned."""
+    found: dict[str, str] = {}
+    for name, source in sources.items():
+        found[name] = found[source] if source else name
+    return found

@@ -112,12 +112,17 @@ def llm_build_args(job: Job) -> LlmBuildArgs | None:
 
 
 @hookspec(firstresult=True)
-def decoder(job: Job) -> Decoder | None:
+def decoder(job: Job, embedding: Embedding) -> Decoder | None:
     """Return the language model as stages: one per layer, and one for final norm and head.
 
     Called by builds whose toolchain has no language-model builder of its own. `Decoder` specifies
     inputs and outputs of the stages. The default supports the architectures that
     ``docs/decoders.md`` lists and refuses every other, and every setting that it does not know.
+
+    Args:
+        job: The conversion that made the bundle, its checkpoint with weights.
+        embedding: What `embed_extract` returned; of several the first. The default looks for the
+            layers beside it.
 
     Raises:
         UnsupportedModel: The model has layers of another kind.

@@ -41,6 +41,9 @@ NAME_LENGTH = 500
 LAYERS = 1000
 """Layers of a tower or language model; published: 126."""
 
+PORTS = 64
+"""Inputs and outputs of a layer of a language model; published: 8."""
+
 COUNT = 1 << 24
 """Any other number of things in a config: widths, heads, words, positions; published: 10,485,760
 positions."""
@@ -131,6 +134,9 @@ PROMPT_CHARS = 256 * KB
 
 PREDICTIONS_BYTES = 16 * MB
 """A file of answers: 12,000 images at 256 tokens each."""
+
+ARRAY_BYTES = 32 * MB
+"""Of one array to calibrate with; published: 1.5 MB for half a minute of log-mel features."""
 
 FEATURES_BYTES = 128 * MB
 """Features of one image; published: 32 MB for 16,384 rows of 1024 halves."""

@@ -22,6 +22,7 @@ from axcore import (
     Stage,
     Vit,
     Weight,
+    chatml,
     llama_tensors,
     parse,
     vit_tensors,
@@ -166,7 +167,7 @@ def prepare_prompt(job: Job, messages: Sequence[Mapping[str, Any]]) -> Prompt:
     preprocess.check_size(job.profile.height, job.profile.width)
     return prompt.assemble(
         job,
-        [Control("<s>"), *prompt.chatml(messages)],
+        [Control("<s>"), *chatml(messages, prompt.lines)],
         prompt.numbered(Rows("<unk>", job.config["query_num"])),
         partial(_samples, job),
         components=("siglip", "resampler"),

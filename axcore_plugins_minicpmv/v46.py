@@ -22,6 +22,7 @@ from axcore import (
     Published,
     Rows,
     affine_tensors,
+    chatml,
     parse,
     vit_attention_tensors,
     vit_tensors,
@@ -191,7 +192,7 @@ def prepare_prompt(job: Job, messages: Sequence[Mapping[str, Any]]) -> Prompt:
     preprocess.check_size(job.profile.height, job.profile.width, _cell_px(job))
     return prompt.assemble(
         job,
-        [*prompt.chatml(messages, prompt.trimmed), Control(NO_THINKING)],
+        [*chatml(messages, prompt.trimmed), Control(NO_THINKING)],
         prompt.numbered(Rows(PLACEHOLDER, _tokens(job))),
         partial(_samples, job),
         components=("vision", "vision"),

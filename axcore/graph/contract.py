@@ -8,13 +8,17 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..checkpoint.quantised import float_shape
+from ..component import sources
 from ..errors import CheckpointError, ContractError
+from ..layer_files import LayerSpec, wrong_sharing
+from ..runtime.vision import feature_sources
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from ..checkpoint import Checkpoint
     from ..component import Component, Shape, Stage
+    from ..language_model import Decoder, Embedding
 
 
 def check_component(component: Component, checkpoint: Checkpoint) -> None:
@@ -42,6 +46,90 @@ def check_component(component: Component, checkpoint: Checkpoint) -> None:
     check_stages(where, component.stages, checkpoint)
 
 
+def check_chains(components: Sequence[Component], width: int, layers: int) -> None:
+    """Check what components take from one another, and what reaches the language model.
+
+    Args:
+        components: The whole vision side, each checked by `check_component`.
+        width: Of the language model.
+        layers: How many decoder layers it has.
+
+    Raises:
+        ContractError: The message names the component and the port.
+    """
+    for what in ("name", "stem"):
+        _check_unique(
+            "the vision side", f"component {what}", [getattr(c, what) for c in components]
+        )
+    known: dict[str, Component] = {}
+    taken = dict[str, set[str]]()
+    for component, source in zip(components, sources(components).values(), strict=True):
+        if source:
+            _check_follower(component, source, known)
+            ports = feature_sources(known[source], component)
+            taken.setdefault(source, set()).update(ports.values())
+        known[component.name] = component
+    for component in components:
+        if component.name in taken:
+            _check_taken(component, taken[component.name])
+        else:
+            _check_end(component, width, layers)
+
+
+def _check_follower(component: Component, source: str, known: Mapping[str, Component]) -> None:
+    if source not in known:
+        raise ContractError(
+            f"component `{component.name}` comes after `{source}`, which is not listed before it",
+            hint="list components in the order data flows",
+        )
+    if component.preprocess or component.media != "image":
+        raise ContractError(
+            f"component `{component.name}` takes outputs of `{source}`, and yet says how images or"
+            " arrays become its inputs",
+            hint='leave out `preprocess` and `media`, or begin a chain by `after=""`',
+        )
+
+
+def _check_taken(component: Component, taken: set[str]) -> None:
+    """Check the outputs of a component that others follow: each is taken."""
+    for port in component.outputs:
+        if port.name not in taken or port.layer is not None:
+            where = f"output `{port.name}` of component `{component.name}`"
+            fault = "is taken by no component" if port.layer is None else "is not a chain's last"
+            raise ContractError(
+                f"{where} {fault}",
+                hint="rows for the language model leave the last component of a chain",
+            )
+
+
+def _check_end(component: Component, width: int, layers: int) -> None:
+    """Check the outputs of a chain's last component: each reaches the language model."""
+    first, *further = component.outputs
+    where = f"component `{component.name}`"
+    if first.shape[-1] != width or first.layer is not None:
+        added = "" if first.layer is None else f", added behind layer {first.layer}"
+        raise ContractError(
+            f"{where} returned {first.name} {first.dtype} {list(first.shape)}{added};"
+            f" the language model is {width} wide, and takes the first output in place of"
+            " embeddings",
+            hint="export the tower with its projector",
+        )
+    _check_unique(where, "layer", [str(port.layer) for port in further if port.layer is not None])
+    for port in further:
+        if port.layer is None:
+            raise ContractError(
+                f"nothing takes the output `{port.name}` of {where}",
+                hint="leave it out, or say behind which decoder layer it is added: `Port.layer`",
+            )
+        alike = (port.shape, port.dtype) == (first.shape, first.dtype)
+        if not alike or port.layer not in range(layers):
+            raise ContractError(
+                f"{where} returned {port.name} {port.dtype} {list(port.shape)} for layer"
+                f" {port.layer} of {layers}; its rows are {first.dtype} {list(first.shape)}",
+                hint="rows behind a layer are of the same tokens, as many and as wide",
+            )
+
+
 def check_stages(where: str, stages: Sequence[Stage], checkpoint: Checkpoint) -> None:
     """Check names, kinds, parameters and keys of stages; `where` begins the messages.
 
@@ -54,6 +142,57 @@ def check_stages(where: str, stages: Sequence[Stage], checkpoint: Checkpoint) ->
     for stage in stages:
         _check_kind(stage, first.setdefault(stage.kind, stage))
         _check_weights(stage, checkpoint)
+
+
+def check_decoder(decoder: Decoder, tables: Sequence[Embedding]) -> None:
+    """Check what a decoder says of its layers, and its stages as `check_stages` does.
+
+    Args:
+        decoder: The language model.
+        tables: The named tables that its layers may take columns of.
+
+    Raises:
+        ContractError: Layers contradict themselves or one another, or ask for what there is not.
+        CheckpointError: As `check_stages`.
+    """
+    specs = [LayerSpec.of(layer) for layer in decoder.specs]
+    first: dict[str, tuple[str, object]] = {}
+    for layer, spec in zip(decoder.specs, specs, strict=True):
+        name = layer.stage.name
+        try:
+            spec.check()
+        except ValueError as error:
+            raise ContractError(f"stage `{name}`: {error}") from error
+        _check_token_inputs(name, spec, tables)
+        other, theirs = first.setdefault(layer.stage.kind, (name, _taken(spec)))
+        if theirs != _taken(spec):
+            raise ContractError(
+                f"stages `{other}` and `{name}` are both of kind `{layer.stage.kind}`"
+                " but take other caches or inputs",
+                hint="give layers of different inputs a kind of their own",
+            )
+    for wrong in wrong_sharing(specs):
+        raise ContractError(wrong)
+    stages = [layer.stage for layer in decoder.specs]
+    check_stages("the language model", [*stages, decoder.head], decoder.checkpoint)
+
+
+def _taken(spec: LayerSpec) -> object:
+    """Return what a layer's trace depends on: all but where values come from."""
+    caches = [(c.name, c.shape, c.grows, c.dtype, c.shared is None) for c in spec.caches]
+    return caches, [(port.name, port.width) for port in spec.inputs]
+
+
+def _check_token_inputs(stage: str, spec: LayerSpec, tables: Sequence[Embedding]) -> None:
+    widths = {table.name: table.shape[-1] for table in tables}
+    for port in spec.inputs:
+        if port.start + port.width > widths.get(port.table, 0):
+            there = ", ".join(f"{name} of {width}" for name, width in widths.items()) or "none"
+            raise ContractError(
+                f"stage `{stage}` takes columns {port.start} to {port.start + port.width} of the"
+                f" table `{port.table}`; `embed_extract` gives {there}",
+                hint="return the table from `embed_extract`, and convert again",
+            )
 
 
 def check_consumed(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, UsageError
 from ..files import appearing
 from ..language_model import Embedding
 from ..model_config import config_parts
+from .architectures import architecture_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from ..checkpoint import Checkpoint
+    from ..job import Job
     from ..progress import Progress
 
 EMBEDDING_KEYS = (
@@ -45,6 +49,21 @@ FORMATS: Mapping[str, str] = {
 DTYPES: Mapping[str, str] = {name: "bfloat16" if name == ALWAYS else "float32" for name in FORMATS}
 
 SOURCE_DTYPES = ("bfloat16", "float16", "float32")
+
+
+def default_embedding(job: Job) -> Embedding:
+    """Find a job's token embedding, with the scale that its architecture gives the rows.
+
+    Raises:
+        CheckpointError: There is none under a usual name.
+    """
+    found = find_embedding(job.checkpoint, job.config)
+    known, scale = architecture_of(job), 1.0
+    if known and known[1].embedding == "root of the width":
+        scale = math.sqrt(found.shape[1])
+    elif known and "embedding_multiplier" in known[1].read:
+        scale = float(job.text_config.get("embedding_multiplier") or 1)
+    return replace(found, scale=scale)
 
 
 def find_embedding(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Embedding:

@@ -12,7 +12,7 @@ from ..checkpoint import Checkpoint
 from ..choices import resolve
 from ..errors import BundleError, CheckpointError, ContractError, UsageError
 from ..files import explained_full_disk
-from ..language_model import Decoder
+from ..language_model import Decoder, Embedding
 from ..step import BUILD
 from ..workspace import Workspace
 from .job import find_toolchain, open_job, request_of, vision_key
@@ -205,7 +205,7 @@ def open_decoder(bundle: Bundle, registry: Registry, progress: Progress) -> Deco
         ContractError: The plugin's answer is unfit (names plugin and hook).
         AxcoreError: Another subclass says what is wrong with the checkpoint.
     """
-    from ..graph.contract import check_stages
+    from ..graph.contract import check_decoder
 
     request = request_of(bundle)
     if request.vision_only:
@@ -216,9 +216,11 @@ def open_decoder(bundle: Bundle, registry: Registry, progress: Progress) -> Deco
     job = open_job(request, registry, progress)
     if bundle.manifest.checkpoint.fingerprint not in ("", job.checkpoint.fingerprint()):
         raise other_weights(bundle, job.checkpoint.folder)
-    decoder = registry.call(job.family, "decoder", job=job)
+    embedding = registry.call(job.family, "embed_extract", job=job)
+    main = embedding if isinstance(embedding, Embedding) else embedding[0]
+    decoder = registry.call(job.family, "decoder", job=job, embedding=main)
     with registry.blame(job.family, "decoder"):
         if not isinstance(decoder, Decoder):
             raise ContractError(f"returned {decoder!r}, not a Decoder")
-        check_stages("the language model", [*decoder.layers, decoder.head], decoder.checkpoint)
+        check_decoder(decoder, bundle.manifest.tables)
     return decoder

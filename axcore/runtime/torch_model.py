@@ -105,8 +105,8 @@ class TorchVision(VisionChain):
     """
 
     def __init__(self, deployment: Deployment, job: Job, place: Place) -> None:
-        super().__init__()
-        self._deployment, self._job, self._place = deployment, job, place
+        super().__init__(deployment)
+        self._job, self._place = job, place
 
     def _opened(self) -> list[tuple[str, Part, Run]]:
         components: list[Component] = self._deployment.hook("export_vision", job=self._job)
@@ -185,16 +185,16 @@ class TorchLanguage:
         self.filled = 0
         self.max_batch = sys.maxsize
 
-    def resume(self, known: int, prompt: int) -> int:
+    def resume(self, known: int, prompt: int, blocks: Array | None = None) -> int:
         """Keep the known positions; caches that cannot be cropped start empty."""
-        del prompt
+        del prompt, blocks
         if known and self._crop(known):
             self.filled = known
         else:
             self._cache, self.filled = self._empty_cache(), 0
         return self.filled
 
-    def prefill(self, rows: Array, positions: Array) -> Array:
+    def prefill(self, rows: Array, positions: Array, blocks: Array | None = None) -> Array:
         """Append all rows in one run."""
         if len(rows) != self._batch:
             self._cache, self.filled, self._batch = self._empty_cache(), 0, len(rows)
