@@ -1,7 +1,7 @@
 """The architectures of language models that the default decoder computes, as data.
 
 ``data/architectures.json`` lists them by the ``model_type`` that transformers gives them. A test
-holds each against transformers' own class. What is not listed is refused by name: an architecture,
+holds each against transformers' own class. What is not listed is unbuiltd by name: an architecture,
 and every field of a config that is neither read nor known to change nothing.
 """
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cache
 from importlib import resources
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import UnsupportedModel
 from ..foreign import decode_json
@@ -151,7 +151,7 @@ def described(job: Job) -> tuple[Architecture, dict[str, Any]]:
     config, named = job.text_config, job.card.layout.text_model
     known = architecture_of(job)
     if known is None:
-        refuse(f"the architecture {shown(config.get('model_type'))}")
+        raise unbuilt(f"the architecture {shown(config.get('model_type'))}")
     kind, found = known
     removed = {name for name, value in named.items() if value is None}
     for name, value in config.items():
@@ -163,13 +163,9 @@ def described(job: Job) -> tuple[Architecture, dict[str, Any]]:
     return found, config
 
 
-def refuse(what: str) -> NoReturn:
-    """Refuse a language model that has `what`.
-
-    Raises:
-        UnsupportedModel: Always.
-    """
-    raise UnsupportedModel(
+def unbuilt(what: str) -> UnsupportedModel:
+    """Return what to raise for a language model that has `what`."""
+    return UnsupportedModel(
         f"the language model has {what}; layers of this kind are not built here", hint=HINT
     )
 
@@ -179,7 +175,7 @@ def _check(architecture: Architecture, name: str, value: object) -> None:
     if known is None:
         known = listed().common.knows(name, value)
     if not known:
-        refuse(f"`{name}` {shown(value)}")
+        raise unbuilt(f"`{name}` {shown(value)}")
 
 
 def _check_rotary(name: str, scaling: Mapping[str, Any], config: Mapping[str, Any]) -> None:
@@ -188,7 +184,7 @@ def _check_rotary(name: str, scaling: Mapping[str, Any], config: Mapping[str, An
         if isinstance(value, Mapping) and key in config.get("layer_types", _TYPES):
             _check_rotary(f"{name}.{key}", value, {"layer_types": ()})
         elif value is not None and key not in _ROTARY:
-            refuse(f"`{name}.{key}` {shown(value)}")
+            raise unbuilt(f"`{name}.{key}` {shown(value)}")
 
 
 _TYPES = ("full_attention", "sliding_attention")

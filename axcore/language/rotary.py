@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import UnsupportedModel
 from ..plain import shown
-from .architectures import HINT, listed, refuse
+from .architectures import listed, unbuilt
 from .layer_types import FULL, SLIDING
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def rotary(
     width = _width(config, scaling, head_dim)
     frequencies, factor = _frequencies(config, scaling, width, context)
     if scaling.get("mrope_interleaved", interleaved) != interleaved:
-        refuse(f"`mrope_interleaved` {shown(scaling['mrope_interleaved'])}")
+        raise unbuilt(f"`mrope_interleaved` {shown(scaling['mrope_interleaved'])}")
     return Rotary(frequencies, factor, _sections(scaling, width // 2, interleaved))
 
 
@@ -76,11 +76,7 @@ def _width(config: Mapping[str, Any], scaling: Mapping[str, Any], head_dim: int)
     allowed = part == 1 or (known is not None and "partial_rotary_factor" in known.read)
     width = int(head_dim * part)
     if not allowed or width % 2 or not 0 < width <= head_dim:
-        raise UnsupportedModel(
-            f"the language model rotates {shown(part)} of the {head_dim} values of a head; layers"
-            " of this kind are not built here",
-            hint=HINT,
-        )
+        raise unbuilt(f"rotation of {shown(part)} of the {head_dim} values of a head")
     return width
 
 
@@ -108,10 +104,8 @@ def _frequencies(
             )
         frequencies = (f / s for f, s in zip(plain, stretch, strict=True))
         return tuple(frequencies), _attention_factor(config, scaling, trained)
-    raise UnsupportedModel(
-        f"the language model scales rotary positions by `{kind}` for {context} positions"
-        f" (trained with {trained}); layers of this kind are not built here",
-        hint=HINT,
+    raise unbuilt(
+        f"rotary positions scaled by `{kind}` for {context} positions (trained with {trained})"
     )
 
 
@@ -141,7 +135,7 @@ def _scaling(config: Mapping[str, Any], layer_type: str) -> Mapping[str, Any]:
     if local is None:
         return parameters or config.get("rope_scaling") or {}
     if odd := sorted(name for name, own in parameters.items() if not isinstance(own, Mapping)):
-        refuse(f"`rope_parameters.{odd[0]}` for layers of every type")
+        raise unbuilt(f"`rope_parameters.{odd[0]}` for layers of every type")
     if layer_type == SLIDING:
         return {"rope_theta": local, **(parameters.get(SLIDING) or {})}
     return {**(parameters.get(FULL) or {}), **(config.get("rope_scaling") or {})}

@@ -59,7 +59,9 @@ class Host:
         state = torch.nn.functional.pad(rows, (0, 0, 0, padding), value=3.0)[None]
         places = torch.nn.functional.pad(places, (0, padding))
         with torch.no_grad():
-            for index, (spec, layer) in enumerate(zip(self.decoder.specs, self.layers, strict=True)):
+            for index, (spec, layer) in enumerate(
+                zip(self.decoder.specs, self.layers, strict=True)
+            ):
                 mask = self._mask(count, padding, spec.window)
                 *made, state = layer(*self.caches[index], places, state, mask)
                 self.caches[index] = [

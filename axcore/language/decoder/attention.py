@@ -137,10 +137,8 @@ def rotation(rotary: Rotary, indices: Tensor) -> tuple[Tensor, Tensor]:
         indices: int64 ``[r, n]``.
     """
     frequencies = torch.tensor(rotary.frequencies, dtype=torch.float32)
-    if rotary.sections is None:
-        positions = indices[0][:, None]
-    else:
-        positions = indices[list(rotary.sections)].T
+    rows = rotary.sections
+    positions = indices[0][:, None] if rows is None else indices[list(rows)].T
     angles = positions.float() * frequencies
     cos, sin = (f(angles) * rotary.factor for f in (torch.cos, torch.sin))
     return torch.cat([cos, cos], -1)[:, None], torch.cat([-sin, sin], -1)[:, None]

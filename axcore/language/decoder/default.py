@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 from ...checkpoint.quantised import float_keys
 from ...component import Stage, Weight
 from ...language_model import Decoder, DecoderLayer
-from ..architectures import described, refuse
+from ..architectures import described, unbuilt
 from ..embedding import HEAD_KEYS
 from ..standalone import BODY, EMBEDDING, HEAD, folded_scale
+from .attention import Heads
 from .forms import forms
 from .layer import Head, Layer
 
@@ -36,13 +37,13 @@ def default_decoder(job: Job, embedding: Embedding) -> Decoder:
     """
     architecture, config = described(job)
     checkpoint = job.checkpoint
-    keys = float_keys(checkpoint)
+    keys = set(float_keys(checkpoint))
     body = _body(embedding.key, keys)
     head = next((key for key in HEAD_KEYS if key in keys), embedding.key)
     try:
         found = forms(job, architecture, config, body)
     except KeyError as error:
-        refuse(f"no {error} in its config")
+        raise unbuilt(f"no {error} in its config") from error
     kinds: dict[Form, Layer] = {}
     layers = tuple(
         _layer(index, form, architecture, f"{body}layers.{index}.", kinds)
@@ -51,15 +52,14 @@ def default_decoder(job: Job, embedding: Embedding) -> Decoder:
     for index, layer in enumerate(layers):
         stage = layer.stage if isinstance(layer, DecoderLayer) else layer
         _check_tensors(stage, f"{body}layers.{index}.", keys)
-    rotates = [form.mixer.rotary for form in found if hasattr(form.mixer, "rotary")]
-    cached = [form.mixer for form in found if hasattr(form.mixer, "kv_heads")]
+    attentions = [form.mixer for form in found if isinstance(form.mixer, Heads)]
     return Decoder(
         kind=str(job.text_config.get("model_type") or job.config["model_type"]),
         layers=layers,
         head=_head(found[0], config, architecture, checkpoint, body, head),
         width=found[0].hidden,
-        cache_width=cached[0].kv_heads * cached[0].head_dim if cached else 0,
-        position_rows=3 if any(rotary and rotary.sections for rotary in rotates) else 1,
+        cache_width=attentions[0].kv_heads * attentions[0].head_dim if attentions else 0,
+        position_rows=3 if any(a.rotary and a.rotary.sections for a in attentions) else 1,
         checkpoint=checkpoint,
     )
 
@@ -88,10 +88,11 @@ def _weight(name: str, form: Form, architecture: Architecture, prefix: str) -> W
     neighbours, the rows of q and k are put in that order: scores do not depend on it.
     """
     weight = Weight(prefix + renamed(name, architecture.names))
-    heads = {"q_proj": "heads", "k_proj": "kv_heads"}.get(name.split(".")[-2])
-    if architecture.pairs == "halves" or heads is None:
+    module, heads = name.split(".")[-2], form.mixer
+    if architecture.pairs == "halves" or module not in ("q_proj", "k_proj"):
         return weight
-    count, width = getattr(form.mixer, heads), form.mixer.head_dim  # type: ignore[union-attr]
+    assert isinstance(heads, Heads)
+    count, width = heads.heads if module == "q_proj" else heads.kv_heads, heads.head_dim
     if name.endswith("bias"):
         return weight.reshape(count, width // 2, 2).transpose(0, 2, 1).reshape(count * width)
     split = weight.reshape(count, width // 2, 2, form.hidden).transpose(0, 2, 1, 3)
@@ -117,7 +118,8 @@ def _head(
     key: str,
 ) -> Stage:
     factor = folded_scale(HEAD, config) / config.get("logits_scaling", 1)
-    module = Head(form, checkpoint.info(key).shape[0], factor, config.get("final_logit_softcapping"))
+    vocabulary, cap = checkpoint.info(key).shape[0], config.get("final_logit_softcapping")
+    module = Head(form, vocabulary, factor, cap)
     norm = body + renamed("norm.weight", architecture.names)
     return Stage("post", module, {"norm.weight": norm, "lm_head.weight": key})
 
@@ -133,7 +135,7 @@ def _body(embedding: str, keys: set[str]) -> str:
         prefix = f"{around}." if around else ""
         if any(key.startswith(f"{prefix}layers.0.") for key in keys):
             return prefix
-    refuse(f"no layers beside its embedding `{embedding}`")
+    raise unbuilt(f"no layers beside its embedding `{embedding}`")
 
 
 def _check_tensors(layer: Stage, prefix: str, keys: set[str]) -> None:
@@ -142,4 +144,4 @@ def _check_tensors(layer: Stage, prefix: str, keys: set[str]) -> None:
     taken = {key for weight in layer.weights().values() for key in weight.keys()}
     if odd := sorted(held ^ taken):
         verb = "lacks" if odd[0] in taken else "holds"
-        refuse(f"a layer that {verb} `{odd[0]}`")
+        raise unbuilt(f"a layer that {verb} `{odd[0]}`")

@@ -49,9 +49,7 @@ class GatedDeltaNet(nn.Module):
         self.form = form
         keys, values = form.key_heads * form.key_dim, form.value_heads * form.value_dim
         width = 2 * keys + values
-        self.conv1d = nn.Conv1d(
-            width, width, form.kernel, groups=width, bias=False, device="meta"
-        )
+        self.conv1d = nn.Conv1d(width, width, form.kernel, groups=width, bias=False, device="meta")
         self.dt_bias = nn.Parameter(torch.empty(form.value_heads, device="meta"))
         self.A_log = nn.Parameter(torch.empty(form.value_heads, device="meta"))
         self.norm = GatedRMSNorm(form.value_dim, form.eps)
@@ -178,7 +176,7 @@ def unit_lower_inverse(system: Tensor, number: Tensor, most: int) -> Tensor:
         number: int64 ``[n]``: 0 to n - 1.
         most: n is not greater.
     """
-    torch._check(len(number) <= most)
+    torch._check(len(number) <= most)  # type: ignore[no-untyped-call]
     inverse = (number[:, None] == number).to(system.dtype)
     block = number
     for level in range((most - 1).bit_length()):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...checkpoint.quantised import float_keys
 from ...plain import shown
-from ..architectures import refuse
+from ..architectures import unbuilt
 from ..layer_types import CONVOLUTION, FULL, LINEAR, SLIDING, layer_types, rotated
 from ..rotary import rotary
 from ..standalone import folded_scale
@@ -52,7 +52,7 @@ class _Reader:
     ) -> None:
         self._profile, self._architecture = job.profile, architecture
         self._config, self._body = config, body
-        self._keys = float_keys(job.checkpoint)
+        self._keys = set(float_keys(job.checkpoint))
 
     def form(self, index: int, kind: str, rotates: bool) -> Form:
         """Return the form of a layer of the type `kind`."""
@@ -60,7 +60,7 @@ class _Reader:
         activation = config.get("hidden_activation") or config.get("hidden_act", "silu")
         activation = architecture.activations.get(activation, activation)
         if activation not in ACTIVATIONS:
-            refuse(f"the activation {shown(activation)}")
+            raise unbuilt(f"the activation {shown(activation)}")
         context = self._profile.kv_cache_len + 1
         window = config.get("sliding_window", context) if kind == SLIDING else context
         return Form(
@@ -91,7 +91,7 @@ class _Reader:
             return self._memory()
         if kind == CONVOLUTION and "conv_L_cache" in self._config:
             return Convolution(self._config["conv_L_cache"], self._has(index, "conv.conv.bias"))
-        refuse(f"layers of the type {shown(kind)}")
+        raise unbuilt(f"layers of the type {shown(kind)}")
 
     def _heads(self, index: int, kind: str, rotates: bool) -> Heads:
         config, architecture = self._config, self._architecture
@@ -125,7 +125,7 @@ class _Reader:
         config = self._config
         key_heads, value_heads = config["linear_num_key_heads"], config["linear_num_value_heads"]
         if value_heads % key_heads:
-            refuse(f"{value_heads} heads of values for {key_heads} of keys")
+            raise unbuilt(f"{value_heads} heads of values for {key_heads} of keys")
         return Memory(
             hidden=config["hidden_size"],
             key_heads=key_heads,
@@ -150,9 +150,9 @@ def _inner(config: Mapping[str, Any]) -> int:
 
     Source: transformers, ``Lfm2MLP``, for configs that give it before it is adjusted.
     """
-    inner: int = config.get("block_ff_dim") or config["intermediate_size"]
+    inner = int(config.get("block_ff_dim") or config["intermediate_size"])
     if not config.get("block_auto_adjust_ff_dim"):
         return inner
-    step = config["block_multiple_of"]
+    step = int(config["block_multiple_of"])
     widened = int(config.get("block_ffn_dim_multiplier", 1) * int(2 * inner / 3))
     return math.ceil(widened / step) * step
