@@ -93,6 +93,7 @@ class Family:
     """A bundle built in float32, and its oracle."""
 
     model: Any
+    folder: Path
     runner: Runner
 
     def generated(self, prompt: Prompt, count: int) -> list[int]:
@@ -120,4 +121,5 @@ def family(model: Any, checkpoint: Path, registry: Registry, once: Callable[...,
         axcore.convert(str(checkpoint), out, options=options, verify=False, registry=registry)
         axcore.build(out, toolchain="onnx", options={"exact": "float32"}, registry=registry)
 
-    return Family(model, Runner.open(once("lfm2vl", make), registry))
+    folder = once("lfm2vl", make)
+    return Family(model, folder, Runner.open(folder, registry))

@@ -65,12 +65,13 @@ class Family:
     Attributes:
         model: Transformers' class.
         checkpoint: What it was converted from.
-        runner: Answers.
+        folder, runner: The bundle, and what answers from it.
         side: Of a tile in px.
     """
 
     model: Any
     checkpoint: Path
+    folder: Path
     runner: Runner
     side: int
 
@@ -111,7 +112,7 @@ def families(once: Callable[..., Path], registry: Registry) -> Callable[[str], F
             model = random_model(card)
             checkpoint = once(f"{name}-checkpoint", lambda out: saved(card, model, out))
             bundle = once(name, lambda out: built(checkpoint, out, registry, side))
-            made[name] = Family(model, checkpoint, Runner.open(bundle, registry), side)
+            made[name] = Family(model, checkpoint, bundle, Runner.open(bundle, registry), side)
         return made[name]
 
     return family

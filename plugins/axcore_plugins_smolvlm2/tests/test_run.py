@@ -85,4 +85,4 @@ def test_a_next_turn_reads_only_what_is_new(family: Family) -> None:
 
 def test_a_prompt_needs_nothing_that_a_board_lacks(family: Family, registry: Registry) -> None:
     """Nor does what is said become more than text. Oracle: the modules and the ids."""
-    check_prompt(family.runner.folder, registry)
+    check_prompt(family.folder, registry)
