@@ -34,7 +34,7 @@ from .hookspecs import hookimpl
 from .job import Job
 from .language.chatml import chatml
 from .language.grids import Grid, encode_grids, read_video
-from .language.prompt import Control, Rows, encode_prompt, message_parts
+from .language.prompt import Control, Rows, encode_prompt, message_parts, tiled_prompt
 from .language.tensors import affine_tensors, llama_tensors
 from .language.tokenizer import load_tokenizer
 from .language_model import (
@@ -49,7 +49,7 @@ from .language_model import (
 )
 from .model_card import Layout, Lengths, ModelCard, Profile, Published
 from .model_config import Count, Layers, Positive, Token
-from .plain import parse
+from .plain import Between, parse
 from .plugins import Registry
 from .progress import Progress, Silent
 from .request import Options, Request
@@ -57,7 +57,7 @@ from .runtime.contract import Backend
 from .toolchains.contract import BuildRequest, GraphFile, Toolchain
 from .vision.dimensions import Vit, vit_attention_tensors, vit_tensors
 from .vision.rotary_config import RotaryTowerConfig, merger_tensors, rotary_tower_tensors
-from .vision.tiles import cells, nearest_grid
+from .vision.tiles import Tiles, cells, nearest_grid
 
 if TYPE_CHECKING:
     from . import backend, evaluate, toolchain
@@ -117,6 +117,7 @@ __all__ = [
     "Availability",
     "AxcoreError",
     "Backend",
+    "Between",
     "BudgetError",
     "BuildRequest",
     "Bundle",
@@ -165,6 +166,7 @@ __all__ = [
     "Shape",
     "Silent",
     "Stage",
+    "Tiles",
     "Token",
     "TokenInput",
     "Toolchain",
@@ -213,6 +215,7 @@ __all__ = [
     "rotary_tower_tensors",
     "rotated",
     "selection",
+    "tiled_prompt",
     "toolchain",
     "verify",
     "vit_attention_tensors",

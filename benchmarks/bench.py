@@ -83,6 +83,19 @@ CASES = [
         answers=True,
         compared=True,
     ),
+    Case(
+        model="smolvlm2-500m",
+        tower=("model.vision_model.", "model.connector."),
+        most_gb=0.9,
+        depths={
+            depth: {
+                "vision_config": {"num_hidden_layers": depth},
+                "text_config": {"num_hidden_layers": 1, "vocab_size": 512},
+                "image_token_id": 500,
+            }
+            for depth in (6, 12, 24)
+        },
+    ),
 ]
 
 

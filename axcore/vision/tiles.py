@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from PIL.Image import Image
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """An image in tiles: cells row by row and then, if at all, the whole; or the whole alone.
+
+    Attributes:
+        images: The tiles.
+        columns, rows: Of the grid of cells; 0 for the whole alone.
+    """
+
+    images: list[Image]
+    columns: int = 0
+    rows: int = 0
 
 
 def nearest_grid(

@@ -38,7 +38,7 @@ def export_vision(job: Job) -> list[Component]:
 
     def samples(images: Sequence[Image]) -> Iterator[Sample]:
         for image in images:
-            yield from preprocess.samples(preprocess.cut(image, size, splitting).tiles)
+            yield from preprocess.samples(preprocess.cut(image, size, splitting).images)
 
     return [
         Component(

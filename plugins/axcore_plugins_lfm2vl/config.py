@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from axcore import Count, Layers, Positive, Token, Vit
+from axcore import Between, Count, Layers, Positive, Token, Vit
 
 MERGE = 2  # patches along each side of the square that becomes a token
 PATCH_PX = 16
+
+Half = Annotated[float, Between(0.5, 0.5)]
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,10 @@ class TextConfig:
     bos_token_id: Token = 1
     eos_token_id: Token = 7
     model_type: Literal["lfm2"] = "lfm2"
+
+    def __post_init__(self) -> None:
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(f"hidden_size: not a multiple of {self.num_attention_heads} heads")
 
     @property
     def attends(self) -> list[bool]:
@@ -94,13 +100,10 @@ class Processor:
     use_thumbnail: bool = True
     max_pixels_tolerance: Positive = 2.0
     resample: Literal[2] = 2  # bilinear
-    image_mean: tuple[float, ...] = (0.5, 0.5, 0.5)
-    image_std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    image_mean: tuple[Half, ...] = (0.5, 0.5, 0.5)
+    image_std: tuple[Half, ...] = (0.5, 0.5, 0.5)
 
     def __post_init__(self) -> None:
-        for name in ("image_mean", "image_std"):
-            if getattr(self, name) != (0.5, 0.5, 0.5):
-                raise ValueError(f"{name}: {list(getattr(self, name))[:3]} is not 0.5 three times")
         if not self.min_tiles <= self.max_tiles <= 10:
             raise ValueError(f"max_tiles: {self.max_tiles} is not {self.min_tiles} to 10")
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from axcore import Calibration, UnsupportedProfile, cells, image_settings, nearest_grid
+from axcore import Calibration, Tiles, UnsupportedProfile, cells, image_settings, nearest_grid
 
 from .config import MERGE, PATCH_PX, Processor
 
@@ -20,25 +20,7 @@ if TYPE_CHECKING:
 
 CELL_PX = MERGE * PATCH_PX
 MOST_TOKENS = 256  # `max_image_tokens`
-CALIBRATION = Calibration(
-    format="Image",
-    mean=(127.5,) * 3,
-    std=(127.5,) * 3,
-    tensor_format="RGB",
-    src_dtype="FP32",
-    src_layout="NCHW",
-    src_normalised=True,
-    size=-1,
-)
-
-
-@dataclass(frozen=True)
-class Cut:
-    """The tiles of an image: cells row by row and then the whole, or the whole alone (1 x 1)."""
-
-    tiles: list[Image]
-    columns: int = 1
-    rows: int = 1
+CALIBRATION = Calibration.of_pixels((127.5,) * 3, (127.5,) * 3)
 
 
 def tile_size(job: Job) -> tuple[int, int]:
@@ -89,7 +71,7 @@ def splitting(job: Job) -> Processor:
     return replace(processor, max_tiles=most, min_tiles=least, do_image_splitting=most > 1)
 
 
-def cut(image: Image, size: tuple[int, int], processor: Processor) -> Cut:
+def cut(image: Image, size: tuple[int, int], processor: Processor) -> Tiles:
     """Cut an image into tiles if it is large.
 
     Args:
@@ -103,12 +85,12 @@ def cut(image: Image, size: tuple[int, int], processor: Processor) -> Cut:
     width, height = (max(PATCH_PX, round(side / CELL_PX) * CELL_PX) for side in image.size)
     large = width * height > size[0] * size[1] * processor.max_pixels_tolerance
     if not (processor.do_image_splitting and large):
-        return Cut([whole])
+        return Tiles([whole])
     columns, rows = nearest_grid(image.size, size, processor.max_tiles, processor.min_tiles)
     tiles = list(cells(_stretched(image, columns * size[0], rows * size[1]), columns, rows))
     if processor.use_thumbnail and len(tiles) > 1:
         tiles.append(whole)
-    return Cut(tiles, columns, rows)
+    return Tiles(tiles, columns, rows)
 
 
 def samples(tiles: Iterable[Image]) -> Iterator[Sample]:

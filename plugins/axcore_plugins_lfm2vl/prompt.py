@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from axcore import (
     Control,
     Prompt,
     Rows,
+    Tiles,
     chatml,
-    encode_prompt,
-    load_tokenizer,
     message_parts,
     read_image,
+    tiled_prompt,
 )
 
 from . import preprocess
@@ -56,35 +54,27 @@ def prepare(job: Job, messages: Sequence[Mapping[str, Any]]) -> Prompt:
                 yield part["text"]
             else:
                 cut = preprocess.cut(read_image(part["image"]), size, splitting)
-                tiles.extend(cut.tiles)
+                tiles.extend(cut.images)
                 yield from _image(cut, places)
 
     pieces = [Control("<|startoftext|>"), *chatml(messages, written)]
     markers = special_tokens(job.config)
-    tokenizer = load_tokenizer(
-        job.checkpoint.folder, {**dict.fromkeys(markers), IMAGE: markers[IMAGE]}
-    )
-    ids, rows = encode_prompt(tokenizer, pieces)
-    return Prompt(
-        input_ids=ids,
-        position_ids=np.arange(len(ids))[None],
-        vision_rows={"vision": np.concatenate([np.empty(0, np.int64), *rows])},
-        images={"vision": list(preprocess.samples(tiles))},
-        stop_ids=tuple(tokenizer.token_to_id(text) for text in STOP),
-    )
+    known = {**dict.fromkeys(markers), IMAGE: markers[IMAGE]}
+    samples = list(preprocess.samples(tiles))
+    return tiled_prompt(job.checkpoint.folder, known, pieces, samples, STOP)
 
 
-def _image(cut: preprocess.Cut, places: Rows) -> Iterator[Piece]:
+def _image(cut: Tiles, places: Rows) -> Iterator[Piece]:
     """Yield an image between its markers, each tile after its own."""
     yield Control("<|image_start|>")
-    if len(cut.tiles) == 1:
+    if not cut.rows:
         yield places
     else:
         for row in range(1, cut.rows + 1):
             for column in range(1, cut.columns + 1):
                 yield Control(f"<|img_row_{row}_col_{column}|>")
                 yield places
-        if len(cut.tiles) > cut.rows * cut.columns:
+        if len(cut.images) > cut.rows * cut.columns:
             yield Control("<|img_thumbnail|>")
             yield places
     yield Control("<|image_end|>")

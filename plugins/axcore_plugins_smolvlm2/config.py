@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from axcore import Count, Layers, Token, Vit
+from axcore import Between, Count, Layers, Token, Vit
+
+Half = Annotated[float, Between(0.5, 0.5)]
 
 
 @dataclass(frozen=True)
@@ -66,13 +68,10 @@ class Processor:
     size: Edge
     do_image_splitting: bool = True
     resample: Literal[1] = 1  # Lanczos
-    image_mean: tuple[float, ...] = (0.5, 0.5, 0.5)
-    image_std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    image_mean: tuple[Half, ...] = (0.5, 0.5, 0.5)
+    image_std: tuple[Half, ...] = (0.5, 0.5, 0.5)
 
     def __post_init__(self) -> None:
-        for name in ("image_mean", "image_std"):
-            if getattr(self, name) != (0.5, 0.5, 0.5):
-                raise ValueError(f"{name}: {list(getattr(self, name))[:3]} is not 0.5 three times")
         if self.size.longest_edge % self.max_image_size.longest_edge:
             raise ValueError(
                 f"size.longest_edge: {self.size.longest_edge} is no multiple of"

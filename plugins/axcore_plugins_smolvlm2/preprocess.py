@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import ceil
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,7 @@ import numpy as np
 from axcore import (
     Calibration,
     CheckpointError,
+    Tiles,
     UnsupportedProfile,
     cells,
     image_settings,
@@ -27,25 +27,7 @@ if TYPE_CHECKING:
     from axcore import Job, Sample
 
 PUBLISHED_TILES = 4  # along the longer side
-CALIBRATION = Calibration(
-    format="Image",
-    mean=(127.5,) * 3,
-    std=(127.5,) * 3,
-    tensor_format="RGB",
-    src_dtype="FP32",
-    src_layout="NCHW",
-    src_normalised=True,
-    size=-1,
-)
-
-
-@dataclass(frozen=True)
-class Cut:
-    """The tiles of an image: cells row by row and then the whole, or the whole alone (no rows)."""
-
-    tiles: list[Image]
-    columns: int = 0
-    rows: int = 0
+CALIBRATION = Calibration.of_pixels((127.5,) * 3, (127.5,) * 3)
 
 
 def tile_px(job: Job) -> int:
@@ -96,7 +78,7 @@ def most_tiles(job: Job) -> int:
     return along if processor.do_image_splitting else 1
 
 
-def cut(image: Image, side: int, most: int) -> Cut:
+def cut(image: Image, side: int, most: int) -> Tiles:
     """Cut an image into tiles.
 
     It is resized so that the longer side is `most` tiles, then so that both are whole numbers of
@@ -113,9 +95,9 @@ def cut(image: Image, side: int, most: int) -> Cut:
     width, height = _whole_tiles(*resized.size, side)
     resized = _lanczos(resized, width, height)
     if max(width, height) <= side:
-        return Cut([resized])
+        return Tiles([resized])
     columns, rows = width // side, height // side
-    return Cut([*cells(resized, columns, rows), _lanczos(resized, side, side)], columns, rows)
+    return Tiles([*cells(resized, columns, rows), _lanczos(resized, side, side)], columns, rows)
 
 
 def samples(tiles: Iterable[Image]) -> Iterator[Sample]:

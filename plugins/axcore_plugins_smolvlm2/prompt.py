@@ -5,17 +5,14 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from axcore import (
     Control,
     Prompt,
     Rows,
     UsageError,
-    encode_prompt,
-    load_tokenizer,
     message_parts,
     read_image,
+    tiled_prompt,
 )
 
 from . import preprocess
@@ -58,15 +55,8 @@ def prepare(job: Job, messages: Sequence[Mapping[str, Any]]) -> Prompt:
     writer = Writer(job)
     pieces = list(writer.conversation(messages))
     markers = {**dict.fromkeys(special_tokens(job.config)), IMAGE: job.config["image_token_id"]}
-    tokenizer = load_tokenizer(job.checkpoint.folder, markers)
-    ids, rows = encode_prompt(tokenizer, pieces)
-    return Prompt(
-        input_ids=ids,
-        position_ids=np.arange(len(ids))[None],
-        vision_rows={"vision": np.concatenate([np.empty(0, np.int64), *rows])},
-        images={"vision": list(preprocess.samples(writer.tiles))},
-        stop_ids=(tokenizer.token_to_id(END),),
-    )
+    samples = list(preprocess.samples(writer.tiles))
+    return tiled_prompt(job.checkpoint.folder, markers, pieces, samples, (END,))
 
 
 class Writer:
@@ -103,7 +93,7 @@ class Writer:
             yield Control("\n")
         if cut.rows:
             yield Control("\n")
-        self.tiles += cut.tiles
+        self.tiles += cut.images
         yield from self._whole()
 
     def _whole(self) -> Iterator[Piece]:
@@ -125,7 +115,7 @@ class Writer:
         )
         for index, frame in enumerate(frames):
             minutes, seconds = divmod(int(index / fps), 60)
-            self.tiles += preprocess.cut(frame, self.side, 1).tiles
+            self.tiles += preprocess.cut(frame, self.side, 1).images
             yield Control(f"\nFrame from {minutes:02d}:{seconds:02d}:")
             yield from self._whole()
         yield Control("\n\n")

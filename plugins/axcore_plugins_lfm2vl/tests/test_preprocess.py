@@ -43,7 +43,7 @@ def test_the_grid_is_the_one_of_nearest_proportions(width: int, height: int, mos
     cut = preprocess.cut(image, (512, 512), Processor(max_tiles=most))
     rounded = [max(16, round(side / 32) * 32) for side in (width, height)]
     if rounded[0] * rounded[1] <= 2 * 512 * 512:
-        assert (cut.columns, cut.rows, len(cut.tiles)) == (1, 1, 1)
+        assert (cut.columns, cut.rows, len(cut.images)) == (0, 0, 1)
         return
     grids = [(c, r) for c in range(1, 11) for r in range(1, 11) if 2 <= c * r <= most]
     away = {grid: abs(width / height - grid[0] / grid[1]) for grid in grids}
@@ -52,7 +52,7 @@ def test_the_grid_is_the_one_of_nearest_proportions(width: int, height: int, mos
     )
     roomy = [g for g in nearest[1:] if width * height > 0.5 * 512 * 512 * g[0] * g[1]]
     assert (cut.columns, cut.rows) == (roomy or nearest)[-1 if roomy else 0]
-    assert len(cut.tiles) == cut.columns * cut.rows + 1
+    assert len(cut.images) == cut.columns * cut.rows + 1
 
 
 def test_tiles_are_cells_and_the_whole() -> None:
@@ -63,11 +63,11 @@ def test_tiles_are_cells_and_the_whole() -> None:
     canvas = np.asarray(image.resize((2 * WIDTH, 2 * HEIGHT), Image.Resampling.BILINEAR))
     cells = [canvas[y : y + HEIGHT, x : x + WIDTH] for y in (0, HEIGHT) for x in (0, WIDTH)]
     whole = np.asarray(image.resize((WIDTH, HEIGHT), Image.Resampling.BILINEAR))
-    for tile, expected in zip(cut.tiles, [*cells, whole], strict=True):
+    for tile, expected in zip(cut.images, [*cells, whole], strict=True):
         np.testing.assert_array_equal(np.asarray(tile), expected)
-    assert len(preprocess.cut(image, (WIDTH, HEIGHT), Processor(use_thumbnail=False)).tiles) == 4
+    assert len(preprocess.cut(image, (WIDTH, HEIGHT), Processor(use_thumbnail=False)).images) == 4
     whole_alone = Processor(do_image_splitting=False)
-    assert len(preprocess.cut(image, (WIDTH, HEIGHT), whole_alone).tiles) == 1
+    assert len(preprocess.cut(image, (WIDTH, HEIGHT), whole_alone).images) == 1
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def with_settings(checkpoint: Path, out: Path, **changes: Any) -> str:
     [
         ({"encoder_patch_size": 14}, "encoder_patch_size: 14 is not one of 16"),
         ({"downsample_factor": 4}, "downsample_factor: 4 is not one of 2"),
-        ({"image_std": [1.0, 1.0, 1.0]}, "image_std:"),
+        ({"image_std": [1.0, 1.0, 1.0]}, "image_std.0: 1.0 is not 0.5"),
         ({"max_tiles": 12}, "max_tiles: 12 is not 2 to 10"),
         ({"resample": 3}, "resample: 3 is not one of 2"),
     ],
