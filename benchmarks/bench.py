@@ -91,7 +91,6 @@ CASES = [
             depth: {
                 "vision_config": {"num_hidden_layers": depth},
                 "text_config": {"num_hidden_layers": 1, "vocab_size": 512},
-                "image_token_id": 500,
             }
             for depth in (6, 12, 24)
         },

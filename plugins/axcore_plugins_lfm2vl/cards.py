@@ -137,31 +137,23 @@ def tensors(config: Mapping[str, Any]) -> dict[str, Shape]:
 
 def _language(text: TextConfig) -> Iterator[tuple[str, Shape]]:
     hidden, head = text.hidden_size, text.hidden_size // text.num_attention_heads
+    keys = head * text.num_key_value_heads
     yield TEXT + "embed_tokens.weight", (text.vocab_size, hidden)
     for index, attends in enumerate(text.attends):
         layer = f"{TEXT}layers.{index}."
         yield layer + "operator_norm.weight", (hidden,)
         yield layer + "ffn_norm.weight", (hidden,)
         if attends:
-            part, keys = layer + "self_attn.", head * text.num_key_value_heads
-            for name, shape in (
-                ("q", (hidden, hidden)),
-                ("k", (keys, hidden)),
-                ("v", (keys, hidden)),
-            ):
-                yield f"{part}{name}_proj.weight", shape
-            yield part + "out_proj.weight", (hidden, hidden)
-            yield part + "q_layernorm.weight", (head,)
-            yield part + "k_layernorm.weight", (head,)
+            yield layer + "self_attn.q_proj.weight", (hidden, hidden)
+            yield layer + "self_attn.k_proj.weight", (keys, hidden)
+            yield layer + "self_attn.v_proj.weight", (keys, hidden)
+            yield layer + "self_attn.out_proj.weight", (hidden, hidden)
+            yield layer + "self_attn.q_layernorm.weight", (head,)
+            yield layer + "self_attn.k_layernorm.weight", (head,)
         else:
-            for name, *shape in (
-                ("in_proj", 3 * hidden, hidden),
-                ("out_proj", hidden, hidden),
-                ("conv", hidden, 1, text.conv_L_cache),
-            ):
-                yield f"{layer}conv.{name}.weight", tuple(shape)
-                if text.conv_bias:
-                    yield f"{layer}conv.{name}.bias", (shape[0],)
+            yield layer + "conv.in_proj.weight", (3 * hidden, hidden)
+            yield layer + "conv.conv.weight", (hidden, 1, text.conv_L_cache)
+            yield layer + "conv.out_proj.weight", (hidden, hidden)
         yield layer + "feed_forward.w1.weight", (text.inner, hidden)
         yield layer + "feed_forward.w3.weight", (text.inner, hidden)
         yield layer + "feed_forward.w2.weight", (hidden, text.inner)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from axcore import Between, Count, Layers, Positive, Token, Vit
 
-MERGE = 2  # patches along each side of the square that becomes a token
-PATCH_PX = 16
+MERGE: Final = 2  # patches along each side of the square that becomes a token
+PATCH_PX: Final = 16
 
 Half = Annotated[float, Between(0.5, 0.5)]
 
@@ -41,7 +41,7 @@ class TextConfig:
     block_ffn_dim_multiplier: Positive = 1.0
     block_multiple_of: Count = 256
     conv_L_cache: Count = 3  # noqa: N815
-    conv_bias: bool = False
+    conv_bias: Literal[False] = False
     layer_types: tuple[Literal["conv", "full_attention"], ...] | None = None
     full_attn_idxs: tuple[int, ...] | None = None
     bos_token_id: Token = 1

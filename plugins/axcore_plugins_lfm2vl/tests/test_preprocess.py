@@ -98,7 +98,7 @@ def test_hooks_keep_their_promises(registry: Registry, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("height", "width"), [(500, 512), (512, 1024), (10, 512), (4000, 32), (16, 16), (1000, 1000)]
+    ("height", "width"), [(500, 512), (512, 1024), (10, 512), (16, 16), (1000, 1000)]
 )
 def test_sizes_off_the_grid_are_refused(
     checkpoint: Path, registry: Registry, height: int, width: int

@@ -82,7 +82,7 @@ def test_prompts_read_as_published(folder: Path, tokenizer: Tokenizer, name: str
     ids = tokenizer.encode(text).ids
     assert prompt.input_ids.tolist() == ids
     places = np.flatnonzero(np.array(ids) == tokenizer.token_to_id("<image>"))
-    assert prompt.vision_rows["vision"].tolist() == places.tolist()
+    assert np.asarray(prompt.vision_rows["vision"]).tolist() == places.tolist()
     assert len(prompt.images["vision"]) == runs
     assert len(places) == runs * 6
     assert prompt.stop_ids == (7, 2)

@@ -86,12 +86,13 @@ def test_prompts_read_as_the_processor_writes_them(
         (rows,), (columns,) = made["rows"][0], made["cols"][0]
         runs += rows * columns + 1
         markers = (FAKE, "<image>", "<global-img>")
-        text += get_image_prompt_string(rows, columns, TOKENS, *markers) + rest
+        written: Any = get_image_prompt_string
+        text += written(rows, columns, TOKENS, *markers) + rest
     prompt = plugin.prepare_prompt(job_for(folder, tiles), messages)
     ids = tokenizer.encode(text).ids
     assert prompt.input_ids.tolist() == ids
     places = np.flatnonzero(np.array(ids) == tokenizer.token_to_id("<image>"))
-    assert prompt.vision_rows["vision"].tolist() == places.tolist()
+    assert np.asarray(prompt.vision_rows["vision"]).tolist() == places.tolist()
     assert len(prompt.images["vision"]) == runs
     assert len(places) == runs * TOKENS
     assert prompt.stop_ids == (tokenizer.token_to_id("<end_of_utterance>"),)
