@@ -32,10 +32,10 @@ from .errors import (
 )
 from .hookspecs import hookimpl
 from .job import Job
-from .language.chatml import chatml
+from .language.chatml import chatml, trimmed
 from .language.grids import Grid, encode_grids, read_video
 from .language.prompt import Control, Rows, encode_prompt, message_parts, tiled_prompt
-from .language.tensors import affine_tensors, llama_tensors
+from .language.tensors import affine_tensors, delta_tensors, llama_tensors
 from .language.tokenizer import load_tokenizer
 from .language_model import (
     Cache,
@@ -56,6 +56,7 @@ from .request import Options, Request
 from .runtime.contract import Backend
 from .toolchains.contract import BuildRequest, GraphFile, Toolchain
 from .vision.dimensions import Vit, vit_attention_tensors, vit_tensors
+from .vision.prompt import Shown, grid_prompt, timed_steps
 from .vision.rotary_config import RotaryTowerConfig, merger_tensors, rotary_tower_tensors
 from .vision.tiles import Tiles, cells, nearest_grid
 
@@ -164,6 +165,7 @@ __all__ = [
     "Sample",
     "Sampling",
     "Shape",
+    "Shown",
     "Silent",
     "Stage",
     "Tiles",
@@ -190,9 +192,11 @@ __all__ = [
     "cells",
     "chatml",
     "convert",
+    "delta_tensors",
     "encode_grids",
     "encode_prompt",
     "evaluate",
+    "grid_prompt",
     "gridded",
     "hookimpl",
     "image_settings",
@@ -216,7 +220,9 @@ __all__ = [
     "rotated",
     "selection",
     "tiled_prompt",
+    "timed_steps",
     "toolchain",
+    "trimmed",
     "verify",
     "vit_attention_tensors",
     "vit_norm",

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from .errors import ContractError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -272,3 +274,42 @@ def heads(sources: Mapping[str, str]) -> dict[str, str]:
     for name, source in sources.items():
         found[name] = found[source] if source else name
     return found
+
+
+class Graph(Protocol):
+    """What has ports: a component, or one of the files that it becomes."""
+
+    @property
+    def stem(self) -> str:
+        """Name of the file."""
+
+    @property
+    def inputs(self) -> tuple[Port, ...]:
+        """What it takes."""
+
+    @property
+    def outputs(self) -> tuple[Port, ...]:
+        """What it returns."""
+
+
+def feature_sources(graph: Graph, behind: Graph) -> dict[str, str]:
+    """Map each input of `behind` to an output of `graph`, by name, else by position.
+
+    Raises:
+        ContractError: An input has no matching output.
+    """
+    made = {port.name: port for port in graph.outputs}
+    named = any(port.name in made for port in behind.inputs)
+    sources = {}
+    for position, port in enumerate(behind.inputs):
+        in_place = graph.outputs[position] if position < len(graph.outputs) else None
+        source = made.get(port.name) if named else in_place
+        if source is None or source.shape != port.shape:
+            returned = ", ".join(f"{out.name} {list(out.shape)}" for out in graph.outputs)
+            raise ContractError(
+                f"`{behind.stem}` takes {port.name} {list(port.shape)};"
+                f" `{graph.stem}` returns {returned}",
+                hint="give it a `preprocess`, or make its inputs match those outputs",
+            )
+        sources[port.name] = source.name
+    return sources

@@ -88,14 +88,23 @@ class LayerSpec:
         """The caches that the layer itself updates."""
         return tuple(cache for cache in self.caches if cache.shared is None)
 
+    @property
+    def names(self) -> set[str]:
+        """The names of all inputs and outputs."""
+        return set(self._names)
+
+    @property
+    def _names(self) -> list[str]:
+        inputs = [c.name for c in self.caches] + [i.name for i in self.inputs]
+        return [*inputs, *SHARED_INPUTS, *(f"{c.name}_out" for c in self.own), OUTPUT]
+
     def check(self) -> None:
         """Refuse what no layer can be.
 
         Raises:
             ValueError: Names the cache or input.
         """
-        names = [*(c.name for c in self.caches), *SHARED_INPUTS, *(i.name for i in self.inputs)]
-        names += [*(f"{c.name}_out" for c in self.own), OUTPUT]
+        names = self._names
         if repeated := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"{shown(repeated[0])} is the name of two inputs or outputs")
         if len(names) > PORTS:

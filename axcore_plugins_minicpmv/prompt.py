@@ -83,18 +83,6 @@ def lines(message: Mapping[str, Any]) -> list[Part]:
     return content
 
 
-def trimmed(message: Mapping[str, Any]) -> list[Part]:
-    """Return the content of a message without white space at its beginning and end."""
-    parts = lines(message)
-    for place, strip in ((0, "lstrip"), (-1, "rstrip")):
-        end = parts[place] if parts else None
-        if isinstance(end, str):
-            parts[place] = getattr(end, strip)()
-        elif isinstance(end, Control):
-            parts[place] = Control(getattr(end.text, strip)())
-    return parts
-
-
 def bracketed(tag: str, rows: Rows) -> list[Piece]:
     """Return places for the rows of a piece between ``<tag>`` and ``</tag>``."""
     return [Control(f"<{tag}>"), rows, Control(f"</{tag}>")]

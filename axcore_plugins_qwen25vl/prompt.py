@@ -8,13 +8,11 @@ import numpy as np
 
 from axcore import (
     Control,
-    Grid,
     Job,
     Prompt,
-    Sample,
+    Shown,
     chatml,
-    encode_grids,
-    load_tokenizer,
+    grid_prompt,
     message_parts,
     read_image,
     read_video,
@@ -25,18 +23,12 @@ from .preprocess import GRID
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from PIL.Image import Image
-
 SYSTEM = Control(
     "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
 )  # if the messages have none
 FPS = 2.0  # frames per second of a video without `fps`
 IMAGE, VIDEO = "<|image_pad|>", "<|video_pad|>"
 STOP = ("<|im_end|>", "<|endoftext|>")
-
-
-Shown = tuple[str, list["Image"], float]
-"""Marker, frames, and positions in time from one step of two frames to the next."""
 
 
 def prepare(job: Job, messages: Sequence[Mapping[str, Any]]) -> Prompt:
@@ -53,25 +45,12 @@ def prepare(job: Job, messages: Sequence[Mapping[str, Any]]) -> Prompt:
         ImageError: An image cannot be read.
         UsageError: A role or part is of another kind, or a video has no frame.
     """
-    size = job.profile.height, job.profile.width
-    GRID.check(*size)
-    tokenizer = load_tokenizer(job.checkpoint.folder, _markers(job.config))
-    pieces, samples = list[Any](), list[Sample]()
-    for piece in _parts(messages, job.config["vision_config"]["tokens_per_second"]):
-        if isinstance(piece, tuple):
-            marker, frames, interval = piece
-            steps = [frames[at : at + GRID.frames] for at in range(0, len(frames), GRID.frames)]
-            pieces.append(Grid(marker, len(steps), *GRID.cells(*size), interval))
-            samples += [{"hidden_states": GRID.patches(step, *size)} for step in steps]
-        else:
-            pieces.append(piece)
-    ids, positions, places = encode_grids(tokenizer, pieces)
-    return Prompt(
-        input_ids=ids,
-        position_ids=positions,
-        vision_rows={"vision": places},
-        images={"vision": samples},
-        stop_ids=tuple(i for text in STOP if (i := tokenizer.token_to_id(text)) is not None),
+    return grid_prompt(
+        job,
+        _parts(messages, job.config["vision_config"]["tokens_per_second"]),
+        GRID,
+        markers=_markers(job.config),
+        stop=STOP,
     )
 
 
@@ -105,7 +84,7 @@ def _parts(messages: Sequence[Mapping[str, Any]], speed: float) -> Iterator[str 
 
 def _shown(part: Mapping[str, Any], speed: float) -> Shown:
     if part["type"] == "image":
-        return IMAGE, [read_image(part["image"])], 0.0
+        return Shown(IMAGE, [read_image(part["image"])])
     frames, fps = read_video(part, FPS)
     # float32 as in transformers, because multiples of it are truncated.
-    return VIDEO, frames, float(np.float32(speed) * np.float32(GRID.frames / fps))
+    return Shown(VIDEO, frames, float(np.float32(speed) * np.float32(GRID.frames / fps)))

@@ -95,6 +95,18 @@ CASES = [
             for depth in (6, 12, 24)
         },
     ),
+    Case(
+        model="qwen3-vl-2b",
+        tower=("model.visual.",),
+        most_gb=0.9,
+        depths={
+            depth: {
+                "vision_config": {"depth": depth, "deepstack_visual_indexes": [1, 3, 5]},
+                "text_config": {"num_hidden_layers": 3, "vocab_size": 512},
+            }
+            for depth in (8, 16, 24)
+        },
+    ),
 ]
 
 

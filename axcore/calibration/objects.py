@@ -49,7 +49,8 @@ def object_arrays(content: bytes, expected: Mapping[str, tuple[Shape, str]]) -> 
     import numpy as np
 
     blank = {name: np.empty(shape, dtype) for name, (shape, dtype) in expected.items()}
-    names, made, start = iter(blank), dict[str, Array](), 0
+    made: dict[str, Array] = {}
+    names, start = iter(blank), 0
     for piece in _pieces(blank):
         size = len(piece) if isinstance(piece, bytes) else piece.nbytes
         found, start = content[start : start + size], start + size

@@ -94,12 +94,13 @@ def store_samples(
     calibration: Calibration,
     samples: Iterable[Sample],
     folder: Path,
+    archive: str = "",
 ) -> CalibrationSet:
     """Write samples; equal samples give equal bytes.
 
     Writes ``calib_<name>_data/data_<i>.<png|npy>`` (in a folder per input where there are
-    several) and an uncompressed TAR of the same files: ``<input>.tar`` for every input, or
-    ``<name>.tar`` for format "NumpyObject".
+    several) and an uncompressed TAR of the same files: ``<input>.tar`` for every input,
+    ``<name>.tar`` for format "NumpyObject", or ``<archive>.tar`` for a single input.
 
     Args:
         name: Name of the component or part.
@@ -108,24 +109,26 @@ def store_samples(
         calibration: How to store them.
         samples: Consumed one by one, so that few are in memory at a time.
         folder: Where to write: the folder of a step, which appears when it is complete.
+        archive: Name of the archive of a single input, if not the input's.
 
     Raises:
         ContractError: A sample does not match the ports, or there are no samples.
     """
     archives = _archives(name, ports, calibration)
-    written: dict[str, list[Path]] = {archive: [] for archive in archives.values()}
+    written: dict[str, list[Path]] = {key: [] for key in archives.values()}
     encode = partial(_encode, name, ports, calibration)
     for number, encoded in enumerate(in_order(encode, samples)):
-        for archive, path in _members(name, ports, calibration, number).items():
+        for key, path in _members(name, ports, calibration, number).items():
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
-            (folder / path).write_bytes(encoded[archive])
-            written[archive].append(path)
+            (folder / path).write_bytes(encoded[key])
+            written[key].append(path)
     if not any(written.values()):
         raise ContractError(f"there are no calibration samples for `{name}`", hint=_HINT)
-    for archive, files in written.items():
-        _write_tar(folder / f"{archive}.tar", [folder / path for path in files])
+    tars = {key: folder / f"{(len(written) == 1 and archive) or key}.tar" for key in written}
+    for key, files in written.items():
+        _write_tar(tars[key], [folder / path for path in files])
     return CalibrationSet(
-        archives={port: folder / f"{archive}.tar" for port, archive in archives.items()},
+        archives={port: tars[key] for port, key in archives.items()},
         files=[folder / path for files in written.values() for path in files],
         samples=len(next(iter(written.values()))),
     )

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..checkpoint.quantised import float_shape
-from ..component import sources
+from ..component import feature_sources, sources
 from ..errors import CheckpointError, ContractError
 from ..layer_files import LayerSpec, wrong_sharing
-from ..runtime.vision import feature_sources
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -57,10 +56,7 @@ def check_chains(components: Sequence[Component], width: int, layers: int) -> No
     Raises:
         ContractError: The message names the component and the port.
     """
-    for what in ("name", "stem"):
-        _check_unique(
-            "the vision side", f"component {what}", [getattr(c, what) for c in components]
-        )
+    _check_unique("the vision side", "component", [component.name for component in components])
     known: dict[str, Component] = {}
     taken = dict[str, set[str]]()
     for component, source in zip(components, sources(components).values(), strict=True):
@@ -163,6 +159,11 @@ def check_decoder(decoder: Decoder, tables: Sequence[Embedding]) -> None:
             spec.check()
         except ValueError as error:
             raise ContractError(f"stage `{name}`: {error}") from error
+        if clash := spec.names & {weight for weight, _ in layer.stage.module.named_parameters()}:
+            raise ContractError(
+                f"stage `{name}` has both a parameter and an input or output `{min(clash)}`",
+                hint="give the cache or input another name",
+            )
         _check_token_inputs(name, spec, tables)
         other, theirs = first.setdefault(layer.stage.kind, (name, _taken(spec)))
         if theirs != _taken(spec):

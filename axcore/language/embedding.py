@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, UsageError
 from ..files import appearing
-from ..language_model import Embedding
+from ..language_model import Embedding, table_file
 from ..model_config import config_parts
 from .architectures import architecture_of
 
@@ -40,7 +40,7 @@ HEAD_KEYS = (
 STEM = "model.embed_tokens.weight"
 ALWAYS = "bf16bin"
 FORMATS: Mapping[str, str] = {
-    ALWAYS: f"{STEM}.bfloat16.bin",
+    ALWAYS: table_file(""),
     "npy": f"{STEM}.npy",
     "f32bin": f"{STEM}.float32.bin",
     "pth": "embed_tokens.pth",
@@ -105,7 +105,7 @@ def write_embedding(
     formats: Sequence[str],
     progress: Progress,
 ) -> list[Path]:
-    """Write the embedding table in one pass, holding a few chunks in memory.
+    """Write the embedding, or another table, in one pass, holding a few chunks in memory.
 
     ``model.embed_tokens.weight.bfloat16.bin`` is always written: raw little-endian bfloat16
     ``[vocabulary, hidden]``, row-major. From a bfloat16 checkpoint the bytes are copied. float32
@@ -129,13 +129,14 @@ def write_embedding(
         CheckpointError: The tensor is missing, has another shape, or is not floating point.
     """
     wanted = _wanted(formats)
+    names = {**FORMATS, ALWAYS: table_file(embedding.name)}
     _check_source(checkpoint, embedding)
     info = checkpoint.info(embedding.key)
     dtypes = {DTYPES[name] for name in wanted}
     with ExitStack() as stack:
         files: dict[str, BinaryIO] = {}
         for name in wanted:
-            partial = stack.enter_context(appearing(folder / FORMATS[name]))
+            partial = stack.enter_context(appearing(folder / names[name]))
             files[name] = stack.enter_context(partial.open("wb"))
         for name in files.keys() & FRAMES.keys():
             FRAMES[name](files[name], info.shape)
@@ -148,7 +149,7 @@ def write_embedding(
             for name, file in files.items():
                 file.write(forms[DTYPES[name]])
             task.advance(len(chunk))
-    return [folder / FORMATS[name] for name in wanted]
+    return [folder / names[name] for name in wanted]
 
 
 def _wanted(formats: Sequence[str]) -> list[str]:

@@ -63,7 +63,7 @@ def encode_grids(
     Raises:
         UsageError, BudgetError, CheckpointError: See `encode_prompt`.
 
-    Source: transformers, ``Qwen2_5_VLModel.get_rope_index``.
+    Source: transformers, ``get_rope_index``.
     """
     import numpy as np
 

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from ..calibration import Archive
     from ..component import Component, Sample
     from ..job import Job
+    from ..language_model import Embedding
     from ..plugins import Registry
     from ..progress import Progress
     from ..request import Request
@@ -127,7 +128,7 @@ class _Conversion:
         self.prepared, self.data = prepared, data
         self.workspace, self.progress = workspace, progress
         self.job, self.options = prepared.job, prepared.job.options
-        self.tracer = prepared.tracer()
+        self.tracers = {component.name: prepared.tracer() for component in prepared.components}
         self.code = _code(prepared.job, prepared.registry)
         self.exported: dict[str, Step] = {}
         self.flow = Flow(prepared, self._locate)
@@ -196,7 +197,7 @@ class _Conversion:
             export_component(
                 component,
                 self.job.checkpoint,
-                self.tracer,
+                self.tracers[component.name],
                 folder,
                 dtype=self.options.dtype,
                 cuts=cuts,
@@ -251,7 +252,8 @@ class _Conversion:
             return None
 
         def make(_: Path) -> Mapping[str, Any]:
-            return self.flow.verify(component, self.data, self.tracer, self.progress).metrics()
+            tracer = self.tracers[component.name]
+            return self.flow.verify(component, self.data, tracer, self.progress).metrics()
 
         inputs = {
             "exported": [step.key for step in self.exported.values()],
@@ -317,7 +319,8 @@ class _Conversion:
         else:
             samples = self.flow.features(index, self._stored_samples(index, before))
         graph, name = self.flow.chain[index][1], self.flow.name(index)
-        stored = store_samples(name, graph.inputs, graph.calibration, samples, folder)
+        archive = graph.archive.removesuffix(".tar")
+        stored = store_samples(name, graph.inputs, graph.calibration, samples, folder, archive)
         return {"samples": stored.samples}
 
     def _stored_samples(self, index: int, step: Step) -> Iterator[Sample]:
@@ -337,22 +340,23 @@ class _Conversion:
         return self.workspace.path(self.exported[component.name], f"{graph.stem}.onnx")
 
     def _embed(self) -> None:
+        if self.prepared.embedding is None:
+            return
+        checkpoint = self.job.checkpoint
+        for table in (self.prepared.embedding, *self.prepared.tables):
+            formats = () if table.name else self.options.embedding_formats
+            inputs = {
+                "embedding": asdict(table),
+                "formats": formats,
+                "weights": checkpoint.digest([table.key]),
+            }
+            make = partial(self._write_table, table, formats)
+            self._run(f"table-{table.name}" if table.name else "embedding", inputs, make)
+
+    def _write_table(self, table: Embedding, formats: tuple[str, ...], folder: Path) -> None:
         from ..language.embedding import write_embedding
 
-        embedding = self.prepared.embedding
-        if embedding is None:
-            return
-        checkpoint, formats = self.job.checkpoint, self.options.embedding_formats
-        inputs = {
-            "embedding": asdict(embedding),
-            "formats": formats,
-            "weights": checkpoint.digest([embedding.key]),
-        }
-
-        def make(folder: Path) -> None:
-            write_embedding(checkpoint, embedding, folder, formats, self.progress)
-
-        self._run("embedding", inputs, make)
+        write_embedding(self.job.checkpoint, table, folder, formats, self.progress)
 
     def _check_llm(self) -> None:
         """Refuse weights that are no numbers here, though only a build will read the rest.
@@ -488,5 +492,6 @@ def _head(prepared: Prepared) -> dict[str, Any]:
         "target": prepared.chosen.target.name,
         "calibration_archive": _origin(prepared.archive),
         "embedding": asdict(prepared.embedding) if prepared.embedding else None,
+        "tables": [asdict(table) for table in prepared.tables],
         "versions": versions(),
     }

@@ -6,10 +6,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
 from ..calibration import Found, embedded_images, find_images, image_samples
-from ..component import GraphDType, sources
+from ..component import GraphDType, feature_sources, sources
 from ..errors import UsageError
 from ..progress import Silent
-from ..runtime.vision import feature_sources
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -35,5 +35,8 @@ def verify_bundle(
     with job.checkpoint:
         prepared = prepare(request, registry, job)
         flow = Flow(prepared, lambda _, graph: bundle.folder / f"{graph.stem}.onnx")
-        tracer, shown = prepared.tracer(), find_data(images) if images else Found()
-        return [flow.verify(c, shown, tracer, progress) for c in prepared.components]
+        shown = find_data(images) if images else Found()
+        return [
+            flow.verify(component, shown, prepared.tracer(), progress)
+            for component in prepared.components
+        ]

@@ -190,6 +190,11 @@ class Deployment:
         """The bfloat16 table, after its size and checksum were compared with the manifest."""
         return self.table_file(self.embedding)
 
+    @property
+    def table_files(self) -> list[Path]:
+        """The files of all tables, the embedding's first; see `table_file`."""
+        return [self.table_file(table) for table in (self.embedding, *self.tables)]
+
     def table_file(self, table: Embedding) -> Path:
         """Return the file of a table, after comparing its size and checksum with the manifest.
 

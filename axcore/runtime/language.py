@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import ml_dtypes
 import numpy as np
 
-from ..errors import BundleError, ContractError
-from ..layer_files import OUTPUT, check_provenance
+from ..errors import BundleError, ContractError, UnsupportedModel
+from ..language.layer_types import other_layers
+from ..layer_files import OUTPUT, build_command, check_provenance
 from .caches import Caches
 from .layers import Layer, check_head, check_lengths, common_groups, open_layers
 from .masks import StepMasks, borders, chunk_ends, chunk_mask, runs
@@ -163,6 +164,7 @@ class LayerModels:
         check_head(self._head, head, state, deployment)
         self.columns = Columns(deployment)
         _check_columns(self._layers, deployment, self.columns)
+        _check_described(self._layers, deployment)
         opened = zip([*files, head], [*sessions, self._head], strict=True)
         provenances = {path: getattr(session, "provenance", None) for path, session in opened}
         check_provenance(provenances, deployment.weights)
@@ -291,9 +293,24 @@ def _check_columns(layers: Sequence[Layer], deployment: Deployment, columns: Col
                     f" table `{port.table}`, which the bundle does not have",
                     hint="run the same `axcore convert` again, and then `axcore build`",
                 )
-    if beyond := [number for number in columns.added if number >= len(layers)]:
+    if beyond := [number for number in columns.added if not 0 <= number < len(layers)]:
         raise BundleError(
             f"{deployment.folder} has rows to add behind layer {beyond[0]};"
             f" the language model has {len(layers)} layers",
             hint="run the same `axcore convert` again",
+        )
+
+
+def _check_described(layers: Sequence[Layer], deployment: Deployment) -> None:
+    """Refuse compiled layers that may not be plain: their files do not say what they keep.
+
+    Raises:
+        UnsupportedModel: The config says that layers are of other types.
+    """
+    if any(layer.described for layer in layers):
+        return
+    if others := other_layers(deployment.job.text_config):
+        raise UnsupportedModel(
+            f"{layers[0].path} does not say what its layer keeps; the language model has {others}",
+            hint=f"run `{build_command(deployment.folder, '.onnx')}`, and use --backend onnx",
         )

@@ -68,6 +68,11 @@ class Layer:
         layer._check()
         return layer
 
+    @property
+    def described(self) -> bool:
+        """Whether the file says what the layer is: as one of axcore's own builds it does."""
+        return any(getattr(self.session, name, None) for name in ("layer", "provenance"))
+
     def placeholder(self, cache: Cache, group: int) -> tuple[int, ...] | None:
         """Return the shape that replaces a cache without a history; None where it has one."""
         shape = self.groups[group].inputs[cache.name].shape

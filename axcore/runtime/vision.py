@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
-from ..component import heads
+from ..component import feature_sources, heads
 from ..errors import BundleError, ContractError
 from .engine import open_session, shape_groups
 
@@ -319,26 +319,3 @@ def _fitted(feed: Sample, graph: GraphFile, session: Session) -> dict[str, Array
             array = array.astype(port.dtype)
         fitted[port.name] = np.ascontiguousarray(array).reshape(shape)
     return fitted
-
-
-def feature_sources(graph: Part, behind: Part) -> dict[str, str]:
-    """Map each input of `behind` to an output of `graph`, by name, else by position.
-
-    Raises:
-        ContractError: An input has no matching output.
-    """
-    made = {port.name: port for port in graph.outputs}
-    named = any(port.name in made for port in behind.inputs)
-    sources = {}
-    for position, port in enumerate(behind.inputs):
-        in_place = graph.outputs[position] if position < len(graph.outputs) else None
-        source = made.get(port.name) if named else in_place
-        if source is None or source.shape != port.shape:
-            returned = ", ".join(f"{out.name} {list(out.shape)}" for out in graph.outputs)
-            raise ContractError(
-                f"`{behind.stem}` takes {port.name} {list(port.shape)};"
-                f" `{graph.stem}` returns {returned}",
-                hint="give it a `preprocess`, or make its inputs match those outputs",
-            )
-        sources[port.name] = source.name
-    return sources

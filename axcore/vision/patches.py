@@ -66,7 +66,7 @@ class PatchGrid:
             a patch, column ``(frame * patch_px + y) * patch_px + x`` a pixel of it, channels R, G,
             B.
 
-        Source: transformers, ``Qwen2VLImageProcessorPil.patchify``.
+        Source: transformers, ``patchify`` of the image processors with a ``merge_size``.
         """
         size = (width, height)
         resized = [frame.convert("RGB").resize(size, Image.Resampling.BICUBIC) for frame in frames]

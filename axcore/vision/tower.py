@@ -3,7 +3,7 @@
 The state is one float tensor ``[N, hidden]``, a row per patch, listed cell by cell: the patches
 that a merger joins follow one another. For a fixed image size every position is a constant.
 
-Source: transformers, ``Qwen3VLVisionModel``.
+Source: transformers, ``vision_utils`` and the vision models that use it.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ class Memory:
 class GatedDeltaNet(nn.Module):
     """A convolution over a few tokens, then the gated delta rule.
 
-    Source: transformers, ``Qwen3_5GatedDeltaNet``.
+    Source: transformers, the classes called ``GatedDeltaNet`` of hybrid models.
     """
 
     def __init__(self, form: Memory) -> None:

@@ -61,8 +61,6 @@ class _Reader:
         activation = architecture.activations.get(activation, activation)
         if activation not in ACTIVATIONS:
             raise unbuilt(f"the activation {shown(activation)}")
-        context = self._profile.kv_cache_len + 1
-        window = config.get("sliding_window", context) if kind == SLIDING else context
         return Form(
             hidden=config["hidden_size"],
             inner=_inner(config),
@@ -73,8 +71,17 @@ class _Reader:
             mlp_bias=self._has(index, "mlp.gate_proj.bias"),
             residual=folded_scale("o_proj.weight", config) * config.get("residual_multiplier", 1),
             mixer=self._mixer(index, kind, rotates),
-            window=window if window < context else None,
+            window=self._window(kind),
         )
+
+    def _window(self, kind: str) -> int | None:
+        """Return how many tokens a token sees; None where the whole context fits."""
+        if kind != SLIDING:
+            return None
+        if "sliding_window" not in self._config or self._config.get("use_sliding_window") is False:
+            raise unbuilt(f"layers of the type {shown(kind)} and no window")
+        window = int(self._config["sliding_window"])
+        return window if window <= self._profile.kv_cache_len else None
 
     @property
     def _eps(self) -> float:

@@ -30,7 +30,7 @@ class RMSNorm(nn.Module):
 class GatedRMSNorm(RMSNorm):
     """An `RMSNorm` whose result is multiplied by a gate.
 
-    Source: transformers, ``Qwen3NextRMSNormGated`` and its descendants.
+    Source: transformers, ``FusedRMSNormGated`` and what replaces it.
     """
 
     def forward(self, x: Tensor, gate: Tensor | None = None) -> Tensor:

@@ -195,7 +195,6 @@ class _LayerFiles:
             for name, (shape, _) in zip(names, example, strict=True)
         ]
         graph = trace(layer.stage, state, torch.float32, OPSET, [axes for _, axes in example])
-        _check_axes(graph.model.graph, layer.stage, names, [axes for _, axes in example])
         floats = [cache for cache in spec.caches if cache.dtype == "float32"]
         kept = {name for cache in floats for name in (cache.name, f"{cache.name}_out")}
         return _Kind(graph, names, list(groups[0]["outputs"]), groups, frozenset(kept))
@@ -255,22 +254,6 @@ class _LayerFiles:
         if name == "indices":
             return ir.DataType.UINT32
         return ir.DataType.FLOAT if name in kind.floats else STATES[self._precision.states]
-
-
-def _check_axes(
-    graph: ir.Graph, stage: Stage, names: Sequence[str], axes: Sequence[Sequence[int]]
-) -> None:
-    """Refuse a layer that computes with the lengths of the example: others would go wrong."""
-    traced = {str(value.name): value for value in graph.inputs}
-    for index, (name, dynamic) in enumerate(zip(names, axes, strict=True)):
-        value = traced.get(f"state.{index}")
-        if value is None or value.shape is None:
-            continue
-        if fixed := [axis for axis in dynamic if isinstance(value.shape[axis], int)]:
-            raise ContractError(
-                f"stage `{stage.name}` computes with a fixed length of `{name}`, axis {fixed[0]}",
-                hint="read lengths from shapes, and do not compare them with numbers",
-            )
 
 
 def _dynamic_shape(kind: _Kind, side: str, name: str) -> ir.Shape:

@@ -60,7 +60,7 @@ def compare(component: Component, job: Job, upstream: Any) -> None:
 cells = st.integers(1, 6).map(lambda count: 32 * count)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(height=cells, width=cells)
 def test_the_chain_computes_what_the_model_class_does(
     make_job: MakeJob, upstream: Any, height: int, width: int
