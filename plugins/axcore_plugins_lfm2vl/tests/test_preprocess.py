@@ -15,6 +15,7 @@ from axcore_plugins_lfm2vl.config import Processor
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import axcore
 from axcore import CheckpointError, Options, Request, Silent, UnsupportedProfile
@@ -164,3 +165,34 @@ def test_the_processor_says_how_images_are_cut(
     )
     assert any(f"up to {runs} tiles" in note for note in planned.notes)
     assert any("2 of 3 layers" in note and "convolutions" in note for note in planned.notes)
+
+
+KEY = "model.multi_modal_projector.linear_1.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "evidence"),
+    [
+        (lambda tensors: tensors.pop(KEY), "linear_1"),
+        (lambda tensors: tensors.update({KEY: tensors[KEY][:-1].clone()}), "linear_1"),
+        (lambda tensors: tensors.update(foreign=tensors[KEY].clone()), "foreign"),
+        (None, "model.safetensors"),
+    ],
+    ids=["missing", "narrow", "foreign", "truncated"],
+)
+def test_another_checkpoint_is_refused(
+    checkpoint: Path, registry: Registry, tmp_path: Path, change: Any, evidence: str
+) -> None:
+    """A tensor is missing, of another shape, or too many; the file ends early. Oracle: its name."""
+    for path in checkpoint.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    weights = tmp_path / "model.safetensors"
+    tensors, content = load_file(weights), weights.read_bytes()
+    weights.unlink()
+    if change is None:
+        weights.write_bytes(content[:-100])
+    else:
+        change(tensors)
+        save_file(tensors, weights)
+    with pytest.raises(CheckpointError, match=evidence):
+        axcore.plan(str(tmp_path), registry=registry)

@@ -13,6 +13,7 @@ from axcore_plugins_smolvlm2 import preprocess, vision
 from axcore_plugins_smolvlm2.config import Config
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from transformers.models.smolvlm.modeling_smolvlm import SmolVLMVisionEmbeddings
 
 import axcore
@@ -126,3 +127,34 @@ def test_the_processor_says_how_images_are_cut(
         options = Options(choices={"tiles": tiles})
         notes = axcore.plan(folder, options=options, registry=registry).notes
         assert any(f"up to {counted} tiles" in note for note in notes)
+
+
+KEY = "model.connector.modality_projection.proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "evidence"),
+    [
+        (lambda tensors: tensors.pop(KEY), "modality_projection"),
+        (lambda tensors: tensors.update({KEY: tensors[KEY][:-1].clone()}), "modality_projection"),
+        (lambda tensors: tensors.update(foreign=tensors[KEY].clone()), "foreign"),
+        (None, "model.safetensors"),
+    ],
+    ids=["missing", "narrow", "foreign", "truncated"],
+)
+def test_another_checkpoint_is_refused(
+    family: Family, registry: Registry, tmp_path: Path, change: Any, evidence: str
+) -> None:
+    """A tensor is missing, of another shape, or too many; the file ends early. Oracle: its name."""
+    for path in family.checkpoint.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    weights = tmp_path / "model.safetensors"
+    tensors, content = load_file(weights), weights.read_bytes()
+    weights.unlink()
+    if change is None:
+        weights.write_bytes(content[:-100])
+    else:
+        change(tensors)
+        save_file(tensors, weights)
+    with pytest.raises(CheckpointError, match=evidence):
+        axcore.plan(str(tmp_path), registry=registry)
