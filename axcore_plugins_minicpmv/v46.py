@@ -24,10 +24,13 @@ from axcore import (
     affine_tensors,
     chatml,
     delta_tensors,
+    parse,
     trimmed,
+    vit_attention_tensors,
+    vit_tensors,
 )
 
-from . import configs, layouts, preprocess, slicing, versions
+from . import configs, preprocess, slicing, versions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -241,8 +244,8 @@ def _vision(config: Mapping[str, Any], width: int) -> dict[str, Shape]:
     tower, hidden = "model.vision_tower.", config["hidden_size"]
     merger = tower + "vit_merger."
     return {
-        **layouts.siglip(tower, config, config["num_hidden_layers"]),
-        **layouts.attention(merger, hidden),
+        **vit_tensors(tower, parse(configs.V46Tower, config)),
+        **vit_attention_tensors(merger, hidden),
         **_merge(merger, 4 * hidden, 4 * config["intermediate_size"], hidden),
         **_merge("model.merger.mlp.0.", 4 * hidden, 4 * hidden, width),
     }
