@@ -28,6 +28,7 @@ from .groups import (
     layer_file,
 )
 from .precision import RULES, STATES, WEIGHTS, Precision, add_weight, cast, round_inside
+from .products import multiply_integers
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -164,6 +165,7 @@ class _LayerFiles:
                 graph.inputs.remove(value)
                 value.name = name
                 add_weight(graph, value, data.initializers(name))
+        multiply_integers(graph)
         self._name_inputs(graph, kind)
         self._name_outputs(graph, kind)
         model.producer_name = "axcore"
