@@ -175,7 +175,7 @@ def _row_blocks(weight: Weight, shape: Shape, checkpoint: Checkpoint) -> Iterato
     rows = max(1, _BLOCK_VALUES // shape[1])
     key = weight.source
     if not isinstance(key, str) or weight.steps or key not in checkpoint.tensors:
-        yield from weight.resolve(partial(float_tensor, checkpoint)).split(rows)
+        yield from torch.split(weight.resolve(partial(float_tensor, checkpoint)), rows)
         return
     dtype = getattr(torch, checkpoint.info(key).dtype)
     for chunk in checkpoint.chunks(key, rows * shape[1] * dtype.itemsize):
