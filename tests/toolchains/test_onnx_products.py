@@ -31,12 +31,12 @@ def graph(codes: Array, scales: Array, bias: Array | None = None) -> onnx.ModelP
         helper.make_node("DequantizeLinear", ["codes", "scales"], ["wide"], axis=1),
         helper.make_node("Gemm", ["x", "wide", *list(arrays)[2:]], ["y"]),
     ]
-    ports = [
+    inputs, outputs = (
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", width])]
         for name, width in zip("xy", codes.shape, strict=True)
-    ]
+    )
     tensors = [numpy_helper.from_array(array, name) for name, array in arrays.items()]
-    made = helper.make_graph(nodes, "product", *ports, tensors)
+    made = helper.make_graph(nodes, "product", inputs, outputs, tensors)
     return helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
 
 
