@@ -17,6 +17,7 @@ from ...errors import UsageError
 from ...graph.trace import trace
 from ...layer_files import GROUPS, Provenance, data_file
 from ...versions import code_digest
+from .attention import turn_keys_in_products
 from .data import DataFile
 from .groups import (
     HEAD_INPUTS,
@@ -178,6 +179,7 @@ class _LayerFiles:
             is_head = stage is self._decoder.head
             make = self._head if is_head else self._layer
             kind = self._kinds[stage.kind] = make(stage)
+            turn_keys_in_products(kind.graph.model.graph)
             if self._precision.inside:
                 round_inside(kind.graph.model.graph, STATES[self._precision.states])
         return self._kinds[stage.kind]

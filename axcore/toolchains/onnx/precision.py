@@ -266,7 +266,7 @@ def round_inside(graph: ir.Graph, to: ir.DataType) -> None:
             graph.outputs[list(graph.outputs).index(value)] = wide.outputs[0]
 
 
-_ROUNDED = ("MatMul", "Gemm", "Softmax", "Add")
+_ROUNDED = ("MatMul", "FusedMatMul", "Gemm", "Softmax", "Add")
 
 
 def cast(value: ir.Value, to: ir.DataType, name: str) -> ir.Node:
