@@ -10,8 +10,8 @@ _BY_HEAD, _TURNED = (0, 2, 1, 3), (0, 2, 3, 1)  # of ``[batch, positions, heads,
 def turn_keys_in_products(graph: ir.Graph) -> None:
     """Let products by keys ``[batch, heads, width, positions]`` turn these themselves.
 
-    The same bits come out sooner: copying a row of a head is fast, scattering its values is not,
-    and with a long cache takes longer than the product.
+    Copying a row of a head is fast; scattering its values is not, and with a long cache takes
+    longer than the product. Sums may be taken in another order.
 
     Args:
         graph: Changed in place.
