@@ -20,6 +20,7 @@ from axcore.checkpoint import Checkpoint
 from axcore.runtime.axengine_sim import InferenceSession
 from axcore.step import STATE
 from axcore.testing import Recorder
+from axcore.toolchains.onnx.precision import row_codes
 
 from ..built import CACHE, CHUNK, HEAD, HISTORIES, LAYER, LENGTHS
 from ..bundles import Interrupted, change_tensors, contents, convert, largest_file, shard_of
@@ -98,6 +99,23 @@ def test_weights_lie_on_disk_as_in_the_checkpoint(own: Path, checkpoint: Path) -
         assert stored[name].raw_data == opened.array(source).tobytes()
     floats = [t for t in model.graph.initializer if t.data_type == onnx.TensorProto.FLOAT]
     assert sum(np.prod(t.dims) for t in floats) < 200  # constants alone
+
+
+def test_codes_lie_on_disk_by_columns(built: Path, checkpoint: Path) -> None:
+    """The head, which is read in blocks of rows, as ``[in, out]`` with a scale per output.
+
+    Oracle: the rule, applied to the whole matrix; `test_onnx_precision` holds the rule.
+    """
+    stored = {tensor.name: tensor for tensor in onnx.load(built / HEAD).graph.initializer}
+    with Checkpoint.open(checkpoint) as opened:
+        keys = ("lm_head.weight", "model.embed_tokens.weight")
+        key = next(key for name in keys for key in opened.tensors if key.endswith(name))
+        codes, scales = row_codes(opened.tensor(key).float(), "s8", "absmax")
+    made = onnx.numpy_helper.to_array(stored["lm_head.weight.s8"])
+    np.testing.assert_array_equal(made, codes.T.numpy())
+    np.testing.assert_array_equal(
+        onnx.numpy_helper.to_array(stored["lm_head.weight.scale"]), scales.numpy()
+    )
 
 
 def test_groups_agree_where_they_overlap(built: Path, config: dict[str, Any]) -> None:

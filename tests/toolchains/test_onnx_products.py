@@ -73,7 +73,7 @@ def drawn(seed: int, rows: int, columns: int, out: int, outlier: float) -> tuple
 
 
 @pytest.mark.parametrize(("safe", "parts"), [(False, 64516), (True, 15876)])
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(
     seed=st.integers(0, 2**32 - 1),
     rows=st.integers(1, 9),
