@@ -39,6 +39,7 @@ _STEPS = {"s8": 128, "s4": 8}  # of the magnitude of a row, to one side
 # The head of a large vocabulary would take gigabytes in float32. Blocks of 64 rows stay in a core's
 # cache, and are a cache line wide once transposed.
 _BLOCK_ROWS, _BLOCK_VALUES = 64, 1 << 20
+_STRIP_VALUES = 1 << 25  # codes of so many weights are held at once
 
 WEIGHTS = (*_STEPS, *_FLOATS)
 RULES = ("absmax", "signed")
@@ -98,7 +99,7 @@ def stored_forms(
     if kind in _STEPS and len(shape) == 2:
         columns = _Columns(partial(_row_blocks, weight, shape, checkpoint), shape, precision)
         return [
-            Stored(f"{name}.{kind}", ir.DataType.INT8, shape[::-1], partial(_write, columns.codes)),
+            Stored(f"{name}.{kind}", ir.DataType.INT8, shape[::-1], columns.write_codes),
             Stored(f"{name}.scale", ir.DataType.FLOAT, shape[:1], partial(_write, columns.scales)),
         ]
     if len(shape) == 2 and kind in _FP8:
@@ -187,32 +188,44 @@ def _row_blocks(weight: Weight, shape: Shape, checkpoint: Checkpoint) -> Iterato
 class _Columns:
     """A matrix as integers with a scale per row, transposed: ONNX multiplies by columns.
 
-    It is read once for both.
+    It is read once for both: the codes are written before the scales.
     """
 
     def __init__(
         self, blocks: Callable[[], Iterator[Tensor]], shape: Shape, precision: Precision
     ) -> None:
         self._blocks, self._shape, self._precision = blocks, shape, precision
-        self._scales: Tensor | None = None
+        self._scales: list[Tensor] = []
 
-    def codes(self) -> Tensor:
-        """Return int8 ``[columns, rows]``; of s4 the values are -8 to 7."""
-        codes = torch.empty(self._shape[::-1], dtype=torch.int8)
-        self._scales = torch.empty(self._shape[0], dtype=torch.float32)
-        start, precision = 0, self._precision
+    def write_codes(self, descriptor: int, offset: int) -> None:
+        """Write int8 ``[columns, rows]``; of s4 the values are -8 to 7."""
+        rows, columns = self._shape
+        room = min(rows, max(_BLOCK_ROWS, _STRIP_VALUES // columns))
+        strip, start, filled = torch.empty((columns, room), dtype=torch.int8), 0, 0
+        self._scales = []
         for block in self._blocks():
-            place = slice(start, start := start + len(block))
-            made = row_codes(block.float(), precision.weights, precision.rule)
-            codes[:, place], self._scales[place] = made[0].T, made[1]
-        return codes
+            codes, scales = row_codes(block.float(), self._precision.weights, self._precision.rule)
+            self._scales.append(scales)
+            if filled + len(scales) > room:
+                self._write_strip(strip[:, :filled], start, descriptor, offset)
+                start, filled = start + filled, 0
+            strip[:, filled : filled + len(scales)] = codes.T
+            filled += len(scales)
+        self._write_strip(strip[:, :filled], start, descriptor, offset)
 
     def scales(self) -> Tensor:
         """Return float32 ``[rows]``."""
-        if self._scales is None:
-            self.codes()
-        assert self._scales is not None
-        return self._scales
+        return torch.cat(self._scales)
+
+    def _write_strip(self, strip: Tensor, start: int, descriptor: int, offset: int) -> None:
+        """Write the codes of some rows, from row `start` on, to their places in every column."""
+        rows = self._shape[0]
+        data = strip.contiguous().view(torch.uint8).numpy()
+        if len(data[0]) == rows:
+            write_at(descriptor, data.reshape(-1).data, offset)
+            return
+        for column, part in enumerate(data):
+            write_at(descriptor, part.data, offset + column * rows + start)
 
 
 def row_codes(matrix: Tensor, kind: str, rule: str) -> tuple[Tensor, Tensor]:
