@@ -39,6 +39,7 @@ def check_family(
     model: str | None = None,
     registry: Registry | None = None,
     data: Sequence[Path] = (),
+    tasks: Sequence[str] = (),
 ) -> None:
     """Check that a family keeps the contract, in every task of one of its models.
 
@@ -54,6 +55,7 @@ def check_family(
         model: Id of the model; None takes the family's first.
         registry: The plugins; None finds the installed ones.
         data: Arrays to calibrate with, for components that take no images.
+        tasks: Those to check, where tasks are the same graph; empty for all.
 
     Raises:
         AssertionError: A rule is broken; the message names the task and, if any, the stage.
@@ -64,7 +66,7 @@ def check_family(
     registry = registry or Registry()
     card = _card(registry, family, model)
     checkpoint = fabricate(card, "tiny", out / "checkpoint")
-    for task in card.profiles:
+    for task in tasks or card.profiles:
         _check_task(registry, card, task, checkpoint, out / task, data)
 
 

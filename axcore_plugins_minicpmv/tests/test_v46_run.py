@@ -65,7 +65,7 @@ def generated(model: Any, prompt: Prompt, count: int) -> list[int]:
     with torch.no_grad():
         rows = model.get_input_embeddings()(ids)
         for place, sample in zip(
-            prompt.vision_rows["vision"].reshape(-1, 2), prompt.images["vision"], strict=True
+            prompt.places["vision"].reshape(-1, 2), prompt.images["vision"], strict=True
         ):
             size = torch.tensor([[HEIGHT // 14, WIDTH // 14]])
             pixels = torch.from_numpy(sample["pixel_values"])

@@ -65,15 +65,18 @@ def prepare(job: Job, messages: Sequence[Mapping[str, Any]]) -> Prompt:
 def _content(message: Mapping[str, Any]) -> Iterator[str | Control | Shown]:
     """Yield the content of a message, trimmed; of an answer, what follows its thoughts."""
     pieces = trimmed(_pieces(message))
-    texts = [piece.text if isinstance(piece, Control) else piece for piece in pieces]
-    answers = message["role"] == "assistant"
-    last = max((at for at, text in enumerate(texts) if answers and THOUGHT in text), default=-1)
-    for at, piece in enumerate(pieces):
-        if at == last:
-            rest = texts[at].rpartition(THOUGHT)[2].lstrip("\n")
-            yield Control(rest) if isinstance(piece, Control) else rest
-        elif at > last:
-            yield piece
+    spoken = [_text(piece) for piece in pieces] if message["role"] == "assistant" else []
+    last = max((at for at, text in enumerate(spoken) if THOUGHT in text), default=-1)
+    if last >= 0:
+        rest = spoken[last].rpartition(THOUGHT)[2].lstrip("\n")
+        yield Control(rest) if isinstance(pieces[last], Control) else rest
+    yield from pieces[last + 1 :]
+
+
+def _text(piece: str | Control | Shown) -> str:
+    if isinstance(piece, Control):
+        return piece.text
+    return piece if isinstance(piece, str) else ""
 
 
 def _pieces(message: Mapping[str, Any]) -> Iterator[str | Control | Shown]:

@@ -184,7 +184,7 @@ def test_a_model_may_think(job: Job, tokenizer: Tokenizer) -> None:
 def test_text_alone_needs_no_run(job: Job) -> None:
     """A conversation without images. Oracle: no sample, and no row for one."""
     prompt = plugin.prepare_prompt(job, [{"role": "user", "content": "hello"}])
-    assert prompt.vision_rows["vision"].size == 0
+    assert prompt.places["vision"].size == 0
     assert prompt.images["vision"] == []
 
 

@@ -187,7 +187,7 @@ def test_what_the_template_would_drop_is_refused(
 def test_text_alone_needs_no_run(job: Job) -> None:
     """A conversation without images. Oracle: no sample, and no row for one."""
     prompt = plugin.prepare_prompt(job, [{"role": "user", "content": "hello"}])
-    assert prompt.vision_rows["vision"].size == 0
+    assert prompt.places["vision"].size == 0
     assert prompt.images["vision"] == []
 
 
