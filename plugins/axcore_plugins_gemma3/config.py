@@ -13,7 +13,7 @@ Half = Annotated[float, Between(0.5, 0.5)]
 
 @dataclass(frozen=True, kw_only=True)
 class Tower(Vit):
-    """The tower. It has no pooling head, which transformers' class has unless the config says so."""
+    """The tower, without the pooling head that transformers' class has where nothing is said."""
 
     image_size: Count
     vision_use_head: Literal[False]

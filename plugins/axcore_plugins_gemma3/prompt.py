@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 IMAGE, BEGIN, FINISH = "<image_soft_token>", "<start_of_image>", "<end_of_image>"
 TURN, END = "<start_of_turn>", "<end_of_turn>"
-ROLES = ("user", "model")  # in turns
 
 
 def prepare(job: Job, messages: Sequence[Mapping[str, Any]]) -> Prompt:
@@ -64,19 +63,20 @@ def _conversation(
     messages: Sequence[Mapping[str, Any]], rows: Rows, samples: list[Sample], side: int
 ) -> Iterator[Piece]:
     """Yield text, what is written around it, and places; `samples` gets those of the images."""
+    before, turns = _instructions(messages)
     yield Control("<bos>")
-    system = list[Any]()
-    for index, message in enumerate(messages):
+    for index, message in enumerate(turns):
         parts = message_parts(message, ("text", "image"))
-        role = "model" if message["role"] == "assistant" else message["role"]
-        if role == "system" and index == 0:
-            system = [part["text"] for part in message_parts(message, ("text",))]
-            continue
-        turn = index - bool(system)
-        _check_turn(role, ROLES[turn % 2])
-        yield Control(f"{TURN}{role}\n")
-        if system and turn == 0:
-            yield from (*system, Control("\n\n"))
+        expected = ("user", "assistant")[index % 2]
+        if message["role"] != expected:
+            raise UsageError(
+                f"message {len(messages) - len(turns) + index + 1} is one of the"
+                f" {message['role']}, at the {expected}'s turn",
+                hint="user and assistant take turns; a system message comes first, or not at all",
+            )
+        yield Control(f"{TURN}{'user' if expected == 'user' else 'model'}\n")
+        if index == 0:
+            yield from before
         for part in parts:
             if part["type"] == "text":
                 yield from trimmed([part["text"]])
@@ -87,9 +87,15 @@ def _conversation(
     yield Control(f"{TURN}model\n")
 
 
-def _check_turn(role: str, expected: str) -> None:
-    if role != expected:
+def _instructions(
+    messages: Sequence[Mapping[str, Any]],
+) -> tuple[list[Piece], Sequence[Mapping[str, Any]]]:
+    """Return what a system message puts before the first user's text, and the other messages."""
+    if not messages or messages[0].get("role") != "system":
+        return [], messages
+    if len(messages) == 1:
         raise UsageError(
-            f"a message is the {role}'s where it is the {expected}'s turn",
-            hint="begin with the user (a system message may precede), then alternate",
+            "a conversation is a system message alone", hint="the model takes it with a question"
         )
+    said = [part["text"] for part in message_parts(messages[0], ("text",))]
+    return [*said, Control("\n\n")], messages[1:]

@@ -144,11 +144,8 @@ def saved(model: Any, out: Path) -> None:
 
 def built(checkpoint: Path, out: Path, registry: Registry) -> None:
     """Make a bundle whose layer models compute and pass states in float32."""
-    lengths = {
-        "prefill_len": CHUNK,
-        "kv_cache_len": CACHE,
-        "last_kv_cache_len": HISTORIES,
-    }
-    options = Options(height=SIDE, width=SIDE, **lengths)
+    options = Options(
+        height=SIDE, width=SIDE, prefill_len=CHUNK, kv_cache_len=CACHE, last_kv_cache_len=HISTORIES
+    )
     axcore.convert(str(checkpoint), out, options=options, verify=False, registry=registry)
     axcore.build(out, toolchain="onnx", options={"exact": "float32"}, registry=registry)

@@ -78,7 +78,9 @@ def test_an_image_is_never_cut(family: Family) -> None:
     """Wherever text puts it; a chunk too short for one is refused. Oracle: the ends of chunks."""
     for before in range(CHUNK + 1):
         prompt = family.runner.prepare(asked("b", [photograph(30, 30)] * 2)[0])
-        blocks = runs(np.append(np.zeros(before, np.int64), prompt.blocks), before + 60)
+        assert prompt.blocks is not None
+        numbers = np.concatenate([np.zeros(before, np.int64), prompt.blocks])
+        blocks = runs(numbers, len(numbers))
         ends = chunk_ends(0, blocks, CHUNK, 160)
         assert all(blocks[end - 1] != blocks[end] or not blocks[end] for end in ends[:-1])
         with pytest.raises(BudgetError, match=f"{TOKENS} tokens of the prompt see each other"):
