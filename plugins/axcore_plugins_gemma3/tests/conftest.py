@@ -59,6 +59,8 @@ def random_model() -> Any:
     for name, parameter in model.named_parameters():
         layer_norm = "vision_tower" in name and "norm" in name and name.endswith("weight")
         spread = 2 * parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.2
+        if "embed_tokens" in name:  # small, so that answers depend on what attention makes of them
+            spread /= 10
         drawn = layer_norm + spread * torch.randn(parameter.shape, generator=generator)
         parameter.data = drawn.bfloat16().float()
     return model.eval()
@@ -71,9 +73,8 @@ def processor(folder: Path) -> Any:
         "boi_token": "<start_of_image>",
         "eoi_token": "<end_of_image>",
     }
-    tokenizer: Any = PreTrainedTokenizerFast(
-        tokenizer_file=str(folder / "tokenizer.json"), extra_special_tokens=named
-    )
+    made: Any = PreTrainedTokenizerFast
+    tokenizer = made(tokenizer_file=str(folder / "tokenizer.json"), extra_special_tokens=named)
     images = Gemma3ImageProcessorPil(
         size={"height": SIDE, "width": SIDE}, image_mean=[0.5] * 3, image_std=[0.5] * 3
     )

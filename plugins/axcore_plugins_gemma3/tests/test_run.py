@@ -10,6 +10,7 @@ import torch
 
 from axcore import BudgetError
 from axcore.runtime.masks import chunk_ends, runs
+from axcore.runtime.runner import Runner
 from axcore.testing import answered, check_prompt, logits, user
 
 from .conftest import CHUNK, TOKENS, Family, photograph
@@ -49,20 +50,24 @@ def test_answers_equal_the_model_class(family: Family, images: int, beyond: int)
     assert answer.token_ids == family.generated(given, 12)
 
 
-def test_logits_equal_the_model_class(family: Family) -> None:
+@pytest.mark.parametrize("backend", ["onnx", "torch"])
+def test_logits_equal_the_model_class(family: Family, registry: Registry, backend: str) -> None:
     """Behind the prompt and behind each token, with text before, between and behind two images.
 
     Oracle: the model class, in one run over prompt and answer.
     """
+    runner = family.runner
+    if backend == "torch":
+        runner = Runner.open(family.folder, registry, backend, {"dtype": "float32"})
     shown = [photograph(90, 40), photograph(30, 80, 1)]
-    prompt = family.runner.prepare([user("a", shown[0], "or", shown[1], "is it?")])
-    answer = answered(family.runner, prompt, max_new_tokens=6)
+    prompt = runner.prepare([user("a", shown[0], "or", shown[1], "is it?")])
+    answer = answered(runner, prompt, max_new_tokens=6)
     text = "a<start_of_image>or<start_of_image>is it?"
     given = family.given(
         f"<bos><start_of_turn>user\n{text}<end_of_turn>\n<start_of_turn>model\n", shown
     )
     assert prompt.input_ids.tolist() == given["input_ids"][0].tolist()
-    made = logits(family.runner, prompt, answer.token_ids)
+    made = logits(runner, prompt, answer.token_ids)
     new = torch.tensor([answer.token_ids])
     kinds = torch.cat([given["token_type_ids"], torch.zeros_like(new)], 1)
     with torch.no_grad():
