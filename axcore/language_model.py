@@ -188,8 +188,9 @@ class DecoderLayer:
     Attributes:
         stage: The computation.
         caches: What it keeps. Layers of one model may differ in this.
-        window: How many tokens a token sees, itself included; None for all before it. The mask
-            that the layer gets says so already.
+        window: How many tokens a token sees, itself included; None for all before it. Those behind
+            it in its block (`Prompt.blocks`) are not counted. The mask that the layer gets says so
+            already.
         inputs: Further inputs per token.
     """
 

@@ -30,10 +30,10 @@ def chunk_mask(
     tokens = np.arange(count)[:, None]
     columns = np.concatenate([np.arange(before) - before, np.arange(count)])
     seen = columns <= tokens
-    if window is not None:
-        seen &= columns > tokens - window
     # A block lies within one chunk, so no token of the history is in it.
     seen[:, before:] |= (blocks[:, None] == blocks) & (blocks > 0)
+    if window is not None:  # it hides what is far behind, of a block too
+        seen &= columns > tokens - window
     mask = np.full((room, history + room), HIDDEN, np.float32)
     mask[:count, :before][seen[:, :before]] = 0
     mask[:count, history : history + count][seen[:, before:]] = 0

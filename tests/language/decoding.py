@@ -76,10 +76,9 @@ class Host:
         column = torch.arange(total)
         for row in range(count):
             own = total - count + row
-            sees = (column <= own) & (column > own - (window or total))
             block = int(self.blocks[own])
-            sees |= (self.blocks == block) & (block > 0)
-            seen[row, :total][sees] = 0
+            sees = (column <= own) | ((self.blocks == block) & (block > 0))
+            seen[row, :total][sees & (column > own - (window or total))] = 0
         return seen[None]
 
 

@@ -267,10 +267,10 @@ def full_mask(count: int, blocks: Sequence[int], window: int | None) -> Array:
     mask = np.full((count, count), HIDDEN, np.float32)
     for token in range(count):
         for other in range(count):
-            causal = other <= token and (window is None or token - other < window)
+            near = window is None or token - other < window
             low, high = min(token, other), max(token, other)
             together = blocks[token] > 0 and len(set(blocks[low : high + 1])) == 1
-            if causal or together:
+            if near and (other <= token or together):
                 mask[token, other] = 0
     return mask
 
