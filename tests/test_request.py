@@ -18,7 +18,9 @@ from axcore import Choice, Options, UsageError
 from axcore.pipeline.job import choose
 from axcore.request import CheckpointRequest, Request
 
-TEXTS = ("model", "checkpoint", "revision", "task", "calibration_archive", "toolchain")
+TEXTS = (
+    "model", "checkpoint", "revision", "family", "task", "calibration_archive", "toolchain"
+)  # fmt: skip
 NUMBERS = ("height", "width", "opset", "prefill_len", "kv_cache_len")
 SWITCHES = ("verify", "lint", "vision_only", "copy_code")
 CHOSEN = ("weights", "source", "dtype", "lengths", "names")

@@ -237,7 +237,8 @@ def test_a_toolchain_that_fails_when_asked(
     source = (
         "from axcore import hookimpl\n"
         "class Odd:\n"
-        "    name, options = 'odd', {}\n"
+        "    name, options, targets = 'odd', {}, {}\n"
+        "    target = lint = reads = prepare = build = print\n"
         "    def availability(self): raise SystemExit('no')\n"
         "    def checks(self): return 7\n"
         "@hookimpl\n"

@@ -109,14 +109,14 @@ def test_images_are_run_anew_for_every_prompt(batched_model: Path, tmp_path: Pat
     def counting(*arguments: Any) -> Runner:
         runner = opened(*arguments)
         model = runner._vision._model
-        run = model.run
+        features = model.features
 
-        def counted(sample: Any) -> Any:
+        def counted(sample: Any, first: str = "") -> Any:
             nonlocal runs
             runs += 1
-            return run(sample)
+            return features(sample, first)
 
-        model.run = counted  # type: ignore[method-assign]
+        model.features = counted  # type: ignore[method-assign]
         return runner
 
     with pytest.MonkeyPatch.context() as patch:

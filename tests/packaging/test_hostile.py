@@ -62,7 +62,7 @@ def full(bundle: Path) -> dict[str, Any]:
     """Return a manifest in which every field is present."""
     component = {
         "name": "v",
-        "inputs": [{"name": "x", "shape": [1], "dtype": "float32"}],
+        "inputs": [{"name": "x", "shape": [1], "dtype": "float32", "layer": None}],
         "outputs": [],
         "stages": ["s"],
     }

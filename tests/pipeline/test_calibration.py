@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from axcore import ContractError, Registry, Request
-from axcore.calibration import embedded_images, images
+from axcore.calibration import Found, embedded_images, images
 from axcore.pipeline.flow import Flow
 from axcore.pipeline.job import open_job
 from axcore.pipeline.prepared import prepare
@@ -112,4 +112,4 @@ def test_a_sample_of_another_size_is_refused_when_verifying(checkpoint: Path) ->
     prepared = replace(prepared, components=(replace(component, preprocess=short),))
     flow = Flow(prepared, lambda _, graph: checkpoint / graph.stem)
     with pytest.raises(ContractError, match=r"(?s)`qwen25vl`.*make_calib: .* has uint8 \["):
-        next(flow.feeds(0, flow.chosen(())))
+        next(flow.feeds(0, flow.chosen(Found())))
