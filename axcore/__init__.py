@@ -54,10 +54,17 @@ from .toolchains.contract import BuildRequest, GraphFile, Toolchain
 
 if TYPE_CHECKING:
     from . import backend, evaluate, toolchain
+    from .graph.tower import parameters_on_meta, tower_stages
     from .runtime.runner import Answer, Runner
     from .runtime.sampling import Sampling
 else:
-    _LATER = {"Answer": "runner", "Runner": "runner", "Sampling": "sampling"}
+    _LATER = {
+        "Answer": "runtime.runner",
+        "Runner": "runtime.runner",
+        "Sampling": "runtime.sampling",
+        "parameters_on_meta": "graph.tower",
+        "tower_stages": "graph.tower",
+    }
     _MODULES = ("backend", "evaluate", "toolchain")
 
     def __getattr__(name: str) -> Any:
@@ -66,7 +73,7 @@ else:
             return import_module(f"{__name__}.{name}")
         if name not in _LATER:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return getattr(import_module(f"{__name__}.runtime.{_LATER[name]}"), name)
+        return getattr(import_module(f"{__name__}.{_LATER[name]}"), name)
 
 
 __version__ = "0.1.0"
@@ -143,9 +150,11 @@ __all__ = [
     "load_tokenizer",
     "message_parts",
     "package",
+    "parameters_on_meta",
     "plan",
     "quantize",
     "read_image",
     "toolchain",
+    "tower_stages",
     "verify",
 ]

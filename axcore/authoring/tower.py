@@ -13,7 +13,6 @@ from ..plain import shown
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    import torch
     from torch import nn
 
 _SMALL: Mapping[str, int] = {
@@ -118,9 +117,7 @@ def find_tower(config: Mapping[str, Any], side: int) -> Tower:
     )
 
 
-def _split(
-    model: nn.Module, source: str, shape: tuple[int, ...]
-) -> tuple[str, int, int] | None:
+def _split(model: nn.Module, source: str, shape: tuple[int, ...]) -> tuple[str, int, int] | None:
     """Return the list of blocks, how many at its end are skipped, and the number of rows."""
     import torch
 

@@ -295,6 +295,26 @@ def plugins_list(context: typer.Context, as_json: Json = False) -> None:
     return None
 
 
+@plugins_app.command("new")
+def plugins_new(
+    name: Annotated[str, typer.Argument(help="Name of the family, e.g. foovl.")],
+    config: Annotated[
+        Path, typer.Option("--from", parser=path, help="A published config.json, or its folder.")
+    ],
+    repo: Annotated[str, typer.Option(help="Hugging Face repository, e.g. foo/Foo-VL-1B.")] = "",
+    out: Annotated[
+        Path, typer.Option("-o", "--out", parser=path, help="Folder to write the package in.")
+    ] = Path(),
+) -> None:
+    """Write a package for a family, derived from a published config and transformers' class."""
+    from ..authoring.package import new_plugin
+
+    written = new_plugin(name, config / "config.json" if config.is_dir() else config, out, repo)
+    for topic, reason in written.todo.items():
+        typer.echo(f"TODO {topic}: {reason}", err=True)
+    typer.echo(written.folder)
+
+
 @app.command()
 def doctor(context: typer.Context, as_json: Json = False) -> None:
     """Look at everything a conversion depends on; exits 1 when something needs attention."""

@@ -74,7 +74,7 @@ def tower_stages(
         ContractError: `features` does not run the blocks.
     """
     taken = _taken(model, features, blocks, shape)
-    found = list(model.get_submodule(blocks))[:count]  # type: ignore[arg-type]
+    found = [*model.get_submodule(blocks).children()][:count]
     before = _Around(model, features, blocks, shape, _Remembering)
     behind = _Around(model, features, blocks, shape, _Told)
     first, last = _needed(before, torch.zeros(shape)), _needed(behind, taken.state)
@@ -96,7 +96,7 @@ def tower_stages(
     )
 
 
-class _Reached(Exception):  # noqa: N818 - no error
+class _Reached(Exception):
     """The first block is reached: what it is given."""
 
     def __init__(self, state: Tensor, others: tuple[Any, ...], named: Mapping[str, Any]) -> None:
@@ -142,7 +142,7 @@ class _Around(nn.Module):
     def forward(self, value: Tensor) -> Tensor:
         if self._told:
             for block in self._blocks:
-                block.told = value  # type: ignore[assignment]
+                block.told = value
             return self._features(self.model, torch.zeros(self._shape, dtype=value.dtype))
         return self.reach(value).state
 
@@ -231,7 +231,9 @@ class _Block(nn.Module):
 def _taken(model: nn.Module, features: Features, blocks: str, shape: Shape) -> _Reached:
     """Return what the first block is given for an input of zeros, with weights of zeros."""
     around = _Around(model, features, blocks, shape, _Remembering)
-    return torch.func.functional_call(_Reach(around), _zeros(around, "around."), torch.zeros(shape))
+    reach, zeros = _Reach(around), _zeros(around, "around.")
+    reached: _Reached = torch.func.functional_call(reach, zeros, torch.zeros(shape))
+    return reached
 
 
 def _needed(around: _Around, example: Tensor) -> set[str]:
@@ -261,7 +263,4 @@ def _needed(around: _Around, example: Tensor) -> set[str]:
 def _zeros(module: nn.Module, prefix: str = "") -> dict[str, Tensor]:
     """Return a parameter of zeros for each, which takes no memory."""
     zero = torch.zeros(())
-    return {
-        prefix + name: zero.expand(param.shape)
-        for name, param in module.named_parameters()
-    }
+    return {prefix + name: zero.expand(param.shape) for name, param in module.named_parameters()}
