@@ -170,6 +170,9 @@ class _Plugin:
             "cache": prefill + 1023,
             "prefixes": _literal(tower.prefixes if tower else {}, 16),
             "text_prefixes": _literal(tower.text_prefixes if tower else ("model.", "lm_head.")),
+            "spare": f"\n                spare={_literal(tower.unused)},"
+            if tower and tower.unused
+            else "",
             "blocks": tower.blocks if tower else "",
             "skipped": f" - {tower.skipped}" if tower and tower.skipped else "",
             "features": tower.features.rstrip() if tower else "",

@@ -59,6 +59,7 @@ class Tower:
         architecture: Name of the class.
         blocks: Name of the list of blocks in it.
         skipped: How many blocks at the end do not contribute.
+        unused: Names of those blocks, in the published model and in the tiny one.
         shape: Of the graph's input, float32.
         rows: Tokens of one image.
         features: Source of the function that computes the rows.
@@ -70,6 +71,7 @@ class Tower:
     architecture: str
     blocks: str
     skipped: int
+    unused: tuple[str, ...]
     shape: tuple[int, ...]
     rows: int
     features: str
@@ -106,8 +108,17 @@ def find_tower(config: Mapping[str, Any], side: int) -> Tower:
             continue
         if found:
             blocks, skipped, rows = found
+            unused = _unused(architecture, config, model, blocks, skipped)
             return Tower(
-                architecture, blocks, skipped, shape, rows, source, tiny, *_names(model, config)
+                architecture,
+                blocks,
+                skipped,
+                unused,
+                shape,
+                rows,
+                source,
+                tiny,
+                *_names(model, config),
             )
         tried.append("no list of blocks whose results make up the features")
     reasons = "".join(f"\n  {reason}" for reason in dict.fromkeys(tried))
@@ -141,6 +152,16 @@ def _split(model: nn.Module, source: str, shape: tuple[int, ...]) -> tuple[str, 
     return None
 
 
+def _unused(
+    architecture: str, config: Mapping[str, Any], small: nn.Module, blocks: str, skipped: int
+) -> tuple[str, ...]:
+    """Return the prefixes of the blocks that do not contribute, of either model."""
+    counts = {len(model.get_submodule(blocks)) for model in (small, _empty(architecture, config))}  # type: ignore[arg-type]
+    return tuple(
+        f"{blocks}.{index}." for count in sorted(counts) for index in range(count - skipped, count)
+    )
+
+
 def _function(source: str) -> Any:
     import torch
 
@@ -162,23 +183,35 @@ def _lists(model: nn.Module) -> Iterator[tuple[str, int]]:
 
 
 def _model(architecture: str, config: Mapping[str, Any]) -> nn.Module:
-    """Return the class of transformers with seeded weights; remote code is never run."""
+    """Return the class of transformers with seeded weights, if they take little memory."""
     import torch
-    import transformers
 
+    count = sum(param.numel() for param in _empty(architecture, config).parameters())
+    if count > _MOST_PARAMETERS:
+        raise UnsupportedModel(f"a small one still has {count / 1e6:.0f} million parameters")
+    torch.manual_seed(0)
+    kind = _class(architecture)
+    made: nn.Module = kind(kind.config_class(**config)).eval()
+    return made
+
+
+def _empty(architecture: str, config: Mapping[str, Any]) -> nn.Module:
     from ..graph.tower import parameters_on_meta
+
+    kind = _class(architecture)
+    with parameters_on_meta():
+        made: nn.Module = kind(kind.config_class(**config))
+    return made
+
+
+def _class(architecture: str) -> Any:
+    """Return a class of transformers; code that comes with a checkpoint is never run."""
+    import transformers
 
     kind = getattr(transformers, architecture, None)
     if kind is None:
         raise UnsupportedModel(f"transformers has no class {shown(architecture)}")
-    settings = kind.config_class(**config)
-    with parameters_on_meta():
-        count = sum(param.numel() for param in kind(settings).parameters())
-    if count > _MOST_PARAMETERS:
-        raise UnsupportedModel(f"a small one still has {count / 1e6:.0f} million parameters")
-    torch.manual_seed(0)
-    made: nn.Module = kind(settings).eval()
-    return made
+    return kind
 
 
 # The tiny one ------------------------------------------------------------------------------------
