@@ -161,7 +161,8 @@ class Calibration:
             dict of arrays a file).
         mean, std: Per channel, in units of 0..255. The target subtracts `mean` from "Image"
             samples and divides by `std`.
-        tensor_format: Channel order in which the target passes an image to the graph.
+        tensor_format: Channel order in which the target passes an image to the graph; of "Image"
+            samples, "RGB" or "BGR".
         src_dtype, src_layout: Type and layout of the input on the board, as Pulsar2 spells them;
             None keeps the default.
         src_normalised: The input on the board is normalised already, so that the target applies

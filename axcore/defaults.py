@@ -57,11 +57,11 @@ def llm_build_args(job: Job) -> LlmBuildArgs:
 
 
 @hookimpl(trylast=True)
-def decoder(job: Job) -> Decoder:
+def decoder(job: Job, embedding: Embedding) -> Decoder:
     """Describe Llama or what is built like it, as config and tensors say."""
     from .language.decoder import default_decoder
 
-    return default_decoder(job)
+    return default_decoder(job, embedding)
 
 
 @hookimpl

@@ -24,6 +24,16 @@ if TYPE_CHECKING:
     from .toolchains.contract import Toolchain
 
 PROJECT = "axcore"
+
+CONTRACT = 1
+"""Version of this contract. It grows by one when something is added that a plugin may rely on."""
+
+OLDEST_CONTRACT = 1
+"""The oldest version that is still read: what plugins of it expect is as it was."""
+
+DECLARATION = "AXCORE_CONTRACT"
+"""Name of the number by which a plugin's module says for which version it is written; 1 without."""
+
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 
@@ -112,12 +122,16 @@ def llm_build_args(job: Job) -> LlmBuildArgs | None:
 
 
 @hookspec(firstresult=True)
-def decoder(job: Job) -> Decoder | None:
+def decoder(job: Job, embedding: Embedding) -> Decoder | None:
     """Return the language model as stages: one per layer, and one for final norm and head.
 
     Called by builds whose toolchain has no language-model builder of its own. `Decoder` specifies
     inputs and outputs of the stages. The default supports the architectures that
     ``docs/decoders.md`` lists and refuses every other, and every setting that it does not know.
+
+    Args:
+        job: The conversion; its checkpoint has every tensor.
+        embedding: What `embed_extract` returned. The default expects the layers beside it.
 
     Raises:
         UnsupportedModel: The model has layers of another kind.

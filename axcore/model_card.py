@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from .choices import Choice  # at run time: cards are checked by these types
+from .component import Shape
+
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from .choices import Choice
-    from .component import Shape
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,8 @@ class Between:
             raise ValueError(f"{where}: {shown(value)} is not {expected}")
 
 
-_UNIONS = (Union, types.UnionType)
+UNIONS = (Union, types.UnionType)
+"""What `get_origin` returns of a type that is one of several."""
 
 
 def plain(value: object) -> Any:
@@ -73,7 +74,7 @@ def _parse(kind: Any, data: Any, where: str) -> Any:
         return value
     if is_dataclass(kind):
         return _record(kind, _typed(Mapping, data, where), where)
-    if origin in _UNIONS:
+    if origin in UNIONS:
         return _first_fitting(arguments, data, where)
     if origin is Literal:
         # 14.0 equals 14, and true equals 1.
@@ -92,7 +93,7 @@ def _parse(kind: Any, data: Any, where: str) -> Any:
 
 
 def _record(kind: Any, data: Mapping[str, Any], where: str) -> Any:
-    hints, values = _hints(kind), {}
+    hints, values = field_types(kind), {}
     for field in fields(kind):
         name = f"{where}.{field.name}".lstrip(".")
         if field.name in data:
@@ -106,7 +107,8 @@ def _record(kind: Any, data: Mapping[str, Any], where: str) -> Any:
 
 
 @cache
-def _hints(kind: Any) -> dict[str, Any]:
+def field_types(kind: Any) -> dict[str, Any]:
+    """Return the types of a dataclass's fields, by name."""
     return get_type_hints(kind, include_extras=True)  # evaluates every annotation anew
 
 

@@ -52,6 +52,9 @@ class CheckpointRequest:
     model: str = field(
         kw_only=False, metadata={"help": "Model id, alias, repository or checkpoint folder."}
     )
+    family: str | None = _option(
+        None, "Plugin that the model is of, where several have it (see `axcore plugins list`)."
+    )
     checkpoint: str | None = _option(
         None, "Checkpoint folder or Hugging Face id; default: the model's own."
     )

@@ -29,13 +29,23 @@ HOOKS = """\
 Written by `docs/make_pages.py` from `axcore/hookspecs.py`, in pipeline order. A plugin implements
 them as module-level functions marked with `@axcore.hookimpl`, taking only the arguments it uses.
 [Writing a plugin](plugins.md) shows a whole one.
+
+This is version {contract} of the contract; plugins written for version {oldest} up to this one run.
+A plugin's module says which one it is written for: `{declaration} = {contract}`. Without that it is
+taken to be 1.
 """
 
 
 def hooks() -> str:
     """Return the page about hooks."""
     specs = [spec for spec in vars(hookspecs).values() if hasattr(spec, "axcore_spec")]
-    sections = [HOOKS]
+    sections = [
+        HOOKS.format(
+            contract=hookspecs.CONTRACT,
+            oldest=hookspecs.OLDEST_CONTRACT,
+            declaration=hookspecs.DECLARATION,
+        )
+    ]
     for hook in specs:
         names = ", ".join(inspect.signature(hook).parameters)
         body = inspect.getdoc(hook) or ""

@@ -140,14 +140,17 @@ def check_json(command: str, text: str) -> None:
         jsonschema.Draft202012Validator(schema).validate(json.loads(document))
 
 
-def install(site: Path, name: str, source: str, version: str = "1") -> None:
-    """Lay an installed distribution of one module into `site`: a plugin called `name`."""
+def install(
+    site: Path, name: str, source: str, version: str = "1", key: str = "", requires: str = ""
+) -> None:
+    """Lay an installed distribution of one module into `site`: a plugin called `key` or `name`."""
     info = site / f"axcore_{name}-{version}.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text(
         f"Metadata-Version: 2.1\nName: axcore-{name}\nVersion: {version}\n"
+        + (f"Requires-Dist: {requires}\n" if requires else "")
     )
-    (info / "entry_points.txt").write_text(f"[axcore]\n{name} = axcore_{name}\n")
+    (info / "entry_points.txt").write_text(f"[axcore]\n{key or name} = axcore_{name}\n")
     (site / f"axcore_{name}.py").write_text(source)
 
 

@@ -82,6 +82,7 @@ def test_the_package_is_found(environment: Environment) -> None:
         "distribution": "axcore-plugins-toyvlm",
         "version": "0.3.1",
         "status": "ok",
+        "contract": 1,
         "hooks": ["model_cards", "export_vision"],
     }
     assert "toy-vlm" in {model["id"] for model in environment.axcore("list-models")}

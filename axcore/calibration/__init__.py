@@ -10,13 +10,14 @@ from .images import (
     read_image,
     warn_of_few,
 )
-from .samples import CalibrationSet, image_samples, load_samples, store_samples
+from .samples import CalibrationSet, checked_sample, image_samples, load_samples, store_samples
 
 __all__ = [
     "Archive",
     "CalibrationSet",
     "SourceImage",
     "check_images",
+    "checked_sample",
     "embedded_images",
     "files_below",
     "find_archive",

@@ -215,7 +215,7 @@ def _encode(
     name: str, ports: Sequence[Port], calibration: Calibration, sample: Sample
 ) -> dict[str, bytes]:
     """Return the file content for each archive."""
-    checked = _checked(name, ports, calibration, sample)
+    checked = checked_sample(name, ports, calibration, sample)
     if calibration.format == "NumpyObject":
         return {name: object_npy(checked)}
     if calibration.format == "Numpy":
@@ -256,10 +256,14 @@ def _decode(content: bytes, archive: str, calibration: Calibration) -> dict[str,
     return {archive: stored[..., ::-1] if calibration.tensor_format == "BGR" else stored}
 
 
-def _checked(
+def checked_sample(
     name: str, ports: Sequence[Port], calibration: Calibration, sample: Sample
 ) -> dict[str, Array]:
-    """Return the arrays of a sample in the order of the ports, contiguous."""
+    """Return the arrays of a sample in the order of the ports, contiguous.
+
+    Raises:
+        ContractError: They are not what the ports take; see `store_samples`.
+    """
     import numpy as np
 
     expected = [port.name for port in ports]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import nullcontext
 
 from ..display import guard_output
 from ..errors import AxcoreError, UsageError
 from . import package, run  # noqa: F401 - they register their commands
 from .app import app
+from .console import data_alone
 from .evaluate import evaluate_app
 from .explain import explained
 from .invocation import Invocation
@@ -29,7 +31,7 @@ def main() -> None:
     guard_output()
     with Invocation() as invocation:
         try:
-            with explained():
+            with explained(), data_alone() if "--json" in sys.argv else nullcontext():
                 sys.exit(app(obj=invocation, standalone_mode=False))
         except AxcoreError as error:
             if os.environ.get("AXCORE_TRACEBACK"):

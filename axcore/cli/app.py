@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..model_card import Entry
     from ..pipeline.plan import Plan
     from ..plugins import Registry
-    from ..toolchains.contract import Estimate
+    from ..toolchains.contract import Estimate, Toolchain
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -86,16 +86,19 @@ def root(
 @app.command("list-models")
 def list_models(context: typer.Context, as_json: Json = False) -> None:
     """List the models of every installed family."""
-    entries = Invocation.of(context).registry().entries
+    invocation = Invocation.of(context)
+    registry = invocation.registry()
+    for remark in registry.remarks:
+        invocation.reporter.warn(f"{remark.subject}: {remark.text}; {remark.remedy}")
     if as_json:
-        return emit([_model(entry) for entry in entries])
-    if not entries:
+        return emit([_model(entry, registry) for entry in registry.entries])
+    if not registry.entries:
         typer.echo("no family is installed", err=True)
         return None
     rows = [("MODEL", "FAMILY", "REPOSITORY", "TASKS", "PARAMETERS", "LICENCE")]
-    for entry in entries:
+    for entry in registry.entries:
         card = entry.card
-        rows.append((card.id, entry.family, card.repo, ", ".join(card.profiles),
+        rows.append((registry.name_of(entry), entry.family, card.repo, ", ".join(card.profiles),
                      f"{card.parameters / 1e9:.2f} B", card.licence))  # fmt: skip
     return table(rows)
 
@@ -103,8 +106,8 @@ def list_models(context: typer.Context, as_json: Json = False) -> None:
 @app.command()
 def show(context: typer.Context, model: Model, as_json: Json = False) -> None:
     """Show what is known of a model."""
-    entry = Invocation.of(context).registry().find(model)
-    data = _model(entry)
+    registry = Invocation.of(context).registry()
+    data = _model(registry.find(model), registry)
     if as_json:
         return emit(data)
     profiles, choices = data.pop("profiles"), data.pop("choices")
@@ -171,7 +174,8 @@ def _plan(context: typer.Context, request: Request, out: Path | None, as_json: b
 
 
 def _with_choices(context: typer.Context, request: Request, registry: Registry) -> Request:
-    choices = given_choices(context, *of_conversion(registry, request.model, request.toolchain))
+    offered = of_conversion(registry, request.model, request.family, request.toolchain)
+    choices = given_choices(context, *offered)
     return Request.of(request, choices=choices)
 
 
@@ -278,7 +282,7 @@ def plugins_list(context: typer.Context, as_json: Json = False) -> None:
     registry = Invocation.of(context).registry(warn=False)
     used: list[dict[str, Any]] = [
         {"name": p.name, "distribution": p.distribution, "version": p.version, "status": "ok",
-         "hooks": registry.hooks_of(p.name)}
+         "contract": p.contract, "hooks": registry.hooks_of(p.name)}
         for p in registry.plugins.values()
     ]  # fmt: skip
     aside = [
@@ -332,11 +336,12 @@ def doctor(context: typer.Context, as_json: Json = False) -> None:
         raise typer.Exit(1)
 
 
-def _model(entry: Entry) -> dict[str, Any]:
+def _model(entry: Entry, registry: Registry) -> dict[str, Any]:
     card = entry.card
     return {
         "id": card.id,
         "family": entry.family,
+        "distribution": registry.plugins[entry.family].distribution,
         "repo": card.repo,
         "aliases": card.aliases,
         "architectures": card.architectures,
@@ -350,13 +355,21 @@ def _model(entry: Entry) -> dict[str, Any]:
 def _next(bundle: Bundle, registry: Registry) -> str:
     """Return what follows a conversion: no command that would fail on this machine."""
     folder, name = bundle.folder, bundle.manifest.toolchain
-    if registry.toolchains[name].availability().available:
+    if _is_available(registry.toolchains[name]):
         return f"axcore build {folder} --toolchain {name}"
     scripts = [folder / file for file in bundle.manifest.files if file.endswith(".sh")]
     elsewhere = f"{name} is not installed here: run {scripts[0] if scripts else name} where it is"
     if not _builds_layers(bundle, registry):
         return elsewhere
     return f"axcore build {folder} --toolchain onnx (to run it on this machine; {elsewhere})"
+
+
+def _is_available(toolchain: Toolchain) -> bool:
+    """Whether a toolchain can work here; one that cannot even say so cannot."""
+    try:
+        return toolchain.availability().available
+    except Exception:  # `axcore doctor` says what is wrong with it
+        return False
 
 
 def _builds_layers(bundle: Bundle, registry: Registry) -> bool:

@@ -6,9 +6,10 @@ import json
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, is_dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import typer
 
@@ -19,17 +20,31 @@ if TYPE_CHECKING:
 
 
 _BREAK = re.compile("[\n\t]")
+_data: TextIO | None = None  # standard output, where it is kept for data
+
+
+@contextmanager
+def data_alone() -> Iterator[None]:
+    """Keep standard output for `emit`: what plugins and libraries print goes to standard error."""
+    global _data
+    _data = sys.stdout
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _data = None
 
 
 def emit(data: object, indent: int | None = 2) -> None:
     """Print data as JSON on stdout: over several lines, or on one where `indent` is None."""
     text = json.dumps(data, indent=indent, default=_jsonable, ensure_ascii=False)
+    out = _data or sys.stdout
     try:
-        text.encode(sys.stdout.encoding or "utf-8", "surrogatepass")
+        text.encode(out.encoding or "utf-8", "surrogatepass")
     except UnicodeEncodeError:  # an encoding of few characters
         text = json.dumps(data, indent=indent, default=_jsonable)
     # What a terminal would obey, or is no text, as JSON spells it: programs read what it was.
-    typer.echo(UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
+    typer.echo(UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text), file=out)
 
 
 def table(rows: Sequence[Sequence[str]]) -> None:

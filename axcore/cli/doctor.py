@@ -65,12 +65,16 @@ def _packages() -> Iterator[Check]:
 
 
 def _plugins(registry: Registry) -> Iterator[Check]:
+    _ = registry.backends  # sets plugins aside, too
     for plugin in registry.plugins.values():
         yield Check(f"plugin {plugin.name}", "ok", f"{plugin.distribution} {plugin.version}")
     for problem in registry.problems:
-        name = problem.plugin.name
-        remedy = f"upgrade or uninstall it; AXCORE_DISABLE_PLUGINS={name} leaves it out"
-        yield Check(f"plugin {name}", "failed", problem.error, remedy)
+        plugin = problem.plugin
+        detail = f"{plugin.distribution} {plugin.version}: {problem.error}".lstrip(" :")
+        remedy = f"upgrade or uninstall it; AXCORE_DISABLE_PLUGINS={plugin.name} leaves it out"
+        yield Check(f"plugin {plugin.name}", "failed", detail, problem.remedy or remedy)
+    for remark in registry.remarks:
+        yield Check(remark.subject, "failed", remark.text, remark.remedy)
 
 
 def _toolchains(registry: Registry) -> Iterator[Check]:

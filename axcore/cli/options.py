@@ -64,7 +64,9 @@ def given_choices(context: typer.Context, owner: str, declared: Collection[str])
     return found
 
 
-def of_conversion(registry: Registry, model: str, toolchain: str) -> tuple[str, Collection[str]]:
+def of_conversion(
+    registry: Registry, model: str, family: str | None, toolchain: str
+) -> tuple[str, Collection[str]]:
     """Return model and toolchain as messages call them, and the options of both.
 
     Where the model has to be recognised, they are those of all models.
@@ -73,7 +75,7 @@ def of_conversion(registry: Registry, model: str, toolchain: str) -> tuple[str, 
     if os.path.isdir(os.path.expanduser(model)):  # noqa: PTH111, PTH112 - those of Path raise
         choices = {name for entry in registry.entries for name in entry.card.choices}
         return f"a model with {tool}", sorted(choices | set(options))
-    card = registry.find(model).card
+    card = registry.find(model, family).card
     return f"`{card.id}` with {tool}", {**dict.fromkeys(card.choices), **dict.fromkeys(options)}
 
 
@@ -94,7 +96,8 @@ def of_backend(registry: Registry, name: str) -> tuple[str, Collection[str]]:
 
 def models(incomplete: str) -> list[str]:
     """Return the models that a shell may complete."""
-    return _starting(incomplete, (entry.card.id for entry in Registry().entries))
+    registry = Registry()
+    return _starting(incomplete, map(registry.name_of, registry.entries))
 
 
 def toolchains(incomplete: str) -> list[str]:

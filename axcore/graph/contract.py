@@ -30,6 +30,13 @@ def check_component(component: Component, checkpoint: Checkpoint) -> None:
     for name in (component.name, component.stem):
         if not re.fullmatch(r"\w[\w.+-]*", name):
             raise ContractError(f"{where} has a name that cannot be a file name: {name!r}")
+    calibration = component.calibration
+    if calibration.format == "Image" and calibration.tensor_format == "AutoColorSpace":
+        raise ContractError(
+            f"{where} leaves the order of colours of its calibration images to the target, which"
+            " may pass blue where the graph expects red",
+            hint='say which one channel 0 is: Calibration(..., tensor_format="RGB") or "BGR"',
+        )
     ports = [port.name for port in (*component.inputs, *component.outputs)]
     _check_unique(where, "port", ports)
     # Parts of a graph pass values on under the names of stages.

@@ -22,12 +22,12 @@ from torch import Tensor, nn
 from ..checkpoint.quantised import float_keys
 from ..component import Stage
 from ..errors import UnsupportedModel
-from ..language_model import Decoder
+from ..language_model import Decoder, Embedding
 from ..plain import shown
 from .embedding import HEAD_KEYS, find_embedding
 from .layer_types import other_layers
 from .rotary import inverse_frequencies, sections
-from .standalone import HEAD, folded_scale
+from .standalone import HEAD, body_of, folded_scale
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -91,8 +91,12 @@ class Shape:
     sections: tuple[int, ...] | None
 
 
-def default_decoder(job: Job) -> Decoder:
+def default_decoder(job: Job, embedding: Embedding | None = None) -> Decoder:
     """Return the decoder that config and tensors describe.
+
+    Args:
+        job: Its checkpoint has the layers beside the embedding.
+        embedding: What the family says of it; None looks for it.
 
     Raises:
         UnsupportedModel: The layers have tensors, or the config has settings, that this decoder
@@ -101,10 +105,8 @@ def default_decoder(job: Job) -> Decoder:
     config, checkpoint = job.text_config, job.checkpoint
     others = other_layers(config)
     _refuse(bool(others), others)
-    embedding = find_embedding(checkpoint, job.config).key
-    head = next((key for key in HEAD_KEYS if key in float_keys(checkpoint)), embedding)
-    # Where the head serves as the embedding, it is a sibling of the module that has the layers.
-    prefix = embedding.removesuffix("embed_tokens.weight").replace("lm_head.weight", "model.")
+    key = (embedding or find_embedding(checkpoint, job.config)).key
+    head, prefix = _head_key(job, key), body_of(key)
     try:
         shape = _shape(job, prefix)
     except KeyError as error:
@@ -130,6 +132,14 @@ def default_decoder(job: Job) -> Decoder:
         position_rows=3 if shape.sections else 1,
         checkpoint=checkpoint,
     )
+
+
+def _head_key(job: Job, embedding: str) -> str:
+    """Return the key of the output head: the embedding's, where the checkpoint has no other."""
+    keys = float_keys(job.checkpoint)
+    own = [key for key in keys if key.startswith(job.card.layout.text_prefixes)]
+    named = [key for key in HEAD_KEYS if key in keys] + [key for key in own if key.endswith(HEAD)]
+    return next(iter(named), embedding)
 
 
 def _shape(job: Job, prefix: str) -> Shape:

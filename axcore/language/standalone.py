@@ -51,7 +51,7 @@ def standalone_names(job: Job, embedding: str) -> dict[str, str]:
     Raises:
         CheckpointError: A tensor has no counterpart in a text model.
     """
-    body = embedding.removesuffix(EMBEDDING).replace(HEAD, BODY)
+    body = body_of(embedding)
     layout, names, odd = job.card.layout, {}, []
     for key in float_keys(job.checkpoint):
         if not key.startswith(layout.text_prefixes) or key.startswith(layout.spare):
@@ -71,6 +71,16 @@ def standalone_names(job: Job, embedding: str) -> dict[str, str]:
             hint=f"the language model of `{job.card.id}` cannot be extracted from the checkpoint",
         )
     return names
+
+
+def body_of(embedding: str) -> str:
+    """Return what begins the keys of layers and last norm, by the key of the embedding.
+
+    It is a sibling of the layers; an output head that serves as embedding, of what has them.
+    """
+    if embedding.endswith(HEAD):
+        return embedding.removesuffix(HEAD) + BODY
+    return "".join(f"{part}." for part in embedding.split(".")[:-2])
 
 
 def folded_scale(name: str, config: Mapping[str, Any]) -> float:

@@ -18,7 +18,7 @@ from .source import COMPILED, PORTABLE
 from .target import LIBRARY
 
 if TYPE_CHECKING:
-    from ..plugins import PluginInfo
+    from ..discovery import PluginInfo
     from ..progress import Progress
     from .source import Source
 
@@ -121,7 +121,7 @@ def _register(library: Path, plugin: PluginInfo) -> None:
     info = library / f"{name}-{version}.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
-    (info / "entry_points.txt").write_text(f"[{PROJECT}]\n{plugin.name} = {plugin.module}\n")
+    (info / "entry_points.txt").write_text(f"[{PROJECT}]\n{plugin.key} = {plugin.module}\n")
 
 
 def _distribution(name: str) -> dict[str, Path]:

@@ -13,8 +13,9 @@ from ..plain import shown
 from ..runtime.deployment import Deployment
 
 if TYPE_CHECKING:
+    from ..discovery import PluginInfo
     from ..model_card import ModelCard
-    from ..plugins import PluginInfo, Registry
+    from ..plugins import Registry
 
 COMPILED, PORTABLE = ".axmodel", ".onnx"
 

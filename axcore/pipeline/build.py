@@ -16,6 +16,7 @@ from ..language_model import Decoder
 from ..step import BUILD
 from ..workspace import Workspace
 from .job import find_toolchain, open_job, request_of, vision_key
+from .prepared import check_embedding
 
 if TYPE_CHECKING:
     from ..bundle import Bundle
@@ -120,7 +121,7 @@ class _Reads:
 
     def _check_weights(self, folder: Path) -> None:
         manifest = self.bundle.manifest
-        card = self.registry.find(manifest.model.id).card
+        card = self.registry.of_bundle(manifest.model).card
         wanted = vision_key(card) if manifest.vision_only else None
         with Checkpoint.open(folder, card.layout.prefixes, wanted) as checkpoint:
             if manifest.checkpoint.fingerprint not in ("", checkpoint.fingerprint()):
@@ -207,7 +208,7 @@ def open_decoder(bundle: Bundle, registry: Registry, progress: Progress) -> Deco
     """
     from ..graph.contract import check_stages
 
-    request = request_of(bundle)
+    request = request_of(bundle, registry)
     if request.vision_only:
         raise UsageError(
             f"{bundle.folder} holds the vision side alone",
@@ -216,7 +217,10 @@ def open_decoder(bundle: Bundle, registry: Registry, progress: Progress) -> Deco
     job = open_job(request, registry, progress)
     if bundle.manifest.checkpoint.fingerprint not in ("", job.checkpoint.fingerprint()):
         raise other_weights(bundle, job.checkpoint.folder)
-    decoder = registry.call(job.family, "decoder", job=job)
+    embedding = registry.call(job.family, "embed_extract", job=job)
+    with registry.blame(job.family, "embed_extract"):
+        check_embedding(embedding, job)
+    decoder = registry.call(job.family, "decoder", job=job, embedding=embedding)
     with registry.blame(job.family, "decoder"):
         if not isinstance(decoder, Decoder):
             raise ContractError(f"returned {decoder!r}, not a Decoder")

@@ -402,7 +402,7 @@ def _code(job: Job, registry: Registry) -> dict[str, Any]:
     module = plugin.module.partition(":")[0].partition(".")[0]
     return {
         "code": [code_digest("axcore"), code_digest(module)],
-        "plugin": [plugin.name, plugin.version],
+        "plugin": [plugin.key, plugin.package, plugin.version],
         "versions": versions(),
     }
 
@@ -457,7 +457,7 @@ def _head(prepared: Prepared) -> dict[str, Any]:
             "id": job.card.id,
             "repo": job.card.repo,
             "licence": job.card.licence,
-            "family": job.family,
+            "family": plugin.key,
             "plugin": f"{plugin.distribution} {plugin.version}".strip(),
             "task": job.task,
             "profile": asdict(job.profile),

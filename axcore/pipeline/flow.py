@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..calibration import embedded_images, find_images, image_samples
+from ..calibration import checked_sample, embedded_images, find_images, image_samples
 from ..errors import UsageError
 from ..progress import Silent
 from ..runtime.vision import feature_sources
@@ -68,7 +68,7 @@ class Flow:
             return self.features(index, self.samples(index - 1, images, progress))
         component, graph = self.chain[index]
         made = image_samples(component, self._maker(component), images, progress)
-        return (_in_precision(graph, sample) for sample in made)
+        return (self._checked(component, graph, _in_precision(graph, sample)) for sample in made)
 
     def features(self, index: int, before: Iterable[Sample]) -> Iterator[Sample]:
         """Yield samples for a file behind another, lazily.
@@ -134,6 +134,11 @@ class Flow:
 
     def _is_head(self, index: int) -> bool:
         return index == 0 or self.chain[index - 1][0] is not self.chain[index][0]
+
+    def _checked(self, component: Component, graph: GraphFile, sample: Sample) -> Sample:
+        family = self._prepared.job.family
+        with self._prepared.registry.blame(family, "make_calib"):
+            return checked_sample(component.name, graph.inputs, graph.calibration, sample)
 
     def _maker(self, component: Component) -> Callable[[Sequence[Image]], list[Sample]]:
         """Return the family's `make_calib`; safe to call from several threads."""

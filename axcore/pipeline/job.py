@@ -8,10 +8,11 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ..catalogue import recognises
 from ..checkpoint import Checkpoint, as_stored, canonical_key, check_layout, read_config
 from ..checkpoint.quantised import check_groups
 from ..choices import resolve, unknown_option
-from ..errors import CheckpointError, UsageError
+from ..errors import CheckpointError, DownloadError, UsageError
 from ..files import cache_folder
 from ..job import Job
 from ..language.embedding import FORMATS
@@ -82,11 +83,16 @@ def choose(request: Request, card: ModelCard, registry: Registry) -> Chosen:
     return Chosen(model, toolchain, options, toolchain.target(options))
 
 
-def request_of(bundle: Bundle) -> Request:
-    """Return the request that opens the checkpoint of a bundle again, its images aside."""
+def request_of(bundle: Bundle, registry: Registry) -> Request:
+    """Return the request that opens the checkpoint of a bundle again, its images aside.
+
+    Raises:
+        PluginNotFound: The plugin that made the bundle is not in use.
+    """
     manifest, options = bundle.manifest, bundle.options
     return Request.of(
         manifest.model.id,
+        family=registry.of_bundle(manifest.model).family,
         options=replace(options, choices={**options.choices, **bundle.build_request.options}),
         checkpoint=manifest.checkpoint.folder,
         vision_only=manifest.vision_only,
@@ -99,26 +105,32 @@ def open_job(request: Request, registry: Registry, progress: Progress) -> Job:
 
     Raises:
         PluginNotFound: No installed plugin knows the model.
-        UsageError: The request contradicts itself.
+        UsageError: The request contradicts itself, or several families have the model.
+        ContractError: The family failed.
         CheckpointError: The checkpoint is damaged or of another model.
         DownloadError: It could not be fetched.
     """
     _check_options(request)
-    entry, folder = _locate(request, registry)
+    entry, folder = _locate(request, registry, progress)
     card, chosen = entry.card, choose(request, entry.card, registry)
     options = replace(request.options, choices=chosen.model)
     task, profile = resolve_profile(card, options)
     if folder is None:
         folder = _obtain(request, card, vision_only=request.vision_only, progress=progress)
-    checkpoint = _open(folder, card, vision_only=request.vision_only)
+    checkpoint = _open(folder, entry, registry, vision_only=request.vision_only)
     return Job(card, entry.family, checkpoint, task, profile, options, chosen.target.name)
 
 
-def _open(folder: Path, card: ModelCard, *, vision_only: bool) -> Checkpoint:
+def _open(folder: Path, entry: Entry, registry: Registry, *, vision_only: bool) -> Checkpoint:
     """Open a checkpoint whose config and tensors are those of the model."""
+    card = entry.card
     layout, wanted = card.layout, vision_key(card) if vision_only else None
     checkpoint = Checkpoint.open(folder, layout.prefixes, only=wanted)
-    _check_model(card, checkpoint)
+    _check_architecture(card, checkpoint)
+    with registry.blame(entry.family, "model_cards"):
+        own = recognises(card, checkpoint.config)
+    if not own:
+        raise _another(card, checkpoint)
     with _described(card, checkpoint):
         check_config(checkpoint.config, layout.config)
     if layout.tensors is not None:
@@ -189,7 +201,9 @@ def _check_options(request: Request) -> None:
         )
 
 
-def _locate(request: CheckpointRequest, registry: Registry) -> tuple[Entry, Path | None]:
+def _locate(
+    request: CheckpointRequest, registry: Registry, progress: Progress
+) -> tuple[Entry, Path | None]:
     """Return the model and the checkpoint folder, where the request names one."""
     folder = expanded(request.model)
     if _is_folder(folder):
@@ -200,8 +214,9 @@ def _locate(request: CheckpointRequest, registry: Registry) -> tuple[Entry, Path
             )
         config = read_config(folder)
         _architectures(config, folder)
-        return registry.recognise(config, folder / "config.json"), folder
-    entry = registry.find(request.model)
+        where = folder / "config.json"
+        return registry.recognise(config, where, request.family, progress.warn), folder
+    entry = registry.find(request.model, request.family)
     named = expanded(request.checkpoint) if request.checkpoint else None
     if named is not None and _is_folder(named):
         return entry, named
@@ -229,13 +244,18 @@ def _obtain(
         return fabricate(card, size, fabricated_folder(card, size), progress=progress)
     from ..checkpoint.hub import fetch
 
-    return fetch(
-        request.checkpoint or card.repo,
-        needed=_disk_key(card) if vision_only else None,
-        source=request.source,
-        revision=request.revision,
-        progress=progress,
-    )
+    try:
+        return fetch(
+            request.checkpoint or card.repo,
+            needed=_disk_key(card) if vision_only else None,
+            source=request.source,
+            revision=request.revision,
+            progress=progress,
+        )
+    except DownloadError as error:
+        if card.layout.tensors and card.published.config:
+            error.hint += "; or try the model without its weights: `--weights random-full`"
+        raise
 
 
 def fabricated_folder(card: ModelCard, size: str) -> Path:
@@ -252,20 +272,24 @@ def _disk_key(card: ModelCard) -> Callable[[str], bool]:
     return lambda key: vision_key(card)(canonical_key(key, card.layout.prefixes))
 
 
-def _check_model(card: ModelCard, checkpoint: Checkpoint) -> None:
+_HINT = "name the checkpoint folder alone to let axcore recognise the model"
+
+
+def _check_architecture(card: ModelCard, checkpoint: Checkpoint) -> None:
     where = checkpoint.folder / "config.json"
-    hint = "name the checkpoint folder alone to let axcore recognise the model"
     found = _architectures(checkpoint.config, checkpoint.folder)
     if not set(found) & set(card.architectures):
         raise CheckpointError(
             f"{where} describes {', '.join(found) or 'no architecture'}"
             f"\n  `{card.id}` is {', '.join(card.architectures)}",
-            hint=hint,
+            hint=_HINT,
         )
-    if card.recognises is not None and not card.recognises(checkpoint.config):
-        raise CheckpointError(
-            f"{where} describes another {', '.join(found)} than `{card.id}`", hint=hint
-        )
+
+
+def _another(card: ModelCard, checkpoint: Checkpoint) -> CheckpointError:
+    found = ", ".join(_architectures(checkpoint.config, checkpoint.folder))
+    where = checkpoint.folder / "config.json"
+    return CheckpointError(f"{where} describes another {found} than `{card.id}`", hint=_HINT)
 
 
 def _architectures(config: Mapping[str, Any], folder: Path) -> list[str]:

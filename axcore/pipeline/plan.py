@@ -111,7 +111,7 @@ def make_plan(prepared: Prepared, images: Sequence[SourceImage]) -> Plan:
         model=job.card.id,
         family=job.family,
         task=job.task,
-        checkpoint=build.checkpoint,
+        checkpoint=str(job.checkpoint.folder.resolve()),
         components=components,
         files=files,
         peak_bytes=_BASE_BYTES
@@ -238,7 +238,7 @@ def _files(prepared: Prepared, build: BuildRequest, texts: dict[str, str]) -> li
         count = math.prod(prepared.embedding.shape)
         for form in (ALWAYS, *prepared.job.options.embedding_formats):
             files.append(PlannedFile(FORMATS[form], count * (2 if form == ALWAYS else 4)))
-    if prepared.llm.checkpoint is not None and not prepared.request.vision_only:
+    if prepared.llm.checkpoint is not None:
         size = checkpoint_bytes(prepared.job.checkpoint, prepared.llm.checkpoint)
         files.append(PlannedFile(f"{LLM_FOLDER}/*.safetensors", size))
     files += [PlannedFile(name, len(text.encode())) for name, text in texts.items()]

@@ -147,11 +147,13 @@ def prepare(
     embedding = None if request.vision_only else call("embed_extract")
     if embedding is not None:
         with registry.blame(job.family, "embed_extract"):
-            _check_embedding(embedding, job)
+            check_embedding(embedding, job)
     chosen = choose(request, job.card, registry)
     llm = call("llm_build_args")
     with registry.blame(job.family, "llm_build_args"):
         _check_types([llm], LlmBuildArgs)
+        if request.vision_only:  # the tensors that its checkpoint would take are not read
+            llm = replace(llm, checkpoint=None, notes=())
         for key, _ in llm.checkpoint.tensors.values() if llm.checkpoint else ():
             job.checkpoint.info(key)
     return Prepared(
@@ -201,7 +203,8 @@ def _checked_cuts(cuts: object, component: Component) -> tuple[int, ...]:
     return tuple(chosen)
 
 
-def _check_embedding(embedding: object, job: Job) -> None:
+def check_embedding(embedding: object, job: Job) -> None:
+    """Refuse what is no `Embedding`, or not that of the checkpoint."""
     _check_types([embedding], Embedding)
     assert isinstance(embedding, Embedding)
     found = job.checkpoint.info(embedding.key).shape

@@ -30,7 +30,7 @@ def verify_bundle(
     """
     stems = [graph.stem for graph in bundle.build_request.graphs]
     bundle.check_files({f"{stem}{suffix}" for stem in stems for suffix in (".onnx", ".onnx.data")})
-    request = request_of(bundle)
+    request = request_of(bundle, registry)
     job = open_job(request, registry, progress)
     with job.checkpoint:
         prepared = prepare(request, registry, job)

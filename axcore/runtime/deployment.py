@@ -68,7 +68,7 @@ class Deployment:
         Raises:
             BundleError: It is not a bundle, has only the vision side, or its small files have been
                 changed.
-            PluginNotFound: No installed plugin knows the model.
+            PluginNotFound: The plugin that made the bundle is not in use.
             AxcoreError: The system is not Linux.
         """
         require_linux()
@@ -80,7 +80,7 @@ class Deployment:
             )
         bundle.check_files(set(_assets(bundle)))  # large files are checked on first use
         checkpoint = Checkpoint(folder, read_config(folder), (), {})
-        model, entry = manifest.model, registry.find(manifest.model.id)
+        model, entry = manifest.model, registry.of_bundle(manifest.model)
         card, family = entry.card, entry.family
         try:
             resolve(f"`{card.id}`", card.choices, bundle.options.choices)

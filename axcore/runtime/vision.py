@@ -109,6 +109,8 @@ class VisionChain(ABC):
     def features(self, sample: Sample) -> dict[str, Array]:
         """Run the parts in order; each receives the outputs of the one before."""
         self.open()
+        if self._parts:
+            _check_sample(self._parts[0][1], sample)
         found: dict[str, Array] = {}
         features: dict[str, Array] = dict(sample)
         before: Part | None = None
@@ -161,6 +163,28 @@ class VisionSessions(VisionChain):
         session = open_session(self._engine, path)
         _check(graph, session, path)
         return session
+
+
+def _check_sample(part: Part, sample: Sample) -> None:
+    """Refuse a sample that does not have what the first part takes.
+
+    Raises:
+        ContractError: Says what it has and what is taken.
+    """
+    image = part.calibration.format == "Image"
+    for port in part.inputs:
+        array, expected = sample.get(port.name), [*port.shape]
+        if image:
+            expected = [*port.shape[2:], 3]
+        if not isinstance(array, np.ndarray) or array.size != prod(expected):
+            found = (
+                f"{array.dtype} {[*array.shape]}" if isinstance(array, np.ndarray) else "nothing"
+            )
+            raise ContractError(
+                f"a prompt's sample has {found} for input `{port.name}` of `{part.stem}`\n"
+                f"  expected: {'uint8' if image else port.dtype} {expected}",
+                hint="`prepare_prompt` gives samples in the form that `make_calib` yields",
+            )
 
 
 def _check(graph: GraphFile, session: Session, path: Path) -> None:

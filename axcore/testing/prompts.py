@@ -69,9 +69,9 @@ def check_prompt(bundle: Path, registry: Registry) -> None:
     Raises:
         AssertionError: `prepare_prompt` failed, or broke one of these rules.
     """
-    family = registry.plugins[Bundle.open(bundle).manifest.model.family]
+    family = registry.plugins[registry.of_bundle(Bundle.open(bundle).manifest.model).family]
     done = subprocess.run(
-        [sys.executable, "-c", _PREPARE, str(bundle), family.name, family.module],
+        [sys.executable, "-c", _PREPARE, str(bundle), family.key, family.module],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         capture_output=True, text=True, check=False,
     )  # fmt: skip

@@ -52,6 +52,20 @@ def folded(folder: Path, registry: Registry, tmp_path_factory: pytest.TempPathFa
     return out
 
 
+def test_the_vision_side_alone_folds_nothing(folder: Path, registry: Registry) -> None:
+    """No tensor of the language model is asked for, none written. Oracle: the checkpoint alone."""
+    planned = plan(folder, vision_only=True, choices=FOLD, registry=registry)
+    assert not [file.name for file in planned.files if file.name.startswith("llm")]
+    assert not [note for note in planned.notes if "folded" in note]
+
+
+def test_a_plan_names_the_checkpoint(folder: Path, registry: Registry) -> None:
+    """Not the folder that the builder will read. Oracle: where it lies."""
+    planned = plan(folder, choices=FOLD, registry=registry)
+    assert planned.checkpoint == str(folder)
+    assert [file.name for file in planned.files if file.name.startswith("llm")]
+
+
 def test_a_folded_model_gives_the_logits_of_the_scaled_one(folder: Path, folded: Path) -> None:
     """Random ids, float32, at most 1e-4 apart; without the scales they would differ widely.
 

@@ -310,8 +310,8 @@ def test_a_broken_plugin_is_named_whatever_the_arguments(
     outcome = axcore("show", word)
     assert f"no installed plugin has a model `{word}`" in outcome.err
     assert (
-        f"warning: plugin `broken` 1.2 is set aside: ModuleNotFoundError: No module named"
-        f" '{broken_plugin}'" in outcome.err
+        "warning: plugin `broken` (axcore-broken 1.2) is set aside: ModuleNotFoundError: No module"
+        f" named '{broken_plugin}'" in outcome.err
     )
     for command in ("doctor", "plugins list"):
         assert "warning: " not in axcore(*command.split()).err

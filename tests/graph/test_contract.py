@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from axcore import Component, Port, Stage, Weight
+from axcore import Calibration, Component, Port, Stage, Weight
 from axcore.checkpoint import Checkpoint
 from axcore.errors import CheckpointError, ContractError
 from axcore.graph.contract import check_component, check_consumed
@@ -83,6 +83,10 @@ UNDECLARED: Mapping[str, tuple[Change, str]] = {
     "port named twice": (
         lambda c: replace(c, outputs=(Port("pixels", (16, 20)),)),
         "repeats the port name pixels",
+    ),
+    "colours in no order": (
+        lambda c: replace(c, calibration=Calibration("Image")),
+        "leaves the order of colours",
     ),
     "one kind, two classes": (
         restaged(2, kind="mix"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,10 +11,15 @@ import onnxruntime as ort
 import pytest
 from PIL import Image
 
+from axcore import ContractError, Registry, Request
 from axcore.calibration import embedded_images, images
+from axcore.pipeline.flow import Flow
+from axcore.pipeline.job import open_job
+from axcore.pipeline.prepared import prepare
+from axcore.progress import Silent
 from axcore_plugins_qwen25vl.preprocess import IMAGE_CALIBRATION
 
-from ..bundles import STEM, contents, convert
+from ..bundles import MODEL, STEM, contents, convert
 
 if TYPE_CHECKING:
     from contextlib import ExitStack
@@ -90,3 +96,20 @@ def test_samples_are_what_the_parts_before_return(checkpoint: Path, tmp_path: Pa
             stored = np.load(folder / f"calib_{STEM}_part{part + 1}_data/data_{number}.npy")
             assert stored.dtype == np.float16
             np.testing.assert_array_equal(stored, feed)
+
+
+def test_a_sample_of_another_size_is_refused_when_verifying(checkpoint: Path) -> None:
+    """Before ONNX Runtime sees it, by plugin and hook. Oracle: the port that is a row short."""
+    request, registry = Request.of(MODEL, checkpoint=str(checkpoint)), Registry()
+    prepared = prepare(request, registry, open_job(request, registry, Silent()))
+    (component,) = prepared.components
+    assert component.preprocess
+
+    def short(shown: Any) -> list[Any]:
+        return [{n: array[1:] for n, array in sample.items()} for sample in made(shown)]
+
+    made = component.preprocess
+    prepared = replace(prepared, components=(replace(component, preprocess=short),))
+    flow = Flow(prepared, lambda _, graph: checkpoint / graph.stem)
+    with pytest.raises(ContractError, match=r"(?s)`qwen25vl`.*make_calib: .* has uint8 \["):
+        next(flow.feeds(0, flow.chosen(())))

@@ -6,11 +6,14 @@ import json
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
-from axcore import BundleError, LlmBuildArgs, PluginNotFound, Registry
+from axcore import BundleError, ContractError, LlmBuildArgs, PluginNotFound, Registry
 from axcore.bundle import CHECKSUMS
 from axcore.runtime.deployment import Deployment
+from axcore.runtime.engine import load_engine
+from axcore.runtime.vision import VisionSessions
 
 from ..built import CACHE, CHUNK, HEAD, HEIGHT, HISTORIES, LAYER, TABLE, WIDTH
 from ..bundles import STEM, change_json, list_again
@@ -188,3 +191,22 @@ def test_a_family_that_is_not_installed(own: Path) -> None:
     """The model's name is in the message."""
     with pytest.raises(PluginNotFound, match=r"qwen2\.5-vl-3b"):
         Deployment.open(own, Registry([]))
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (lambda name, array: {name: array[:-1]}, r"uint8 \[\d+, \d+, 3\] for input"),
+        (lambda name, array: {"other": array}, "nothing for input"),
+    ],
+)
+def test_a_sample_of_another_size(deployment: Deployment, change: Any, found: str) -> None:
+    """Refused before an engine sees it, with both sizes. Oracle: the port of the graph."""
+    (graph,) = deployment.graphs
+    (port,) = graph.inputs
+    pixels = np.zeros((*port.shape[2:], 3), np.uint8)
+    model = VisionSessions(deployment, load_engine("onnx"), ".onnx")
+    assert model.run({port.name: pixels}).size
+    with pytest.raises(ContractError, match=f"a prompt's sample has {found}") as caught:
+        model.run(change(port.name, pixels))
+    assert f"expected: uint8 {[*port.shape[2:], 3]}" in caught.value.message
