@@ -59,7 +59,7 @@ def plan(
         UsageError: An argument is unknown, or does not take the value.
         AxcoreError: Another subclass says what is wrong.
     """
-    from .calibration import find_archive, find_images
+    from .calibration import Found, find_archive, find_data
     from .pipeline.job import open_job
     from .pipeline.plan import check_room, make_plan
     from .pipeline.prepared import prepare
@@ -70,7 +70,7 @@ def plan(
     archive = find_archive(archived, reporter) if archived else None
     with job.checkpoint:
         prepared = prepare(request, registry, job, archive)
-        made = make_plan(prepared, find_images(request.images) if request.images else [])
+        made = make_plan(prepared, find_data(request.images) if request.images else Found())
     if out is not None:
         check_room(made, given_path(out))
     return made

@@ -297,7 +297,13 @@ def _check(manifest: Manifest) -> None:
 def _check_build(build: BuildRequest) -> None:
     if not Path(build.checkpoint).is_absolute():
         check_name(build.checkpoint)
+    seen: set[str | None] = {"", None}
     for number, graph in enumerate(build.graphs):
+        if graph.after not in seen:
+            raise ValueError(
+                f"build.graphs.{number}: no component before it is {shown(graph.after)}"
+            )
+        seen.add(graph.component)
         for name in (graph.stem, graph.archive):
             check_name(name)
             if "/" in name:
@@ -305,6 +311,8 @@ def _check_build(build: BuildRequest) -> None:
         for port in (*graph.inputs, *graph.outputs):
             if port.dtype not in _DTYPES:
                 raise ValueError(f"build.graphs.{number}: {shown(port.dtype)} is not a dtype")
+            if port.layer is not None and port.layer not in range(build.decoder_layers):
+                raise ValueError(f"build.graphs.{number}: there is no layer {shown(port.layer)}")
 
 
 def _numbers(manifest: Manifest) -> Iterator[tuple[str, Sequence[int], int]]:

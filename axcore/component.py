@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from .errors import ContractError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -209,14 +211,15 @@ class Component:
         preprocess: Turns `images_per_sample` RGB images into samples, arrays in the form that the
             target reads (see `Calibration.graph_input`). None if the inputs are features of
             another component.
-        images_per_sample: Number of images that one call of `preprocess` takes.
+        images_per_sample: Number of images, or of arrays, that one call of `preprocess` takes.
         calibration: How samples are stored.
         build_options: Toolchain name to settings in that toolchain's own terms, merged into the
             configuration that it writes by default.
-        after: Name of the component whose outputs it takes; None for the one before it, "" for
-            none: it begins a chain of its own, such as a second tower.
+        after: Name of the component, listed before, whose outputs it takes; "" for none: it begins
+            a chain of its own, such as a second tower. None for the one before it, or for none if
+            it has a `preprocess`.
         media: What `preprocess` takes: "image", or "array" for data that are not pictures, such as
-            log-mel features. Calibration then reads ``.npy`` files.
+            log-mel features. Calibration then reads ``.npy`` files, float32.
     """
 
     name: str
@@ -235,3 +238,61 @@ class Component:
     def rows(self) -> int:
         """Rows of the first output, which are tokens if it feeds the language model."""
         return math.prod(self.outputs[0].shape[:-1])
+
+
+def sources(components: Iterable[Component]) -> dict[str, str]:
+    """Map each component to the one whose outputs it takes; "" for the first of a chain."""
+    found: dict[str, str] = {}
+    before = ""
+    for component in components:
+        implied = "" if component.preprocess else before
+        found[component.name] = implied if component.after is None else component.after
+        before = component.name
+    return found
+
+
+def heads(sources: Mapping[str, str]) -> dict[str, str]:
+    """Map each component to the first one of its chain, given what `sources` returned."""
+    found: dict[str, str] = {}
+    for name, source in sources.items():
+        found[name] = found[source] if source else name
+    return found
+
+
+class Graph(Protocol):
+    """What has ports: a component, or one of the files that it becomes."""
+
+    @property
+    def stem(self) -> str:
+        """Name of the file."""
+
+    @property
+    def inputs(self) -> tuple[Port, ...]:
+        """What it takes."""
+
+    @property
+    def outputs(self) -> tuple[Port, ...]:
+        """What it returns."""
+
+
+def feature_sources(graph: Graph, behind: Graph) -> dict[str, str]:
+    """Map each input of `behind` to an output of `graph`, by name, else by position.
+
+    Raises:
+        ContractError: An input has no matching output.
+    """
+    made = {port.name: port for port in graph.outputs}
+    named = any(port.name in made for port in behind.inputs)
+    sources = {}
+    for position, port in enumerate(behind.inputs):
+        in_place = graph.outputs[position] if position < len(graph.outputs) else None
+        source = made.get(port.name) if named else in_place
+        if source is None or source.shape != port.shape:
+            returned = ", ".join(f"{out.name} {list(out.shape)}" for out in graph.outputs)
+            raise ContractError(
+                f"`{behind.stem}` takes {port.name} {list(port.shape)};"
+                f" `{graph.stem}` returns {returned}",
+                hint="give it a `preprocess`, or make its inputs match those outputs",
+            )
+        sources[port.name] = source.name
+    return sources

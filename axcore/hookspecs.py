@@ -96,7 +96,8 @@ def make_calib(job: Job, component: Component, images: Sequence[Image]) -> Itera
     """Turn images into calibration samples in the form that the target reads.
 
     Called from several threads at once, each time with ``component.images_per_sample`` RGB
-    images. The default calls ``component.preprocess``.
+    images; for a component of media "array", with as many arrays, float32. The default calls
+    ``component.preprocess``.
 
     Yields:
         ``{input name: array}``; for `Calibration.format` "Image" uint8 ``[H, W, 3]`` whose

@@ -94,11 +94,12 @@ class Prompt:
         input_ids: int64 ``[n]``, placeholders included.
         position_ids: int64 ``[r, n]``: one row, or as many as the model has axes, e.g. 3 for
             temporal, height and width.
-        vision_rows: Component name to the indices in `input_ids` (int64 ``[m]``) that its output
-            rows replace. Rows of consecutive runs are concatenated; those after the first m are
-            padding.
-        images: Component name to the samples that it runs on, in order, each in the form that
-            `make_calib` yields. Components after it receive its features.
+        vision_rows: Component name to the indices in `input_ids` that its output rows replace, for
+            the component at the end of a chain. int64 ``[m]``: m is exactly the number of rows
+            that all its runs return, in order. Or a sequence of such arrays, one for each run,
+            where some rows are padding: those of the run behind the first ``len(array)``.
+        images: Name of the first component of a chain to the samples that it runs on, in order,
+            each in the form that `make_calib` yields. Components after it receive its features.
         stop_ids: Tokens that end an answer, in addition to those in the checkpoint's config.
         blocks: int64 ``[n]``: consecutive tokens with the same number above 0 see each other, in
             both directions; 0 is causal, as is None for all. Chunks never cut a block.
@@ -106,10 +107,22 @@ class Prompt:
 
     input_ids: np.ndarray[Any, Any]
     position_ids: np.ndarray[Any, Any]
-    vision_rows: Mapping[str, np.ndarray[Any, Any]]
+    vision_rows: Mapping[str, np.ndarray[Any, Any] | Sequence[np.ndarray[Any, Any]]]
     images: Mapping[str, Sequence[Sample]]
     stop_ids: tuple[int, ...] = ()
     blocks: np.ndarray[Any, Any] | None = None
+
+    @property
+    def places(self) -> dict[str, np.ndarray[Any, Any]]:
+        """`vision_rows` with the places of all runs in one array, int64 ``[m]``."""
+        import numpy as np
+
+        return {
+            name: rows
+            if isinstance(rows, np.ndarray)
+            else np.concatenate([np.empty(0, np.int64), *rows])
+            for name, rows in self.vision_rows.items()
+        }
 
 
 @dataclass(frozen=True)

@@ -132,6 +132,9 @@ PROMPT_CHARS = 256 * KB
 PREDICTIONS_BYTES = 16 * MB
 """A file of answers: 12,000 images at 256 tokens each."""
 
+ARRAY_BYTES = 32 * MB
+"""Of one array to calibrate with; published: 1.5 MB for half a minute of log-mel features."""
+
 FEATURES_BYTES = 128 * MB
 """Features of one image; published: 32 MB for 16,384 rows of 1024 halves."""
 

@@ -43,16 +43,18 @@ def prepare(job: Job, messages: Sequence[Mapping[str, Any]]) -> Prompt:
     preprocess.check_size(height, width)
     tiles, tokens = int(job.choice("tiles")), height * width // preprocess.CELL_PX**2
     tokenizer = load_tokenizer(job.checkpoint.folder, _markers(job.config))
+    full = tiles * tokens  # rows of a run; those of tiles that fill the last batch have no places
     parts = list(_parts(job, messages))
     ids, rows = encode_prompt(
         tokenizer,
         [Rows(CONTEXT, len(p) * tokens) if isinstance(p, list) else p for p in parts],
     )
     cut = [pixels for part in parts if isinstance(part, list) for pixels in part]
+    places = np.concatenate([np.empty(0, np.int64), *rows])
     return Prompt(
         input_ids=ids,
         position_ids=np.arange(len(ids))[None],
-        vision_rows={"vision": np.concatenate([np.empty(0, np.int64), *rows])},
+        vision_rows={"vision": [places[i : i + full] for i in range(0, len(places), full)]},
         images={"vision": list(preprocess.batches(cut, tiles))},
         stop_ids=tuple(i for text in STOP if (i := tokenizer.token_to_id(text)) is not None),
     )

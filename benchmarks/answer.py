@@ -66,7 +66,7 @@ arguments = parser.parse_args()
 
 registry, engine = Registry(), Clocked()
 deployment = replace(Deployment.open(arguments.bundle, registry), stop_ids=frozenset())
-vision = VisionSide(VisionSessions(deployment, engine, SUFFIX))
+vision = VisionSide(VisionSessions(deployment, engine, SUFFIX), deployment.graphs)
 runner = Runner(deployment, registry, vision, LayerModels(deployment, engine, SUFFIX))
 content = [
     {"type": "image", "image": arguments.image},

@@ -15,17 +15,19 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ImageError
 from ..foreign import open_regular, read_bytes, reason
-from ..limits import ARCHIVE_BYTES, FOLDER_FILES, IMAGE_BYTES
+from ..limits import ARCHIVE_BYTES, ARRAY_BYTES, FOLDER_FILES, IMAGE_BYTES
+from .arrays import SourceArray, is_array
 from .decode import decode, kind_of, tiles, to_rgb
 from .members import ERRORS, members
 from .parallel import in_order
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     import numpy as np
     from PIL.Image import Image
 
+    from ..component import Component, Media
     from ..progress import Progress
 
     Pixels = np.ndarray[Any, np.dtype[np.uint8]]
@@ -127,6 +129,27 @@ def embedded_images() -> list[Path]:
 # Find --------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Found:
+    """What is calibrated with.
+
+    Attributes:
+        images, arrays: In natural order of their names: ``img2`` before ``img10``.
+    """
+
+    images: Sequence[SourceImage] = ()
+    arrays: Sequence[SourceArray] = ()
+
+    def of(self, media: Media) -> Sequence[SourceImage | SourceArray]:
+        """Return what a component of that kind takes."""
+        return self.images if media == "image" else self.arrays
+
+    @property
+    def all(self) -> Sequence[SourceImage | SourceArray]:
+        """Both, the images first."""
+        return [*self.images, *self.arrays]
+
+
 def find_images(sources: Sequence[Path]) -> list[SourceImage]:
     """Return the images in folders (with everything below them), archives and files.
 
@@ -143,8 +166,22 @@ def find_images(sources: Sequence[Path]) -> list[SourceImage]:
         ImageError: A source is missing, holds no image, has too many files, or unpacks to more
             than `ARCHIVE_BYTES`.
     """
-    found = [image for source in sources for image in _images_of(source)]
-    return sorted(found, key=lambda image: _natural(image.name))
+    found = [image for source in sources for image in _held(source, arrays=False)]
+    return sorted(found, key=lambda image: _natural(image.name))  # type: ignore[arg-type]
+
+
+def find_data(sources: Sequence[Path]) -> Found:
+    """Return the images and the arrays (``.npy``) in folders, archives and files.
+
+    Raises:
+        ImageError: As `find_images`; a source may hold either.
+    """
+    held = [one for source in sources for one in _held(source, arrays=True)]
+    held.sort(key=lambda one: _natural(one.name))
+    return Found(
+        [one for one in held if isinstance(one, SourceImage)],
+        [one for one in held if isinstance(one, SourceArray)],
+    )
 
 
 def files_below(folder: Path) -> list[Path]:
@@ -176,39 +213,49 @@ def _explained_walk(folder: Path) -> Iterator[Path]:
         yield from (Path(root, name) for name in names)
 
 
-def _images_of(source: Path) -> list[SourceImage]:
+def _held(source: Path, *, arrays: bool) -> list[SourceImage | SourceArray]:
     hint = "give JPEG, PNG or WebP files, a folder of them, or a TAR or ZIP archive"
     try:
-        found = list(_walk(source))
+        found = [one for one in _walk(source) if arrays or isinstance(one, SourceImage)]
     except ERRORS as error:
         raise ImageError(f"`{source}` cannot be read\n  {error}", hint=hint) from error
     if not found:
-        raise ImageError(f"`{source}` holds no JPEG, PNG or WebP image", hint=hint)
+        neither = ", nor an array (.npy)" if arrays else ""
+        raise ImageError(f"`{source}` holds no JPEG, PNG or WebP image{neither}", hint=hint)
     return found
 
 
-def _walk(source: Path) -> Iterator[SourceImage]:
+def _walk(source: Path) -> Iterator[SourceImage | SourceArray]:
     if source.is_dir():
         for path in files_below(source):
-            if kind_of(_read(path, 0, 16)):
-                yield SourceImage.of_file(path)
-    elif kind_of(_read(source, 0, 16)):
-        yield SourceImage.of_file(source)
+            yield from _of_file(path)
+    elif found := list(_of_file(source)):
+        yield from found
     else:
         yield from _members(source)
 
 
-def _members(archive: Path) -> Iterator[SourceImage]:
-    """Yield the images of an archive.
+def _of_file(path: Path) -> Iterator[SourceImage | SourceArray]:
+    start = _read(path, 0, 16)
+    if kind_of(start):
+        yield SourceImage.of_file(path)
+    elif is_array(start):
+        yield SourceArray(str(path), partial(read_bytes, path, ARRAY_BYTES))
+
+
+def _members(archive: Path) -> Iterator[SourceImage | SourceArray]:
+    """Yield the images and arrays of an archive.
 
     Of a plain TAR each is a range of the file; else they are kept in memory, as seeking is slow.
     """
     kept = 0
     for member in members(archive):
-        if not kind_of(member.read(0, 16)):
+        start = member.read(0, 16)
+        if not (kind_of(start) or is_array(start)):
             continue
         read: Callable[[], bytes]
-        size = min(member.size, IMAGE_BYTES + 1)  # one more than is decoded
+        most = ARRAY_BYTES if is_array(start) else IMAGE_BYTES
+        size = min(member.size, most + 1)  # one more than is decoded
         if member.offset is not None:
             read = partial(_read, archive, member.offset, size)
         else:
@@ -219,7 +266,7 @@ def _members(archive: Path) -> Iterator[SourceImage]:
                     hint="unpack it and give the folder, or give an uncompressed TAR",
                 )
             read = partial(bytes, member.read(0, size))
-        yield SourceImage(f"{archive}/{member.name}", read)
+        yield (SourceArray if is_array(start) else SourceImage)(f"{archive}/{member.name}", read)
 
 
 def _read(path: Path, offset: int, size: int) -> bytes:
@@ -258,14 +305,50 @@ def check_images(images: Sequence[SourceImage], minimum: int, progress: Progress
         raise ImageError(
             "there are no images to calibrate with", hint="give JPEG, PNG or WebP files"
         )
-    if bad := list(_refused(images, progress)):
+    _refuse(_refused(images, progress), len(images), "images")
+    warn_of_few(len(images), minimum, "images", progress)
+
+
+def check_arrays(arrays: Sequence[SourceArray], component: Component, progress: Progress) -> None:
+    """Refuse arrays that are unfit for calibration, all in one message.
+
+    Args:
+        arrays: What `find_data` found.
+        component: Takes them; it says below which number there is a warning.
+        progress: Where to report.
+
+    Raises:
+        ImageError: There is none, or some cannot be used.
+    """
+    if not arrays:
+        raise ImageError(
+            f"there are no arrays to calibrate `{component.name}` with, which takes no images",
+            hint="give float32 .npy files of its data, in a folder or an archive, by --images",
+        )
+    _refuse((reason for array in arrays if (reason := _array_fault(array))), len(arrays), "arrays")
+    warn_of_few(len(arrays), component.calibration.minimum, "arrays", progress)
+
+
+def _array_fault(array: SourceArray) -> str:
+    try:
+        with array.loaded():
+            return ""
+    except ImageError as error:
+        return _one_line(error)
+
+
+def _one_line(error: ImageError) -> str:
+    return error.message.replace("\n ", ":")
+
+
+def _refuse(faults: Iterable[str], count: int, what: str) -> None:
+    if bad := list(faults):
         more = [f"and {len(bad) - LISTED} more"] if len(bad) > LISTED else []
         raise ImageError(
-            f"{len(bad)} of {len(images)} images are unfit for calibration\n  "
+            f"{len(bad)} of {count} {what} are unfit for calibration\n  "
             + "\n  ".join(bad[:LISTED] + more),
-            hint="leave them out; use varied photographs of what the device will see",
+            hint="leave them out; use varied data of the kind that the device will see",
         )
-    warn_of_few(len(images), minimum, "images", progress)
 
 
 def warn_of_few(count: int, minimum: int, what: str, progress: Progress) -> None:
@@ -296,7 +379,7 @@ def _look(image: SourceImage) -> tuple[bytes, str]:
         with image.loaded() as decoded:
             return _digest(decoded), _fault(image.name, decoded)
     except ImageError as error:
-        return b"", error.message.replace("\n ", ":")
+        return b"", _one_line(error)
 
 
 def _digest(image: Image) -> bytes:

@@ -15,7 +15,7 @@ from ..foreign import read_bytes
 from ..limits import FEATURES_BYTES
 from ..progress import Silent
 from .npy import read_array
-from .objects import object_npy
+from .objects import object_arrays, object_npy
 from .parallel import in_order
 
 if TYPE_CHECKING:
@@ -26,10 +26,12 @@ if TYPE_CHECKING:
 
     from ..component import Calibration, Component, Port, Sample
     from ..progress import Progress
+    from .arrays import SourceArray
     from .images import SourceImage
 
-    Make = Callable[[Sequence[Image]], Iterable[Sample]]
     Array = np.ndarray[Any, Any]
+    Source = SourceImage | SourceArray
+    Make = Callable[[Sequence[Image | Array]], Iterable[Sample]]
 
 _SILENT = Silent()
 _HINT = (
@@ -63,24 +65,24 @@ class CalibrationSet:
 def image_samples(
     component: Component,
     make: Make,
-    images: Sequence[SourceImage],
+    images: Sequence[Source],
     progress: Progress = _SILENT,
 ) -> Iterator[Sample]:
-    """Yield the samples made from images, in order, using all cores.
+    """Yield the samples made from images or arrays, in order, using all cores.
 
     Args:
-        component: Says how many images make a sample.
-        make: Turns ``component.images_per_sample`` consecutive RGB images into samples;
-            called from several threads.
+        component: Says how many of them make a sample.
+        make: Turns ``component.images_per_sample`` consecutive RGB images, or float32 arrays, into
+            samples; called from several threads.
         images: Used in this order; an incomplete last group is left out.
         progress: Where to report.
 
     Raises:
-        ImageError: There are too few images for one sample, or one cannot be read.
+        ImageError: There are too few for one sample, or one cannot be read.
     """
     groups = _groups(component, images, progress)
-    size = component.images_per_sample
-    with progress.task(f"calibration of {component.name}", len(groups) * size, "images") as task:
+    size, what = component.images_per_sample, f"{component.media}s"
+    with progress.task(f"calibration of {component.name}", len(groups) * size, what) as task:
         for samples in in_order(partial(_make, make), groups):
             yield from samples
             task.advance(size)
@@ -92,12 +94,13 @@ def store_samples(
     calibration: Calibration,
     samples: Iterable[Sample],
     folder: Path,
+    archive: str = "",
 ) -> CalibrationSet:
     """Write samples; equal samples give equal bytes.
 
     Writes ``calib_<name>_data/data_<i>.<png|npy>`` (in a folder per input where there are
-    several) and an uncompressed TAR of the same files: ``<input>.tar`` for every input, or
-    ``<name>.tar`` for format "NumpyObject".
+    several) and an uncompressed TAR of the same files: ``<input>.tar`` for every input,
+    ``<name>.tar`` for format "NumpyObject", or ``<archive>.tar`` for a single input.
 
     Args:
         name: Name of the component or part.
@@ -106,24 +109,26 @@ def store_samples(
         calibration: How to store them.
         samples: Consumed one by one, so that few are in memory at a time.
         folder: Where to write: the folder of a step, which appears when it is complete.
+        archive: Name of the archive of a single input, if not the input's.
 
     Raises:
         ContractError: A sample does not match the ports, or there are no samples.
     """
     archives = _archives(name, ports, calibration)
-    written: dict[str, list[Path]] = {archive: [] for archive in archives.values()}
+    written: dict[str, list[Path]] = {key: [] for key in archives.values()}
     encode = partial(_encode, name, ports, calibration)
     for number, encoded in enumerate(in_order(encode, samples)):
-        for archive, path in _members(name, ports, calibration, number).items():
+        for key, path in _members(name, ports, calibration, number).items():
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
-            (folder / path).write_bytes(encoded[archive])
-            written[archive].append(path)
+            (folder / path).write_bytes(encoded[key])
+            written[key].append(path)
     if not any(written.values()):
         raise ContractError(f"there are no calibration samples for `{name}`", hint=_HINT)
-    for archive, files in written.items():
-        _write_tar(folder / f"{archive}.tar", [folder / path for path in files])
+    tars = {key: folder / f"{(len(written) == 1 and archive) or key}.tar" for key in written}
+    for key, files in written.items():
+        _write_tar(tars[key], [folder / path for path in files])
     return CalibrationSet(
-        archives={port: folder / f"{archive}.tar" for port, archive in archives.items()},
+        archives={port: tars[key] for port, key in archives.items()},
         files=[folder / path for files in written.values() for path in files],
         samples=len(next(iter(written.values()))),
     )
@@ -139,8 +144,7 @@ def load_samples(
     """Yield the samples that `store_samples` wrote, one at a time, with equal arrays.
 
     Args:
-        name, ports, calibration: As they were given to `store_samples`. The format is not
-            "NumpyObject", which numpy stores as a pickle: pickles are not loaded.
+        name, ports, calibration: As they were given to `store_samples`.
         count: How many samples there are.
         locate: Returns where a file lies, given its path relative to the folder.
     """
@@ -150,7 +154,7 @@ def load_samples(
             place = locate(str(path))
             try:
                 content = read_bytes(place, FEATURES_BYTES)
-                sample |= _decode(content, archive, calibration)
+                sample |= _decode(content, archive, ports, calibration)
             except (OSError, ValueError, SyntaxError) as error:  # the last one is Pillow's of PNG
                 raise ImageError(
                     f"the calibration sample {place} cannot be read\n  {error}",
@@ -185,27 +189,28 @@ def _members(
 
 
 def _groups(
-    component: Component, images: Sequence[SourceImage], progress: Progress
-) -> list[Sequence[SourceImage]]:
-    size = component.images_per_sample
+    component: Component, images: Sequence[Source], progress: Progress
+) -> list[Sequence[Source]]:
+    size, what = component.images_per_sample, f"{component.media}s"
     used = len(images) - len(images) % size
     if not used:
         raise ImageError(
-            f"a calibration sample of `{component.name}` takes {size} images, "
+            f"a calibration sample of `{component.name}` takes {size} {what}, "
             f"but only {len(images)} were given",
-            hint="give more images",
+            hint=f"give more {what}",
         )
     if used < len(images):
         progress.say(
-            f"the last {len(images) - used} of {len(images)} images are left out: "
+            f"the last {len(images) - used} of {len(images)} {what} are left out: "
             f"a calibration sample of `{component.name}` takes {size}"
         )
     return [images[start : start + size] for start in range(0, used, size)]
 
 
-def _make(make: Make, group: Sequence[SourceImage]) -> list[Sample]:
+def _make(make: Make, group: Sequence[Source]) -> list[Sample]:
     with ExitStack() as stack:
-        return list(make([stack.enter_context(image.loaded()) for image in group]))
+        loaded: list[Any] = [stack.enter_context(one.loaded()) for one in group]
+        return list(make(loaded))
 
 
 # Encode ------------------------------------------------------------------------------------------
@@ -243,11 +248,15 @@ def _png(array: Array, calibration: Calibration) -> bytes:
     return file.getvalue()
 
 
-def _decode(content: bytes, archive: str, calibration: Calibration) -> dict[str, Array]:
+def _decode(
+    content: bytes, archive: str, ports: Sequence[Port], calibration: Calibration
+) -> dict[str, Array]:
     """Return the arrays of one file: the inverse of `_encode`."""
     import numpy as np
     from PIL import Image as PillowImage
 
+    if calibration.format == "NumpyObject":
+        return object_arrays(content, {port.name: (port.shape, port.dtype) for port in ports})
     file = BytesIO(content)
     if calibration.format == "Numpy":
         return {archive: read_array(file)}

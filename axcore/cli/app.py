@@ -238,6 +238,9 @@ def verify(
     for result in results:
         rows = [("STAGE", "COSINE", "MAX ABS")]
         rows += [(s.stage, f"{s.cosine:.9f}", f"{s.max_abs:.3g}") for s in result.stages]
+        rows += [
+            (f"output {o.output}", f"{o.cosine:.9f}", f"{o.max_abs:.3g}") for o in result.outputs
+        ]
         typer.echo(
             f"{result.component}: ONNX Runtime {result.onnx_s:.1f} s,"
             f" PyTorch {result.torch_s:.1f} s"

@@ -194,7 +194,7 @@ def _answer(
         batch=batch,
         input_len=len(prompt.input_ids),
         output_len=output_len,
-        embedding_len=sum(map(len, prompt.vision_rows.values())),
+        embedding_len=sum(map(len, prompt.places.values())),
         first_token_ms=first,
         step_ms=tuple(steps),
         response_ms=1000 * (finished - moments[0]),

@@ -62,8 +62,9 @@ def measure_vision(
 ) -> VisionFidelity:
     """Compare features image by image and component by component.
 
-    The features of a component are its first output. If an image is run in several pieces (tiles,
-    slices), their features are stacked along a new first axis.
+    The features of a component are its first output; further outputs are compared under the name
+    ``component/output``. If an image is run in several pieces (tiles, slices), their features are
+    stacked along a new first axis.
 
     Args:
         images: Folder (searched recursively), archive or image.
@@ -121,7 +122,8 @@ def _compare(
         shown = _samples(deployment, image)
         ours = side.of(image) if isinstance(side, _Dump) else _features(side, shown)
         theirs = _features(reference, shown)
-        return [fidelity(image.name, name, ours[name], theirs[name]) for name in ours]
+        compared = [name for name in ours if name in theirs]
+        return [fidelity(image.name, name, ours[name], theirs[name]) for name in compared]
 
     results: list[Fidelity] = []
     skipped: dict[str, str] = {}
@@ -136,11 +138,12 @@ def _compare(
     return VisionFidelity(tuple(worst_first(results)), skipped)
 
 
-def _samples(deployment: Deployment, image: SourceImage) -> list[Sample]:
-    """Turn an image into the inputs of the vision side, as a prompt does."""
+def _samples(deployment: Deployment, image: SourceImage) -> Mapping[str, Sequence[Sample]]:
+    """Turn an image into the inputs of the vision side, as a prompt does: by chain."""
     messages = Question().messages(image.load())
     prompt = deployment.hook("prepare_prompt", job=deployment.job, messages=messages)
-    return [sample for samples in prompt.images.values() for sample in samples]
+    images: Mapping[str, Sequence[Sample]] = prompt.images
+    return images
 
 
 @dataclass(frozen=True)
@@ -179,9 +182,12 @@ class _Dump:
         }
 
 
-def _features(model: VisionModel, samples: Sequence[Sample]) -> Named:
-    made = [model.features(sample) for sample in samples]
-    return {name: np.stack([one[name] for one in made]) for name in made[0]}
+def _features(model: VisionModel, shown: Mapping[str, Sequence[Sample]]) -> Named:
+    found: Named = {}
+    for first, samples in shown.items():
+        made = [model.features(sample, first) for sample in samples]
+        found |= {name: np.stack([one[name] for one in made]) for name in made[0]} if made else {}
+    return found
 
 
 def _open(

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..checkpoint.quantised import float_shape
+from ..component import feature_sources, sources
 from ..errors import CheckpointError, ContractError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from ..checkpoint import Checkpoint
     from ..component import Component, Shape, Stage
@@ -47,6 +48,87 @@ def check_component(component: Component, checkpoint: Checkpoint) -> None:
                 hint="tools on boards name a file after each tensor of a graph",
             )
     check_stages(where, component.stages, checkpoint)
+
+
+def check_chains(components: Sequence[Component], width: int, layers: int) -> None:
+    """Check what components take from one another, and what reaches the language model.
+
+    Args:
+        components: The whole vision side, each checked by `check_component`.
+        width: Of the language model.
+        layers: How many decoder layers it has.
+
+    Raises:
+        ContractError: The message names the component and the port.
+    """
+    _check_unique("the vision side", "component", [component.name for component in components])
+    known: dict[str, Component] = {}
+    taken = dict[str, set[str]]()
+    for component, source in zip(components, sources(components).values(), strict=True):
+        if source:
+            _check_follower(component, source, known)
+            ports = feature_sources(known[source], component)
+            taken.setdefault(source, set()).update(ports.values())
+        known[component.name] = component
+    for component in components:
+        if component.name in taken:
+            _check_taken(component, taken[component.name])
+        else:
+            _check_end(component, width, layers)
+
+
+def _check_follower(component: Component, source: str, known: Mapping[str, Component]) -> None:
+    if source not in known:
+        raise ContractError(
+            f"component `{component.name}` comes after `{source}`, which is not listed before it",
+            hint="list components in the order data flows",
+        )
+    if component.preprocess or component.media != "image":
+        raise ContractError(
+            f"component `{component.name}` takes outputs of `{source}`, and yet says how images or"
+            " arrays become its inputs",
+            hint='leave out `preprocess` and `media`, or begin a chain by `after=""`',
+        )
+
+
+def _check_taken(component: Component, taken: set[str]) -> None:
+    """Check the outputs of a component that others follow: each is taken."""
+    for port in component.outputs:
+        if port.name not in taken or port.layer is not None:
+            where = f"output `{port.name}` of component `{component.name}`"
+            fault = "is taken by no component" if port.layer is None else "is not a chain's last"
+            raise ContractError(
+                f"{where} {fault}",
+                hint="rows for the language model leave the last component of a chain",
+            )
+
+
+def _check_end(component: Component, width: int, layers: int) -> None:
+    """Check the outputs of a chain's last component: each reaches the language model."""
+    first, *further = component.outputs
+    where = f"component `{component.name}`"
+    if first.shape[-1] != width or first.layer is not None:
+        added = "" if first.layer is None else f", added behind layer {first.layer}"
+        raise ContractError(
+            f"{where} returned {first.name} {first.dtype} {list(first.shape)}{added};"
+            f" the language model is {width} wide, and takes the first output in place of"
+            " embeddings",
+            hint="export the tower with its projector",
+        )
+    _check_unique(where, "layer", [str(port.layer) for port in further if port.layer is not None])
+    for port in further:
+        if port.layer is None:
+            raise ContractError(
+                f"nothing takes the output `{port.name}` of {where}",
+                hint="leave it out, or say behind which decoder layer it is added: `Port.layer`",
+            )
+        alike = (port.shape, port.dtype) == (first.shape, first.dtype)
+        if not alike or port.layer not in range(layers):
+            raise ContractError(
+                f"{where} returned {port.name} {port.dtype} {list(port.shape)} for layer"
+                f" {port.layer} of {layers}; its rows are {first.dtype} {list(first.shape)}",
+                hint="rows behind a layer are of the same tokens, as many and as wide",
+            )
 
 
 def check_stages(where: str, stages: Sequence[Stage], checkpoint: Checkpoint) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -44,17 +45,22 @@ def part_ports(
 ) -> list[tuple[tuple[Port, ...], tuple[Port, ...]]]:
     """Return inputs and outputs of each part between `cuts`."""
     chain = chain_specs(component, dtype)
-    bounds = [[_port(port.name, port_spec(port, dtype)) for port in component.inputs]]
+    bounds = [[_typed(port, dtype) for port in component.inputs]]
     for cut in cuts:
         names = boundary_names(component.stages[cut - 1], len(chain[cut - 1]))
-        bounds.append(list(map(_port, names, chain[cut - 1])))
-    bounds.append(list(map(_port, (port.name for port in component.outputs), chain[-1])))
+        specs = zip(names, chain[cut - 1], strict=True)
+        bounds.append([Port(name, shape, _name(kind)) for name, (shape, kind) in specs])
+    bounds.append([_typed(port, dtype) for port in component.outputs])
     return [(tuple(a), tuple(b)) for a, b in pairwise(bounds)]
 
 
-def _port(name: str, spec: Spec) -> Port:
-    shape, dtype = spec
-    return Port(name, shape, str(dtype).removeprefix("torch."))
+def _typed(port: Port, dtype: torch.dtype) -> Port:
+    """Return a port with the dtype that it has in a graph of precision `dtype`."""
+    return replace(port, dtype=_name(port_spec(port, dtype)[1]))
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _infer(stage: Stage, state: Sequence[Spec], dtype: torch.dtype) -> tuple[Spec, ...]:

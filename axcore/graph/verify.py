@@ -45,7 +45,7 @@ THRESHOLDS: dict[str, Threshold] = {
 
 @dataclass(frozen=True)
 class Difference:
-    """The difference between ONNX Runtime and PyTorch behind one stage."""
+    """The difference between ONNX Runtime and PyTorch behind one stage, in its first output."""
 
     stage: str
     cosine: float
@@ -53,27 +53,49 @@ class Difference:
 
 
 @dataclass(frozen=True)
+class OutputDifference:
+    """The difference in one output of a component."""
+
+    output: str
+    cosine: float
+    max_abs: float
+
+
+@dataclass(frozen=True)
 class Verification:
-    """The differences behind every stage, the last one being the component's output.
+    """The differences behind every stage, and in every output of the component.
 
     Attributes:
         component: Name of the component.
         stages: In the order data flows.
+        outputs: In the order of the component's ports.
         onnx_s, torch_s: Inference time of each, in seconds; loading is not included.
     """
 
     component: str
     stages: tuple[Difference, ...]
+    outputs: tuple[OutputDifference, ...]
     onnx_s: float
     torch_s: float
+
+    @property
+    def cosine(self) -> float:
+        """The lowest of all outputs; NaN if one is."""
+        return float(np.min([output.cosine for output in self.outputs]))
+
+    @property
+    def max_abs(self) -> float:
+        """The largest of all outputs; NaN if one is."""
+        return float(np.max([output.max_abs for output in self.outputs]))
 
     def metrics(self) -> dict[str, Any]:
         """Return the reproducible values, for the manifest; times are left out."""
         return {
             "component": self.component,
-            "cosine": self.stages[-1].cosine,
-            "max_abs": self.stages[-1].max_abs,
+            "cosine": self.cosine,
+            "max_abs": self.max_abs,
             "stages": [asdict(stage) for stage in self.stages],
+            "outputs": [asdict(output) for output in self.outputs],
         }
 
 
@@ -105,10 +127,10 @@ def verify_component(
     # A file is two steps: it is loaded, then run.
     steps = 2 * len(parts) + len(component.stages)
     with progress.task(f"verify {component.name}", steps, "steps") as task:
-        made, onnx_s = _run_onnx(component, parts, feed, progress, task)
+        values, onnx_s = _run_onnx(component, parts, feed, progress, task)
         state = tuple(torch.from_numpy(feed[port.name]) for port in component.inputs)
         differences, torch_s = [], 0.0
-        for stage, outputs in zip(component.stages, made, strict=True):
+        for stage, boundary in zip(component.stages, _boundaries(component), strict=True):
             weights = {
                 name: weight.resolve(checkpoint.tensor).to(wanted)
                 for name, weight in stage.weights().items()
@@ -119,9 +141,13 @@ def verify_component(
                 result = torch.func.functional_call(module, weights, state)
             torch_s += time.perf_counter() - started
             state = (result,) if isinstance(result, torch.Tensor) else tuple(result)
-            differences.append(_difference(stage.name, state, outputs))
+            differences.append(Difference(stage.name, *_apart(state[0], values[boundary])))
             task.advance()
-    result = Verification(component.name, tuple(differences), onnx_s, torch_s)
+    outputs = tuple(
+        OutputDifference(port.name, *_apart(value, values[port.name]))
+        for port, value in zip(component.outputs, state, strict=True)
+    )
+    result = Verification(component.name, tuple(differences), outputs, onnx_s, torch_s)
     _judge(result, THRESHOLDS[dtype])
     return result
 
@@ -132,10 +158,10 @@ def _run_onnx(
     feed: Mapping[str, Array],
     progress: Progress,
     task: Task,
-) -> tuple[list[Array], float]:
-    """Run the parts in a row; return every stage's first output and the seconds of inference."""
+) -> tuple[dict[str, Array], float]:
+    """Run the parts in a row; return stages' first outputs, all outputs, seconds of inference."""
     values, seconds = dict(feed), 0.0
-    wanted = [*(stage.name for stage in component.stages[:-1]), component.outputs[0].name]
+    wanted = _boundaries(component)
     for path in parts:
         progress.say(f"verify {component.name}: loading {path.name} into ONNX Runtime")
         session, names = _open_with_boundaries(path, wanted)
@@ -147,7 +173,12 @@ def _run_onnx(
         seconds += time.perf_counter() - started
         values |= dict(zip(names, results, strict=True))
         task.advance()
-    return [values[name] for name in wanted], seconds
+    return values, seconds
+
+
+def _boundaries(component: Component) -> list[str]:
+    """Return the name of every stage's first output in the graph."""
+    return [*(stage.name for stage in component.stages[:-1]), component.outputs[0].name]
 
 
 def _open_with_boundaries(path: Path, wanted: Sequence[str]) -> tuple[Any, list[str]]:
@@ -175,11 +206,12 @@ def _cast(array: Array, dtype: torch.dtype) -> Array:
     return torch.from_numpy(array).to(dtype).numpy()
 
 
-def _difference(stage: str, state: Sequence[torch.Tensor], made: Array) -> Difference:
-    ours, theirs = state[0].double().flatten(), torch.from_numpy(made).double().flatten()
+def _apart(value: torch.Tensor, made: Array) -> tuple[float, float]:
+    """Return cosine and greatest difference, rounded as they are reported."""
+    ours, theirs = value.double().flatten(), torch.from_numpy(made).double().flatten()
     norms = ours.norm() * theirs.norm()
     cosine = float(ours @ theirs / norms) if norms > 0 else float(torch.equal(ours, theirs))
-    return Difference(stage, round(cosine, 9), float(f"{float((ours - theirs).abs().max()):.6g}"))
+    return round(cosine, 9), float(f"{float((ours - theirs).abs().max()):.6g}")
 
 
 def _judge(result: Verification, threshold: Threshold) -> None:
@@ -189,14 +221,21 @@ def _judge(result: Verification, threshold: Threshold) -> None:
         # Not `cosine < threshold`: that would let NaN pass.
         if not one.cosine >= threshold.cosine
     ]
-    last, most = result.stages[-1], threshold.max_abs
-    if most is not None and not last.max_abs <= most:
-        failures.append(f"max abs {last.max_abs:.3g} at the output, at most {most:g} expected")
+    most = threshold.max_abs
+    for one in result.outputs:
+        where = f"at the output `{one.output}`"
+        if not one.cosine >= threshold.cosine:
+            failures.append(f"cosine {one.cosine:.6f} {where}, {threshold.cosine} expected")
+        if most is not None and not one.max_abs <= most:
+            failures.append(f"max abs {one.max_abs:.3g} {where}, at most {most:g} expected")
     if failures:
+        listed = "".join(
+            f"\n  output `{one.output}`: cosine {one.cosine:.6f}, max abs {one.max_abs:.3g}"
+            for one in result.outputs
+        )
         raise VerificationError(
             f"the ONNX graph of `{result.component}` differs from PyTorch\n"
-            f"  first: {failures[0]}\n"
-            f"  output: cosine {last.cosine:.6f}, max abs {last.max_abs:.3g}",
+            f"  first: {failures[0]}{listed}",
             hint="look at the first stage named; try a newer onnxruntime or another --opset to see"
             " whether a tool or the model is at fault",
         )

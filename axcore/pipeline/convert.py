@@ -7,20 +7,22 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..bundle import SCHEMA, Bundle
 from ..calibration import (
+    Found,
+    check_arrays,
     check_images,
     find_archive,
-    find_images,
+    find_data,
     load_samples,
     store_samples,
     warn_of_few,
 )
 from ..checkpoint.assets import find_assets, find_code
+from ..component import sources
 from ..files import sha256
 from ..plain import plain
 from ..step import Step
@@ -32,7 +34,7 @@ from .plan import check_room, make_plan, notes, sample_counts
 from .prepared import LLM_FOLDER, Prepared, prepare
 
 if TYPE_CHECKING:
-    from ..calibration import Archive, SourceImage
+    from ..calibration import Archive
     from ..component import Component, Sample
     from ..job import Job
     from ..plugins import Registry
@@ -52,23 +54,34 @@ def convert(request: Request, out: Path, registry: Registry, progress: Progress)
     """
     job = open_job(request, registry, progress)
     with job.checkpoint:
-        images = find_images(request.images) if request.images else []
+        data = find_data(request.images) if request.images else Found()
         given = request.calibration_archive
         archive = find_archive(given, progress) if given else None
         workspace = Workspace(out, job.card.id)
         workspace.check()
-        identity = digest(_identity(request, job, registry, images, archive))
+        identity = digest(_identity(request, job, registry, data, archive))
         if workspace.is_current(identity):
             progress.say(f"{out} is up to date")
             return Bundle.open(out)
         prepared = prepare(request, registry, job, archive)
-        check_room(make_plan(prepared, images), out)
-        if images:
-            check_images(images, prepared.components[0].calibration.minimum, progress)
+        check_room(make_plan(prepared, data), out)
+        if data.all:
+            _check_data(prepared, data, progress)
         with workspace.locked():
-            _Conversion(prepared, images, workspace, progress).run()
+            _Conversion(prepared, data, workspace, progress).run()
             workspace.remember(identity)
         return Bundle.open(out)
+
+
+def _check_data(prepared: Prepared, data: Found, progress: Progress) -> None:
+    """Refuse images and arrays that are unfit, or that a chain lacks."""
+    taken = sources(prepared.components)
+    first = [component for component in prepared.components if not taken[component.name]]
+    if minima := [one.calibration.minimum for one in first if one.media == "image"]:
+        check_images(data.images, max(minima), progress)
+    for component in first:
+        if component.media == "array":
+            check_arrays(data.arrays, component, progress)
 
 
 @dataclass(frozen=True)
@@ -107,14 +120,14 @@ class _Conversion:
     def __init__(
         self,
         prepared: Prepared,
-        images: Sequence[SourceImage],
+        data: Found,
         workspace: Workspace,
         progress: Progress,
     ) -> None:
-        self.prepared, self.images = prepared, images
+        self.prepared, self.data = prepared, data
         self.workspace, self.progress = workspace, progress
         self.job, self.options = prepared.job, prepared.job.options
-        self.tracer = prepared.tracer()
+        self.tracers = {component.name: prepared.tracer() for component in prepared.components}
         self.code = _code(prepared.job, prepared.registry)
         self.exported: dict[str, Step] = {}
         self.flow = Flow(prepared, self._locate)
@@ -129,7 +142,7 @@ class _Conversion:
             exported = self.exported[component.name] = self._export(component, cuts)
             findings, verified = self._lint(component, exported), self._verify(component)
             components.append(_describe(component, findings, verified))
-        samples = self._calibrate() if self.images else self._adopt_archive()
+        samples = self._calibrate() if self.data.all else self._adopt_archive()
         self._embed()
         if not self.prepared.request.vision_only:
             self._rewrite_llm()
@@ -141,7 +154,7 @@ class _Conversion:
             **_head(self.prepared),
             "components": components,
             "build": plain(build),
-            "notes": notes(self.prepared, len(self.images)),
+            "notes": notes(self.prepared, self.data),
             "files": {
                 name: asdict(content)
                 for step in self.workspace.steps
@@ -183,7 +196,7 @@ class _Conversion:
             export_component(
                 component,
                 self.job.checkpoint,
-                self.tracer,
+                self.tracers[component.name],
                 folder,
                 dtype=self.options.dtype,
                 cuts=cuts,
@@ -238,11 +251,12 @@ class _Conversion:
             return None
 
         def make(_: Path) -> Mapping[str, Any]:
-            return self.flow.verify(component, self.images, self.tracer, self.progress).metrics()
+            tracer = self.tracers[component.name]
+            return self.flow.verify(component, self.data, tracer, self.progress).metrics()
 
         inputs = {
             "exported": [step.key for step in self.exported.values()],
-            "images": _content(self.flow.chosen(self.images)),
+            "images": _content(self.flow.chosen(self.data)),
         }
         step = self._run(f"verify-{component.name}", inputs, make, _Verified)
         self.progress.say(
@@ -255,7 +269,8 @@ class _Conversion:
         """Write samples for every graph file; return how many each has."""
         steps: list[Step] = []
         for index, (_, graph) in enumerate(self.flow.chain):
-            before = None if self.flow.takes_images(index) else steps[-1]
+            place = self.flow.before[index]
+            before = None if place is None else steps[place]
             inputs = {
                 "calibration": asdict(graph.calibration),
                 "ports": [asdict(port) for port in graph.inputs],
@@ -271,12 +286,14 @@ class _Conversion:
     def _sample_inputs(self, index: int, before: Step | None) -> Mapping[str, Any]:
         """Return what a file's samples are made from: images, or the file before and its own."""
         if before is not None:
-            owner = self.flow.chain[index - 1][0]
+            place = self.flow.before[index]
+            assert place is not None
+            owner = self.flow.chain[place][0]
             return {"samples": before.key, "exported": self.exported[owner.name].key}
         return {
             "size": [self.job.profile.height, self.job.profile.width],
             "choices": dict(self.options.choices),
-            "images": _content(self.images),
+            "images": _content(self.data),
         }
 
     def _adopt_archive(self) -> dict[str, int]:
@@ -290,30 +307,29 @@ class _Conversion:
 
         inputs = {"archive": archive.path.name, "sha256": archive.sha256}
         self._run("calibration-archive", inputs, make)
-        counts = sample_counts(self.prepared, 0)
+        counts = sample_counts(self.prepared, self.data)
         minimum = self.prepared.components[0].calibration.minimum
         warn_of_few(sum(counts.values()), minimum, "samples", self.progress)
         return counts
 
     def _write_samples(self, index: int, before: Step | None, folder: Path) -> Mapping[str, Any]:
         if before is None:
-            samples = self.flow.samples(index, self.images, self.progress)
+            samples = self.flow.samples(index, self.data, self.progress)
         else:
-            samples = self.flow.features(index, self._stored_samples(index - 1, before))
+            samples = self.flow.features(index, self._stored_samples(index, before))
         graph, name = self.flow.chain[index][1], self.flow.name(index)
-        stored = store_samples(name, graph.inputs, graph.calibration, samples, folder)
+        archive = graph.archive.removesuffix(".tar")
+        stored = store_samples(name, graph.inputs, graph.calibration, samples, folder, archive)
         return {"samples": stored.samples}
 
     def _stored_samples(self, index: int, step: Step) -> Iterator[Sample]:
-        """Yield the samples that `step` has written for a file, to calibrate the one behind it."""
-        (_, graph), (_, behind) = self.flow.chain[index : index + 2]
+        """Yield the samples that `step` has written for the file before another."""
+        place = self.flow.before[index]
+        assert place is not None
+        graph, behind = self.flow.chain[place][1], self.flow.chain[index][1]
         count, locate = step.metrics["samples"], partial(self.workspace.path, step)
-        name = self.flow.name(index)
-        if graph.calibration.format == "NumpyObject":
-            # A dict of arrays is stored as a pickle, and no pickle is ever loaded.
-            samples: Iterator[Sample] = islice(self.flow.samples(index, self.images), count)
-        else:
-            samples = load_samples(name, graph.inputs, graph.calibration, count, locate)
+        name = self.flow.name(place)
+        samples = load_samples(name, graph.inputs, graph.calibration, count, locate)
         with self.progress.task(f"calibration of {behind.stem}", count, "samples") as task:
             for sample in samples:
                 yield sample
@@ -382,7 +398,7 @@ def _identity(
     request: Request,
     job: Job,
     registry: Registry,
-    images: Sequence[SourceImage],
+    data: Found,
     archive: Archive | None,
 ) -> dict[str, Any]:
     """Return all that a bundle depends on and that is known without looking into weights."""
@@ -391,7 +407,7 @@ def _identity(
         "folder": str(job.checkpoint.folder.resolve()),
         "weights": job.checkpoint.signature(),
         "assets": _asset_contents(job, request),
-        "images": _content(images),
+        "images": _content(data),
         "archive": archive and archive.sha256,
         **_code(job, registry),
     }
@@ -407,8 +423,8 @@ def _code(job: Job, registry: Registry) -> dict[str, Any]:
     }
 
 
-def _content(images: Sequence[SourceImage]) -> list[str]:
-    return [image.sha256 for image in images]
+def _content(data: Found) -> list[str]:
+    return [one.sha256 for one in data.all]
 
 
 def _assets(job: Job, request: Request) -> dict[str, Path]:

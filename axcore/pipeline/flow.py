@@ -1,23 +1,19 @@
-"""What each graph file receives: images at the head of a chain, features behind it."""
+"""What each graph file receives: images or arrays at the head of a chain, features behind it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
-from ..calibration import checked_sample, embedded_images, find_images, image_samples
+from ..calibration import Found, checked_sample, embedded_images, find_images, image_samples
+from ..component import GraphDType, feature_sources, sources
 from ..errors import UsageError
 from ..progress import Silent
-from ..runtime.vision import feature_sources
-from .prepared import graph_files
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from PIL.Image import Image
-
-    from ..calibration import SourceImage
-    from ..component import Component, Sample
+    from ..component import Component, Port, Sample
     from ..graph.stitch import Tracer
     from ..graph.verify import Verification
     from ..progress import Progress
@@ -33,6 +29,8 @@ class Flow:
 
     Attributes:
         chain: Each file with the component it belongs to.
+        before: For each file, the index of the one whose outputs it takes; None if its samples are
+            made from images or arrays.
 
     Args:
         prepared: The conversion.
@@ -41,33 +39,30 @@ class Flow:
 
     def __init__(self, prepared: Prepared, locate: Callable[[Component, GraphFile], Path]) -> None:
         self._prepared, self._locate = prepared, locate
-        self.chain: list[tuple[Component, GraphFile]] = [
-            (component, graph)
-            for component, cuts in zip(prepared.components, prepared.cuts, strict=True)
-            for graph in graph_files(component, cuts, prepared.job)
-        ]
+        self.chain, self.before = prepared.files, list[int | None]()
+        taken, last = sources(prepared.components), dict[str, int]()
+        for index, (component, _) in enumerate(self.chain):
+            self.before.append(last.get(component.name, last.get(taken[component.name])))
+            last[component.name] = index
 
     def path(self, index: int) -> Path:
         """Return where file `index` of the chain lies."""
         return self._locate(*self.chain[index])
 
-    def takes_images(self, index: int) -> bool:
-        """Whether a file's samples are made from images, not from features."""
-        return self._is_head(index) and self.chain[index][0].preprocess is not None
-
     def name(self, index: int) -> str:
         """Return what a file's samples are stored under: its component, or the part itself."""
         component, graph = self.chain[index]
-        return component.name if self._is_head(index) else graph.stem
+        before = self.before[index]
+        later = before is not None and self.chain[before][0] is component
+        return graph.stem if later else component.name
 
-    def samples(
-        self, index: int, images: Sequence[SourceImage], progress: Progress = SILENT
-    ) -> Iterator[Sample]:
-        """Yield samples for a file in the form the target reads, lazily, starting from images."""
-        if not self.takes_images(index):
-            return self.features(index, self.samples(index - 1, images, progress))
+    def samples(self, index: int, data: Found, progress: Progress = SILENT) -> Iterator[Sample]:
+        """Yield samples for a file in the form the target reads, lazily, from images or arrays."""
+        before = self.before[index]
+        if before is not None:
+            return self.features(index, self.samples(before, data, progress))
         component, graph = self.chain[index]
-        made = image_samples(component, self._maker(component), images, progress)
+        made = image_samples(component, self._maker(component), data.of(component.media), progress)
         return (self._checked(component, graph, _in_precision(graph, sample)) for sample in made)
 
     def features(self, index: int, before: Iterable[Sample]) -> Iterator[Sample]:
@@ -81,20 +76,31 @@ class Flow:
             UsageError: ONNX Runtime cannot run a graph of this precision.
         """
         self._check_runnable("run to calibrate the one behind it")
-        (_, source), (_, graph) = self.chain[index - 1 : index + 1]
+        place = self.before[index]
+        assert place is not None
+        source, graph = self.chain[place][1], self.chain[index][1]
         feeds = (_graph_inputs(source, sample) for sample in before)
-        made = _features(source, self.path(index - 1), feeds, graph)
+        made = _features(source, self.path(place), feeds, graph)
         return (_in_precision(graph, sample) for sample in made)
 
-    def feeds(self, index: int, images: Sequence[SourceImage]) -> Iterator[Sample]:
-        """Yield what a file is run on, lazily."""
-        graph = self.chain[index][1]
-        return (_graph_inputs(graph, sample) for sample in self.samples(index, images))
+    def feeds(self, index: int, data: Found) -> Iterator[Sample]:
+        """Yield what a file is run on, lazily; one feed of noise where its chain has no data."""
+        before, (component, graph) = self.before[index], self.chain[index]
+        if before is not None:
+            self._check_runnable("run to feed the one behind it")
+            made = _features(
+                self.chain[before][1], self.path(before), self.feeds(before, data), graph
+            )
+        elif data.of(component.media):
+            made = (_graph_inputs(graph, sample) for sample in self.samples(index, data))
+        else:
+            made = iter([noise(graph.inputs)])
+        return (self._checked(component, graph, _in_precision(graph, sample)) for sample in made)
 
     def verify(
         self,
         component: Component,
-        images: Sequence[SourceImage],
+        data: Found,
         tracer: Tracer,
         progress: Progress,
     ) -> Verification:
@@ -112,15 +118,16 @@ class Flow:
             [self.path(index) for index in mine],
             self._prepared.job.checkpoint,
             tracer,
-            next(self.feeds(mine[0], self.chosen(images))),
+            next(self.feeds(mine[0], self.chosen(data))),
             dtype=self._prepared.job.options.dtype,
             progress=progress,
         )
 
-    def chosen(self, images: Sequence[SourceImage]) -> Sequence[SourceImage]:
-        """Return the images that verification looks at: the first, or one of ours."""
-        sources = images or find_images(embedded_images())
-        return sources[: self._prepared.components[0].images_per_sample]
+    def chosen(self, data: Found) -> Found:
+        """Return what verification looks at: the first images, or ours, and the first arrays."""
+        most = max(component.images_per_sample for component in self._prepared.components)
+        images = data.images or find_images(embedded_images())
+        return Found(images[:most], data.arrays[:most])
 
     def _check_runnable(self, purpose: str) -> None:
         from ..graph.verify import THRESHOLDS
@@ -132,19 +139,16 @@ class Flow:
                 hint=f"convert with --dtype {' or '.join(THRESHOLDS)}",
             )
 
-    def _is_head(self, index: int) -> bool:
-        return index == 0 or self.chain[index - 1][0] is not self.chain[index][0]
-
     def _checked(self, component: Component, graph: GraphFile, sample: Sample) -> Sample:
         family = self._prepared.job.family
         with self._prepared.registry.blame(family, "make_calib"):
             return checked_sample(component.name, graph.inputs, graph.calibration, sample)
 
-    def _maker(self, component: Component) -> Callable[[Sequence[Image]], list[Sample]]:
+    def _maker(self, component: Component) -> Callable[[Sequence[Any]], list[Sample]]:
         """Return the family's `make_calib`; safe to call from several threads."""
         registry, job = self._prepared.registry, self._prepared.job
 
-        def make(images: Sequence[Image]) -> list[Sample]:
+        def make(images: Sequence[Any]) -> list[Sample]:
             samples = registry.call(
                 job.family, "make_calib", job=job, component=component, images=images
             )
@@ -152,6 +156,19 @@ class Flow:
                 return list(samples)
 
         return make
+
+
+def noise(ports: Sequence[Port]) -> Sample:
+    """Return normally distributed input of float32, and zeros for whole numbers."""
+    import numpy as np
+
+    random = np.random.default_rng(0)
+    return {
+        port.name: random.standard_normal(port.shape, np.float32)
+        if port.dtype in get_args(GraphDType)
+        else np.zeros(port.shape, port.dtype)
+        for port in ports
+    }
 
 
 def _graph_inputs(graph: GraphFile, sample: Sample) -> Sample:
@@ -176,10 +193,10 @@ def _features(
     import numpy as np
     import onnxruntime as ort
 
-    sources = feature_sources(graph, behind)
+    ports = feature_sources(graph, behind)
     session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
     for feed in feeds:
-        outputs: list[Any] = session.run(list(sources.values()), dict(feed))
+        outputs: list[Any] = session.run(list(ports.values()), dict(feed))
         yield {
-            port: np.ascontiguousarray(array) for port, array in zip(sources, outputs, strict=True)
+            port: np.ascontiguousarray(array) for port, array in zip(ports, outputs, strict=True)
         }

@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from ..component import Port
+from ..component import Port, heads, sources
 from ..errors import BudgetError
 from ..language_model import LlmBuildArgs
 from ..plain import plain
 from ..step import STATE
 from ..toolchains.contract import BuildRequest, Forecast, Forecaster
-from .prepared import LLM_FOLDER
+from .prepared import LLM_FOLDER, image_rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ..calibration import SourceImage
+    from ..calibration import Found
     from ..component import Component
     from .prepared import Prepared
 
@@ -95,11 +95,11 @@ class Plan:
     notes: tuple[str, ...]
 
 
-def make_plan(prepared: Prepared, images: Sequence[SourceImage]) -> Plan:
+def make_plan(prepared: Prepared, data: Found) -> Plan:
     """Foresee a conversion; reads tensor headers only."""
     job, request = prepared.job, prepared.request
     components = tuple(_component(component) for component in prepared.components)
-    samples = sample_counts(prepared, len(images))
+    samples = sample_counts(prepared, data)
     build = prepared.build_request(samples)
     texts = dict(prepared.chosen.toolchain.prepare(build))
     files = tuple(_files(prepared, build, texts))
@@ -118,35 +118,32 @@ def make_plan(prepared: Prepared, images: Sequence[SourceImage]) -> Plan:
         + max(_IN_FLIGHT_BYTES + stage_bytes, (largest + _VERIFY_BYTES) if verified else 0),
         disk_bytes=sum(file.bytes for file in files),
         seconds=_seconds(prepared, components, files, verified),
-        rows=prepared.components[-1].rows,
+        rows=image_rows(prepared.components),
         max_prompt=job.profile.max_prompt,
         llm=prepared.llm,
         prepared_files=texts,
         board=_board(prepared, build, files),
-        notes=tuple(notes(prepared, len(images))),
+        notes=tuple(notes(prepared, data)),
     )
 
 
-def sample_counts(prepared: Prepared, images: int) -> dict[str, int]:
+def sample_counts(prepared: Prepared, data: Found) -> dict[str, int]:
     """Return how many calibration samples each graph file will have.
 
-    There is one per group of images, or what an archive holds.
+    There is one per group of images or arrays, or what an archive holds.
     """
-    from .prepared import graph_files
-
     if prepared.archive is not None:
         (component,) = prepared.components
         return {component.stem: prepared.archive.samples(component.calibration.format)}
+    first, of = heads(sources(prepared.components)), {c.name: c for c in prepared.components}
     counts: dict[str, int] = {}
-    for component, cuts in zip(prepared.components, prepared.cuts, strict=True):
-        groups = images // component.images_per_sample
-        for graph in graph_files(component, cuts, prepared.job):
-            limit = graph.calibration.size
-            counts[graph.stem] = groups if limit < 0 or not counts else min(groups, limit)
+    for component, graph in prepared.files:
+        head = of[first[component.name]]
+        counts[graph.stem] = len(data.of(head.media)) // head.images_per_sample
     return counts
 
 
-def notes(prepared: Prepared, images: int) -> list[str]:
+def notes(prepared: Prepared, data: Found) -> list[str]:
     """Return what the user should know of this conversion, a line each."""
     found = list(prepared.llm.notes)
     dtype = prepared.job.options.dtype
@@ -160,7 +157,7 @@ def notes(prepared: Prepared, images: int) -> list[str]:
             "bfloat16: ONNX Runtime in Python cannot run the graph, so it is not verified, and"
             " vendor tools written in Python may fail on it; prefer float32"
         )
-    if not images and prepared.archive is None:
+    if not data.all and prepared.archive is None:
         found.append("no calibration images: give --images before building")
     if not any((prepared.job.checkpoint.folder / name).exists() for name in TOKENIZER_FILES):
         found.append("the checkpoint has no tokenizer: it converts, but cannot be run")

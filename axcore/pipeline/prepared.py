@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from ..component import Calibration, Component, Stage
+from ..component import Calibration, CalibrationFormat, Component, Stage, heads, sources
 from ..errors import CheckpointError, ContractError, UsageError
 from ..language_model import Embedding, LlmBuildArgs
 from ..toolchains.contract import BuildRequest, GraphFile
@@ -34,7 +35,7 @@ class Prepared:
         registry: Where hooks are called.
         job: The conversion.
         chosen: The toolchain, its options and its target.
-        components: In the order data flows.
+        components: In the order data flows, one chain behind the other.
         cuts: For each component, the indices of the stages that begin a new part.
         embedding: None for a conversion of the vision side alone.
         llm: The language model's build.
@@ -51,8 +52,21 @@ class Prepared:
     llm: LlmBuildArgs
     archive: Archive | None = None
 
+    @cached_property
+    def files(self) -> list[tuple[Component, GraphFile]]:
+        """The graph files, each with the component it belongs to."""
+        taken = sources(self.components)
+        return [
+            (component, graph)
+            for component, cuts in zip(self.components, self.cuts, strict=True)
+            for graph in _graph_files(component, cuts, self.job, taken[component.name])
+        ]
+
     def tracer(self) -> Tracer:
-        """Return a tracer that patches attention as the family says."""
+        """Return a tracer that patches attention as the family says, for one component.
+
+        Kinds of stages are a component's own: two towers may both have a kind ``block``.
+        """
         from ..graph.export import torch_dtype
         from ..graph.stitch import Tracer
 
@@ -70,8 +84,7 @@ class Prepared:
         given = self.archive.path.name if self.archive else None
         graphs = [
             replace(graph, samples=samples.get(graph.stem, 0), archive=given or graph.archive)
-            for component, cuts in zip(self.components, self.cuts, strict=True)
-            for graph in graph_files(component, cuts, self.job)
+            for _, graph in self.files
         ]
         rewritten = self.llm.checkpoint is not None
         return BuildRequest(
@@ -85,11 +98,13 @@ class Prepared:
         )
 
 
-def graph_files(component: Component, cuts: Sequence[int], job: Job) -> list[GraphFile]:
+def _graph_files(
+    component: Component, cuts: Sequence[int], job: Job, after: str
+) -> list[GraphFile]:
     """Return the files a component becomes.
 
     The first one is calibrated as the component says. A later part receives what the part before
-    it returns, so its samples are arrays.
+    it returns, so its samples are arrays, and several of them where a stage passes several on.
     """
     from ..graph.export import part_stems, torch_dtype
     from ..graph.shapes import part_ports
@@ -97,12 +112,27 @@ def graph_files(component: Component, cuts: Sequence[int], job: Job) -> list[Gra
     files: list[GraphFile] = []
     ports = part_ports(component, cuts, torch_dtype(job.options.dtype))
     for stem, (inputs, outputs) in zip(part_stems(component, cuts), ports, strict=True):
-        own = component.calibration
-        calibration = replace(Calibration(), size=own.size) if files else own
-        shared = calibration.format == "NumpyObject"
-        archive = f"{component.name if shared else inputs[0].name}.tar"
-        options, name = component.build_options, component.name
-        files.append(GraphFile(stem, inputs, outputs, calibration, archive, 0, options, name))
+        calibration = component.calibration
+        if files:
+            form: CalibrationFormat = "NumpyObject" if len(inputs) > 1 else "Numpy"
+            calibration, archive = Calibration(form, size=calibration.size), stem
+        else:
+            shared = calibration.format == "NumpyObject"
+            archive = component.name if shared else inputs[0].name
+        options = component.build_options
+        files.append(
+            GraphFile(
+                stem,
+                inputs,
+                outputs,
+                calibration,
+                f"{archive}.tar",
+                0,
+                options,
+                component.name,
+                after,
+            )
+        )
     return files
 
 
@@ -118,7 +148,7 @@ def prepare(
         UnsupportedProfile: The image size does not fit.
         UsageError: There is no such toolchain, or `archive` cannot serve the graphs.
     """
-    from ..graph.contract import check_component, check_consumed
+    from ..graph.contract import check_chains, check_component, check_consumed
     from ..language.build_args import check_prompt_budget
 
     def call(hook: str, **arguments: Any) -> Any:
@@ -132,11 +162,11 @@ def prepare(
             components = tuple(replace(c, stem=names.get(c.name, c.stem)) for c in components)
         for component in components:
             check_component(component, job.checkpoint)
-        _check_width(components[-1], job)
+        check_chains(components, job.text_width, int(job.text_config["num_hidden_layers"]))
     check_consumed(
         components, job.checkpoint, (*job.card.layout.text_prefixes, *job.card.layout.spare)
     )
-    check_prompt_budget(job.profile, components[-1].rows)
+    check_prompt_budget(job.profile, image_rows(components))
     cuts = []
     for component in components:
         chosen = call("split_graph", component=component)
@@ -156,9 +186,34 @@ def prepare(
             llm = replace(llm, checkpoint=None, notes=())
         for key, _ in llm.checkpoint.tensors.values() if llm.checkpoint else ():
             job.checkpoint.info(key)
-    return Prepared(
+    prepared = Prepared(
         request, registry, job, chosen, components, tuple(cuts), embedding, llm, archive
     )
+    with registry.blame(job.family, "export_vision"):
+        _check_archives(prepared.files)
+    return prepared
+
+
+def image_rows(components: Sequence[Component]) -> int:
+    """Return how many rows an image gives the language model; of several towers, the most."""
+    taken = sources(components)
+    of, first = {component.name: component for component in components}, heads(taken)
+    ends = [component for component in components if component.name not in taken.values()]
+    seen = [end for end in ends if of[first[end.name]].media == "image"]
+    return max(end.rows for end in seen or ends)
+
+
+def _check_archives(files: Sequence[tuple[Component, GraphFile]]) -> None:
+    """Refuse samples of two files that would be stored under one name."""
+    owner: dict[str, Component] = {}
+    for component, graph in files:
+        for name in (graph.archive, f"{graph.stem}.onnx"):
+            first = owner.setdefault(name, component)
+            if first is not component:
+                raise ContractError(
+                    f"components `{first.name}` and `{component.name}` both write {name}",
+                    hint="give their first inputs, or their stems, names of their own",
+                )
 
 
 def _check_archive(
@@ -179,16 +234,6 @@ def _check_types(values: Sequence[object], expected: type) -> None:
     for value in values:
         if not isinstance(value, expected):
             raise ContractError(f"returned {value!r}, not a {expected.__name__}")
-
-
-def _check_width(component: Component, job: Job) -> None:
-    port = component.outputs[0]
-    if port.shape[-1] != job.text_width:
-        raise ContractError(
-            f"returned {port.name} {port.dtype} {list(port.shape)};"
-            f" the language model is {job.text_width} wide",
-            hint="export the tower with its projector",
-        )
 
 
 def _checked_cuts(cuts: object, component: Component) -> tuple[int, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..calibration import find_images
+from ..calibration import Found, find_data
 from .flow import Flow
 from .job import open_job, request_of
 from .prepared import prepare
@@ -35,5 +35,8 @@ def verify_bundle(
     with job.checkpoint:
         prepared = prepare(request, registry, job)
         flow = Flow(prepared, lambda _, graph: bundle.folder / f"{graph.stem}.onnx")
-        tracer, shown = prepared.tracer(), find_images(images) if images else []
-        return [flow.verify(c, shown, tracer, progress) for c in prepared.components]
+        shown = find_data(images) if images else Found()
+        return [
+            flow.verify(component, shown, prepared.tracer(), progress)
+            for component in prepared.components
+        ]

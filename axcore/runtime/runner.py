@@ -111,7 +111,7 @@ class Runner:
         chosen = resolve(f"backend `{backend}`", found.options, options or {})
         # Cheap checks first: loading the weights can take minutes.
         Embeddings(deployment), load_tokenizer(deployment.folder, ())
-        vision = VisionSide(found.vision(deployment, chosen))
+        vision = VisionSide(found.vision(deployment, chosen), deployment.graphs)
         return cls(deployment, registry, vision, found.language(deployment, chosen))
 
     def prepare(self, messages: Sequence[Mapping[str, Any]]) -> Prompt:
@@ -217,9 +217,8 @@ class Runner:
         These are token embeddings, with placeholders replaced by the rows of images.
         """
         rows = self.embeddings.rows(prompt.input_ids)
-        for places in prompt.vision_rows.values():
-            if len(places):
-                rows[places] = self._vision.rows(prompt)
+        for name, made in self._vision.rows(prompt).items():
+            rows[prompt.places[name]] = made.hidden
         return rows
 
 
@@ -243,7 +242,7 @@ def prepare_prompt(
     count = len(prompt.input_ids)
     limit = llm.prefill_len + max(llm.last_kv_cache_len, default=0)
     if count > limit:
-        images = sum(map(len, prompt.vision_rows.values()))
+        images = sum(map(len, prompt.places.values()))
         raise BudgetError(
             f"the prompt has {count} tokens ({images} for images); this build allows {limit}",
             hint="shorten it, give fewer images, or convert with a longer --last-kv-cache-len",

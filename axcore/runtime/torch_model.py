@@ -105,8 +105,8 @@ class TorchVision(VisionChain):
     """
 
     def __init__(self, deployment: Deployment, job: Job, place: Place) -> None:
-        super().__init__()
-        self._deployment, self._job, self._place = deployment, job, place
+        super().__init__(deployment)
+        self._job, self._place = job, place
 
     def _opened(self) -> list[tuple[str, Part, Run]]:
         components: list[Component] = self._deployment.hook("export_vision", job=self._job)

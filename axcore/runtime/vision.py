@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from functools import partial
 from math import prod
+from operator import gt
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
+from ..component import feature_sources, heads
 from ..errors import BundleError, ContractError
 from .engine import open_session, shape_groups
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
     from pathlib import Path
 
     from ..component import Component, Sample
@@ -32,37 +35,84 @@ _CACHED = 64  # samples whose rows are kept, so that a conversation runs each im
 
 
 class VisionModel(Protocol):
-    """Turns a sample into rows."""
+    """Turns samples into features."""
 
     def open(self) -> None:
-        """Load the model if it is not loaded yet; `run` and `features` do so as well."""
+        """Load the model if it is not loaded yet; `features` does so as well."""
 
-    def run(self, sample: Sample) -> Array:
-        """Return float32 ``[rows, hidden]`` for one stored sample of the first component."""
+    def features(self, sample: Sample, first: str = "") -> dict[str, Array]:
+        """Run a chain of components on a sample and return all that they return, in order.
 
-    def features(self, sample: Sample) -> dict[str, Array]:
-        """Return the first output of every component for one such sample, in order, by name."""
+        Args:
+            sample: A stored sample of the chain's first component.
+            first: Name of that component; empty for the first of all.
+
+        Returns:
+            The first output of each component by the component's name; further ones by
+            `further_name`.
+        """
+
+
+def further_name(component: str, output: str) -> str:
+    """Return the name of a further output of a component among the features of its chain."""
+    return f"{component}/{output}"
+
+
+class VisionRows(NamedTuple):
+    """Rows for the language model.
+
+    Attributes:
+        hidden: float32 ``[m, hidden]``, in place of token embeddings.
+        added: Decoder layer to float32 ``[m, hidden]``: rows of the same tokens, added to the state
+            behind that layer.
+    """
+
+    hidden: Array
+    added: Mapping[int, Array]
+
+    def first(self, count: int) -> VisionRows:
+        """Return the first `count` rows."""
+        return VisionRows(self.hidden[:count], {n: a[:count] for n, a in self.added.items()})
+
+    @classmethod
+    def joined(cls, parts: Sequence[VisionRows]) -> VisionRows:
+        """Return the rows of one or several, in order."""
+        layers = parts[0].added
+        added = {layer: np.concatenate([part.added[layer] for part in parts]) for layer in layers}
+        return cls(np.concatenate([part.hidden for part in parts]), added)
 
 
 class VisionSide:
-    """Runs the images of prompts and caches their rows."""
+    """Runs the samples of prompts and caches their rows.
 
-    def __init__(self, model: VisionModel) -> None:
+    Args:
+        model: Runs them.
+        graphs: The vision graphs of the deployment, which say what belongs to which chain.
+    """
+
+    def __init__(self, model: VisionModel, graphs: Sequence[GraphFile]) -> None:
         self._model = model
-        self._known: dict[bytes, Array] = {}
+        self._heads = heads(graph_sources(graphs))
+        self._layers: dict[str, dict[str, int]] = {name: {} for name in self._heads}
+        for graph in graphs:
+            self._layers[graph.component] |= {
+                port.name: port.layer for port in graph.outputs if port.layer is not None
+            }
+        self._known: dict[tuple[str, bytes], VisionRows] = {}
 
-    def rows(self, prompt: Prompt) -> Array:
-        """Return the rows that replace the placeholders of `prompt`: float32 ``[m, hidden]``."""
-        wanted = next(iter(prompt.vision_rows.values()), ())
-        made = [self._run(sample) for samples in prompt.images.values() for sample in samples]
-        rows = sum(map(len, made))
-        if rows < len(wanted):
-            raise ContractError(
-                f"the prompt has places for {len(wanted)} rows; its images give {rows}",
-                hint="make `prepare_prompt` and `export_vision` agree",
-            )
-        # A static graph returns a fixed number of rows; those beyond the placeholders are padding.
-        return np.concatenate(made)[: len(wanted)] if made else np.empty((0, 0), np.float32)
+    def rows(self, prompt: Prompt) -> dict[str, VisionRows]:
+        """Return the rows for the places of `prompt`, by component; none where it has no place.
+
+        Raises:
+            ContractError: Places and samples do not belong together; the message has the numbers.
+        """
+        try:
+            self._check(prompt)
+            made = {name: self._placed(prompt, name) for name in prompt.vision_rows}
+        except ContractError as error:
+            error.hint = "make `prepare_prompt` and `export_vision` agree"
+            raise
+        return {name: rows for name, rows in made.items() if rows}
 
     def open(self) -> None:
         """Load the model ahead of the first image."""
@@ -72,13 +122,59 @@ class VisionSide:
         """Drop the rows of every image."""
         self._known.clear()
 
-    def _run(self, sample: Sample) -> Array:
-        identity = hashlib.sha256()
-        for array in sample.values():
-            identity.update(np.ascontiguousarray(array).tobytes())
-        key = identity.digest()
+    def _check(self, prompt: Prompt) -> None:
+        """Refuse samples and places of components that there are not, and places that clash."""
+        taken = set()
+        for name in prompt.vision_rows:
+            if name not in self._heads:
+                raise ContractError(
+                    f"the prompt has places for `{name}`; components: {', '.join(self._heads)}"
+                )
+            taken.add(self._heads[name])
+        for name, samples in prompt.images.items():
+            if samples and name not in taken:
+                raise ContractError(
+                    f"the prompt has {len(samples)} samples for `{name}`, and no place for rows of"
+                    " a chain that begins with it"
+                )
+        places = np.concatenate([np.empty(0, np.int64), *prompt.places.values()])
+        inside = (places >= 0) & (places < len(prompt.input_ids))
+        if places.dtype != np.int64 or not inside.all() or len(np.unique(places)) < len(places):
+            raise ContractError(
+                f"the prompt's places for rows are not different indices, int64, of its"
+                f" {len(prompt.input_ids)} tokens"
+            )
+
+    def _placed(self, prompt: Prompt, name: str) -> VisionRows | None:
+        """Return exactly as many rows of a component as it has places; None without any."""
+        places = prompt.vision_rows[name]
+        samples = prompt.images.get(self._heads[name], ())
+        runs = [self._run(name, sample) for sample in samples]
+        counts = [len(run.hidden) for run in runs]
+        if isinstance(places, np.ndarray):
+            if len(places) != sum(counts):
+                raise ContractError(
+                    f"the prompt has places for {len(places)} rows of `{name}`;"
+                    f" its {len(runs)} samples give {sum(counts)}"
+                )
+        elif len(places) != len(runs) or any(map(gt, map(len, places), counts)):
+            raise ContractError(
+                f"the prompt has places for {[len(own) for own in places]} rows of `{name}`;"
+                f" its samples give {counts}"
+            )
+        else:
+            runs = [run.first(len(own)) for run, own in zip(runs, places, strict=True)]
+        return VisionRows.joined(runs) if runs else None
+
+    def _run(self, name: str, sample: Sample) -> VisionRows:
+        key = name, _digest(sample)
         if key not in self._known:
-            self._known[key] = self._model.run(sample)
+            features = self._model.features(sample, self._heads[name])
+            added = {
+                layer: _as_rows(features[further_name(name, port)])
+                for port, layer in self._layers[name].items()
+            }
+            self._known[key] = VisionRows(_as_rows(features[name]), added)
         # Dicts keep insertion order, so the least recently used entry is the first.
         self._known[key] = self._known.pop(key)
         while len(self._known) > _CACHED:
@@ -86,10 +182,37 @@ class VisionSide:
         return self._known[key]
 
 
-class VisionChain(ABC):
-    """A `VisionModel` of parts in a row, which are opened on first use and kept."""
+def _digest(sample: Sample) -> bytes:
+    identity = hashlib.sha256()
+    for name, array in sample.items():
+        identity.update(f"{name} {array.dtype} {array.shape};".encode())
+        identity.update(np.ascontiguousarray(array).tobytes())
+    return identity.digest()
 
-    def __init__(self) -> None:
+
+def _as_rows(features: Array) -> Array:
+    return features.astype(np.float32).reshape(-1, features.shape[-1])
+
+
+def graph_sources(graphs: Sequence[GraphFile]) -> dict[str, str]:
+    """Map each component to the one whose outputs it takes; "" for the first of a chain."""
+    found: dict[str, str] = {}
+    before = ""
+    for graph in graphs:
+        found.setdefault(graph.component, before if graph.after is None else graph.after)
+        before = graph.component
+    return found
+
+
+class VisionChain(ABC):
+    """A `VisionModel` of parts, which are opened on first use and kept.
+
+    Args:
+        deployment: The bundle, which says what takes the outputs of what.
+    """
+
+    def __init__(self, deployment: Deployment) -> None:
+        self._deployment = deployment
         self._parts: list[tuple[str, Part, Run]] = []
 
     @abstractmethod
@@ -101,24 +224,25 @@ class VisionChain(ABC):
         if not self._parts:
             self._parts = self._opened()
 
-    def run(self, sample: Sample) -> Array:
-        """Return the rows of the last component."""
-        last = list(self.features(sample).values())[-1]
-        return last.astype(np.float32).reshape(-1, last.shape[-1])
-
-    def features(self, sample: Sample) -> dict[str, Array]:
-        """Run the parts in order; each receives the outputs of the one before."""
+    def features(self, sample: Sample, first: str = "") -> dict[str, Array]:
+        """Run the parts of a chain in order; each receives the outputs of the one before."""
         self.open()
-        if self._parts:
-            _check_sample(self._parts[0][1], sample)
-        found: dict[str, Array] = {}
-        features: dict[str, Array] = dict(sample)
-        before: Part | None = None
+        sources = graph_sources(self._deployment.graphs)
+        first = first or next(iter(sources))
+        made: dict[str, tuple[Part, dict[str, Array]]] = {}
         for component, part, run in self._parts:
-            sources = feature_sources(before, part) if before else {n: n for n in features}
-            features = run({port: features[name] for port, name in sources.items()})
-            before, found[component] = part, next(iter(features.values()))
-        return found
+            before = made.get(component) or made.get(sources[component])
+            if before:
+                ports = feature_sources(before[0], part)
+                made[component] = part, run({port: before[1][name] for port, name in ports.items()})
+            elif component == first:
+                _check_sample(part, sample)
+                made[component] = part, run(sample)
+        return {
+            name if place == 0 else further_name(name, port): array
+            for name, (_, outputs) in made.items()
+            for place, (port, array) in enumerate(outputs.items())
+        }
 
 
 class VisionSessions(VisionChain):
@@ -138,9 +262,8 @@ class VisionSessions(VisionChain):
         suffix: str,
         instead: Mapping[str, Path] = MappingProxyType({}),
     ) -> None:
-        super().__init__()
-        self._deployment, self._engine, self._suffix = deployment, engine, suffix
-        self._instead = instead
+        super().__init__(deployment)
+        self._engine, self._suffix, self._instead = engine, suffix, instead
 
     def _opened(self) -> list[tuple[str, Part, Run]]:
         graphs = self._deployment.graphs
@@ -219,26 +342,3 @@ def _fitted(feed: Sample, graph: GraphFile, session: Session) -> dict[str, Array
             array = array.astype(port.dtype)
         fitted[port.name] = np.ascontiguousarray(array).reshape(shape)
     return fitted
-
-
-def feature_sources(graph: Part, behind: Part) -> dict[str, str]:
-    """Map each input of `behind` to an output of `graph`, by name, else by position.
-
-    Raises:
-        ContractError: An input has no matching output.
-    """
-    made = {port.name: port for port in graph.outputs}
-    named = any(port.name in made for port in behind.inputs)
-    sources = {}
-    for position, port in enumerate(behind.inputs):
-        in_place = graph.outputs[position] if position < len(graph.outputs) else None
-        source = made.get(port.name) if named else in_place
-        if source is None or source.shape != port.shape:
-            returned = ", ".join(f"{out.name} {list(out.shape)}" for out in graph.outputs)
-            raise ContractError(
-                f"`{behind.stem}` takes {port.name} {list(port.shape)};"
-                f" `{graph.stem}` returns {returned}",
-                hint="give it a `preprocess`, or make its inputs match those outputs",
-            )
-        sources[port.name] = source.name
-    return sources

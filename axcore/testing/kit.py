@@ -33,7 +33,12 @@ TOLERANCE = 1e-4
 
 
 def check_family(
-    family: str, *, out: Path, model: str | None = None, registry: Registry | None = None
+    family: str,
+    *,
+    out: Path,
+    model: str | None = None,
+    registry: Registry | None = None,
+    data: Sequence[Path] = (),
 ) -> None:
     """Check that a family keeps the contract, in every task of one of its models.
 
@@ -48,6 +53,7 @@ def check_family(
         out: An empty folder, for the checkpoint and the bundles.
         model: Id of the model; None takes the family's first.
         registry: The plugins; None finds the installed ones.
+        data: Arrays to calibrate with, for components that take no images.
 
     Raises:
         AssertionError: A rule is broken; the message names the task and, if any, the stage.
@@ -59,7 +65,7 @@ def check_family(
     card = _card(registry, family, model)
     checkpoint = fabricate(card, "tiny", out / "checkpoint")
     for task in card.profiles:
-        _check_task(registry, card, task, checkpoint, out / task)
+        _check_task(registry, card, task, checkpoint, out / task, data)
 
 
 def _card(registry: Registry, family: str, model: str | None) -> ModelCard:
@@ -77,7 +83,12 @@ def _card(registry: Registry, family: str, model: str | None) -> ModelCard:
 
 
 def _check_task(
-    registry: Registry, card: ModelCard, task: str, checkpoint: Path, out: Path
+    registry: Registry,
+    card: ModelCard,
+    task: str,
+    checkpoint: Path,
+    out: Path,
+    data: Sequence[Path],
 ) -> None:
     whole = _prepared(registry, card, checkpoint, Options(task=task))
     with whole.job.checkpoint:
@@ -88,7 +99,8 @@ def _check_task(
     out.mkdir(parents=True, exist_ok=True)
     before = _contents(checkpoint, out, Path.cwd())
     bundles = [
-        _convert(prepared, out / name) for prepared, name in ((whole, "whole"), (cut, "parts"))
+        _convert(prepared, out / name, data)
+        for prepared, name in ((whole, "whole"), (cut, "parts"))
     ]
     _check_untouched(before, _contents(checkpoint, out, Path.cwd()), task)
     _check_listed(bundles[0], task)
@@ -147,14 +159,14 @@ def _check_close(made: Sequence[Any], expected: Sequence[Any], broken: str) -> N
 # Bundles -----------------------------------------------------------------------------------------
 
 
-def _convert(prepared: Prepared, out: Path) -> Bundle:
+def _convert(prepared: Prepared, out: Path, data: Sequence[Path]) -> Bundle:
     from ..calibration import embedded_images
 
     return convert(
         prepared.job.card.id,
         out,
         checkpoint=str(prepared.job.checkpoint.folder),
-        images=embedded_images(),
+        images=[*embedded_images(), *data],
         options=prepared.job.options,
         registry=prepared.registry,
     )
@@ -194,12 +206,13 @@ def _results(prepared: Prepared, bundle: Bundle) -> Iterator[list[np.ndarray[Any
     """Yield the output of each component's files, run in order on an image."""
     import onnxruntime as ort
 
+    from ..calibration import Found
     from ..pipeline.flow import Flow
 
     flow = Flow(prepared, lambda _, graph: bundle.folder / f"{graph.stem}.onnx")
     owners = [component for component, _ in flow.chain]
     for component in prepared.components:
         last = len(owners) - 1 - owners[::-1].index(component)
-        feed = next(flow.feeds(last, flow.chosen(())))
+        feed = next(flow.feeds(last, flow.chosen(Found())))
         session = ort.InferenceSession(flow.path(last), providers=["CPUExecutionProvider"])
         yield session.run(None, dict(feed))

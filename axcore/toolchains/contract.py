@@ -30,6 +30,8 @@ class GraphFile:
         samples: Number of samples in the archive; 0 where none was made.
         build_options: See `Component.build_options`.
         component: Name of the component it belongs to.
+        after: Name of the component whose outputs that one takes; "" if it begins a chain. None in
+            bundles of versions that knew one chain: the component before it.
     """
 
     stem: str
@@ -40,6 +42,7 @@ class GraphFile:
     samples: int
     build_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     component: str = ""
+    after: str | None = None
 
 
 @dataclass(frozen=True)

@@ -145,7 +145,7 @@ def test_the_native_layout_reads_as_its_processor_writes_it(
     prompt = plugin.prepare_prompt(job_for(folder, "native", tiles), messages)
     ids = tokenizer.encode(text).ids
     assert prompt.input_ids.tolist() == ids
-    rows = prompt.vision_rows["vision"]
+    rows = prompt.places["vision"]
     assert rows.tolist() == [i for i, t in enumerate(ids) if t == SPECIAL["<IMG_CONTEXT>"]]
     made = [
         plugin.preprocess.normalised([sample["image"]]) if tiles == 1 else sample["image"]
@@ -170,7 +170,7 @@ def test_tiles_of_several_images_share_batches(folder: Path) -> None:
     assert first.shape == second.shape == (4, 3, SIDE, SIDE)
     np.testing.assert_array_equal(first, expected[:4])
     np.testing.assert_array_equal(second, expected[[4, 5, 4, 5]])
-    assert len(prompt.vision_rows["vision"]) == 6 * TOKENS
+    assert len(prompt.places["vision"]) == 6 * TOKENS
 
 
 @pytest.mark.parametrize("tiles", [1, 5])
@@ -189,7 +189,7 @@ def test_text_alone_needs_no_run(folder: Path) -> None:
     """Oracle: a typed marker is no place for a row."""
     prompt = plugin.prepare_prompt(job_for(folder), [user("is <IMG_CONTEXT> a word?")])
     assert prompt.images == {"vision": []}
-    assert prompt.vision_rows["vision"].size == 0
+    assert prompt.places["vision"].size == 0
 
 
 def test_a_tokenizer_that_does_not_fit_is_refused(folder: Path, tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ def test_a_wide_image_beside_a_square_one(case: Case, registry: Registry) -> Non
     shown = [photograph(60, 130, 1), photograph(70, 70, 2)]
     prompt = case.runner.prepare(asked("what?", *shown))
     answer = answered(case.runner, prompt, max_new_tokens=12)
-    assert len(prompt.vision_rows["vision"]) == 9 * (2 if case.tiles == 1 else 4)
+    assert len(prompt.places["vision"]) == 9 * (2 if case.tiles == 1 else 4)
     assert answer.token_ids == generated(case.model, prompt, shown, case.tiles, 12)
     made = logits(Runner.open(case.folder, registry), prompt, answer.token_ids)
     ids = torch.tensor([[*prompt.input_ids, *answer.token_ids]])

@@ -79,7 +79,7 @@ def check(job: Job, messages: list[dict[str, Any]], written: str) -> None:
     assert prompt.position_ids.tolist() == [[*range(len(ids))]]
     _, last = FIRST_AND_LAST[job.card.id]
     pad = tokens["<|image_pad|>" if last == "vision" else "<unk>"]
-    assert prompt.vision_rows[last].tolist() == [i for i, found in enumerate(ids) if found == pad]
+    assert prompt.places[last].tolist() == [i for i, found in enumerate(ids) if found == pad]
 
 
 # What is written ---------------------------------------------------------------------------------
@@ -226,7 +226,7 @@ def test_samples_are_those_of_calibration(
             assert one[key].dtype == other[key].dtype
             np.testing.assert_array_equal(one[key], other[key])
     last = components[-1]
-    assert len(prompt.vision_rows[last.name]) == len(made) * last.rows
+    assert len(prompt.places[last.name]) == len(made) * last.rows
 
 
 @pytest.mark.parametrize("name", CARDS)
@@ -235,7 +235,7 @@ def test_text_alone_needs_no_run(job_for: MakeJob, name: str) -> None:
     prompt = plugin.prepare_prompt(job_for(name), [user("is <unk> or <|image_pad|> a word?")])
     first, last = FIRST_AND_LAST[name]
     assert prompt.images == {first: []}
-    assert prompt.vision_rows[last].size == 0
+    assert prompt.places[last].size == 0
     ends = {
         "minicpm-v-4": ("</s>", "<|im_end|>"),
         "minicpm-v-2": ("</s>",),

@@ -155,7 +155,7 @@ def test_the_prompt_is_that_of_the_published_template(
 def test_text_alone_needs_no_run(job: Job) -> None:
     """A conversation without images. Oracle: no sample, and no row for one."""
     prompt = plugin.prepare_prompt(job, [{"role": "user", "content": "hello"}])
-    assert prompt.vision_rows["vision"].size == 0
+    assert prompt.places["vision"].size == 0
     assert prompt.images["vision"] == []
 
 
@@ -170,7 +170,7 @@ def test_every_placeholder_gets_a_row(job: Job, tmp_path: Path) -> None:
         video,
     ]
     prompt = plugin.prepare_prompt(job, [{"role": "user", "content": content}])
-    rows, samples = prompt.vision_rows["vision"], prompt.images["vision"]
+    rows, samples = prompt.places["vision"], prompt.images["vision"]
     assert set(prompt.input_ids[rows]) == {505, 506}
     assert len(rows) == 12 * len(samples) == 12 * 3
     np.testing.assert_array_equal(rows, np.flatnonzero(np.isin(prompt.input_ids, [505, 506])))

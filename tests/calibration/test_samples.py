@@ -194,6 +194,7 @@ def test_object_samples_name_modules_of_every_numpy(tmp_path: Path) -> None:
         ("Image", "RGB", [STRIP]),
         ("Numpy", "RGB", [ARRAY]),
         ("Numpy", "RGB", [ARRAY, INDEX]),
+        ("NumpyObject", "RGB", [ARRAY, INDEX]),
     ],
 )
 def test_stored_samples_are_read_back(
@@ -231,6 +232,32 @@ def test_a_stored_sample_runs_no_code(tmp_path: Path) -> None:
     loaded = load_samples("eye", (ARRAY,), Calibration("Numpy"), 1, tmp_path.joinpath)
     with pytest.raises(ImageError, match="pickled and never loaded"):
         next(loaded)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("change", ["trap", "cut", "longer", "name", "shape", "opcode"])
+def test_a_stored_mapping_is_the_one_that_was_written(tmp_path: Path, change: str) -> None:
+    """No byte around the arrays may differ, and nothing is unpickled. Oracle: what is changed."""
+    ports, calibration = (ARRAY, INDEX), Calibration("NumpyObject")
+    made = [{port.name: np.zeros(port.shape, port.dtype) for port in ports}]
+    (file,) = store_samples("eye", ports, calibration, made, tmp_path).files
+    content, others = file.read_bytes(), ports
+    if change == "trap":
+
+        class Trap:
+            def __reduce__(self) -> Any:
+                return os.mkdir, (tmp_path / "ran",)
+
+        np.save(file, np.array(Trap()), allow_pickle=True)
+    elif change in ("cut", "longer"):
+        file.write_bytes(content[:-1] if change == "cut" else content + b"x")
+    elif change == "opcode":
+        file.write_bytes(content.replace(b"cnumpy\nndarray\n", b"cposix\nxndarra\n", 1))
+    else:
+        name, shape = ("other", ARRAY.shape) if change == "name" else (ARRAY.name, (7, 9))
+        others = (Port(name, shape, ARRAY.dtype), INDEX)
+    with pytest.raises(ImageError, match="not a sample of"):
+        next(load_samples("eye", others, calibration, 1, tmp_path.joinpath))
     assert not (tmp_path / "ran").exists()
 
 

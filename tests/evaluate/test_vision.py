@@ -64,8 +64,9 @@ class _Off:
     def open(self) -> None:
         self.model.open()
 
-    def features(self, sample: Sample) -> dict[str, Any]:
-        return {name: array + self.shift for name, array in self.model.features(sample).items()}
+    def features(self, sample: Sample, first: str = "") -> dict[str, Any]:
+        made = self.model.features(sample, first)
+        return {name: array + self.shift for name, array in made.items()}
 
 
 @pytest.fixture
@@ -242,9 +243,9 @@ def test_no_reference_is_run_without_features(
     """
     asked, recorder = [], Recorder()
 
-    def features(self: _Off, sample: Sample) -> dict[str, Any]:
+    def features(self: _Off, sample: Sample, first: str = "") -> dict[str, Any]:
         asked.append(sample)
-        return self.model.features(sample)  # type: ignore[no-any-return]
+        return self.model.features(sample, first)  # type: ignore[no-any-return]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_Off, "features", features)

@@ -59,7 +59,7 @@ def test_a_right_graph_passes(exported: Exported) -> None:
     result = verified(exported, exported.paths)
     assert [stage.stage for stage in result.stages] == [s.name for s in exported.component.stages]
     assert all(stage.cosine > 0.999999 and stage.max_abs < 1e-5 for stage in result.stages)
-    assert set(result.metrics()) == {"component", "cosine", "max_abs", "stages"}
+    assert set(result.metrics()) == {"component", "cosine", "max_abs", "stages", "outputs"}
 
 
 def test_parts_are_verified_as_a_chain(exported: Exported, tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def turned(values: Any) -> Any:
         (
             "head.head.weight",
             lambda values: values * np.float32(1.01),
-            r"max abs .* at the output, at most 0\.001",
+            r"max abs .* at the output `tokens`, at most 0\.001",
         ),
     ],
 )

@@ -64,13 +64,16 @@ class Features:
         self.runs += 1
         return np.asarray(sample["x"], np.float32)
 
-    def features(self, sample: Sample) -> dict[str, Array]:
+    def features(self, sample: Sample, first: str = "") -> dict[str, Array]:
+        assert first in ("", "vision")
         return {"vision": self.run(sample)}
 
 
 def toy_runner(deployment: Deployment, vision: Features | None = None) -> Runner:
     language = LayerModels(deployment, axengine_sim, ".onnx")
-    return Runner(deployment, Registry([]), VisionSide(vision or Features()), language)
+    return Runner(
+        deployment, Registry([]), VisionSide(vision or Features(), deployment.graphs), language
+    )
 
 
 @pytest.fixture(scope="module")
@@ -216,12 +219,14 @@ def test_no_token_at_all_is_refused(runner: Runner, count: int) -> None:
 def test_rows_of_images_take_their_places(
     toy_deployment: Deployment, toy: ToyLanguageModel
 ) -> None:
-    """In order, those beyond the last place being padding. Oracle: the embedding and the rows."""
+    """In order; rows behind a run's last place are padding. Oracle: the embedding and the rows."""
     runner = toy_runner(toy_deployment)
     images = [np.full((3, WIDTH), n, np.float32) for n in (1, 2)]
-    rows = runner.rows(prompt([9, 9, 9, 9, 9, 9], [1, 2, 3, 5], images))
+    asked = prompt([9, 9, 9, 9, 9, 9], images=images)
+    runs = [np.array([1, 2, 3]), np.array([5])]
     expected = toy.embedding[[9] * 6]
     expected[[1, 2, 3]], expected[5] = 1, 2
+    rows = runner.rows(replace(asked, vision_rows={"vision": runs}))
     np.testing.assert_array_equal(rows, expected)
     np.testing.assert_array_equal(runner.rows(prompt([9, 8])), toy.embedding[[9, 8]])
 
@@ -265,7 +270,7 @@ def test_opening_the_vision_side_is_not_time_to_the_first_token(
 def test_too_few_rows_are_the_familys_fault(toy_deployment: Deployment) -> None:
     """Both numbers are named."""
     asked = prompt([9, 9, 9], [0, 1], [np.zeros((1, WIDTH), np.float32)])
-    with pytest.raises(ContractError, match="places for 2 rows; its images give 1"):
+    with pytest.raises(ContractError, match="places for 2 rows of `vision`; its 1 samples give 1"):
         answer_of(toy_runner(toy_deployment), asked)
 
 
