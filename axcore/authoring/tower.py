@@ -253,7 +253,8 @@ def _names(
     from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
     prefixes: dict[str, tuple[str, ...]] = {}
-    for rule in get_checkpoint_conversion_mapping(str(config.get("model_type"))) or ():
+    read: Any = get_checkpoint_conversion_mapping
+    for rule in read(str(config.get("model_type"))) or ():
         for old, new in zip(rule.source_patterns, rule.target_patterns, strict=False):
             old = old.removeprefix("^")
             if old.replace("_", "").replace(".", "").isalnum() and old != new:
