@@ -17,7 +17,7 @@ from .component import Port
 from .errors import BundleError
 from .files import Checksums, Content
 from .foreign import check_name, inside, read_json, reason
-from .language_model import Embedding
+from .language_model import TABLE_NAME, Embedding
 from .limits import COUNT, LAYERS, RECORD_BYTES
 from .model_card import Profile
 from .plain import parse, plain, shown
@@ -106,6 +106,7 @@ class Manifest:
     target: str
     calibration_archive: ArchiveRecord | None = None
     embedding: Embedding | None = None
+    tables: tuple[Embedding, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
     components: tuple[ComponentRecord, ...] = ()
     build: BuildRequest
@@ -290,8 +291,25 @@ def _check(manifest: Manifest) -> None:
         if wrong := [number for number in numbers if not 0 < number <= most]:
             raise ValueError(f"{where}: {shown(wrong[0])} is not between 1 and {most}")
     _check_build(manifest.build)
-    if manifest.embedding and len(manifest.embedding.shape) != 2:
-        raise ValueError("embedding.shape: it has to have two numbers")
+    _check_tables(manifest)
+
+
+def _check_tables(manifest: Manifest) -> None:
+    names = [table.name for table in manifest.tables]
+    if (manifest.embedding and manifest.embedding.name) or (names and not manifest.embedding):
+        raise ValueError("embedding: it comes first, and has no name")
+    for where, table in _tables(manifest):
+        if len(table.shape) != 2:
+            raise ValueError(f"{where}.shape: it has to have two numbers")
+    for number, name in enumerate(names):
+        if not TABLE_NAME.fullmatch(name) or names.index(name) < number:
+            raise ValueError(f"tables.{number}.name: {shown(name)} is not a word of its own")
+
+
+def _tables(manifest: Manifest) -> list[tuple[str, Embedding]]:
+    """Return the embedding and the tables behind it, each with its path in the manifest."""
+    embedding = [("embedding", manifest.embedding)] if manifest.embedding else []
+    return embedding + [(f"tables.{n}", table) for n, table in enumerate(manifest.tables)]
 
 
 def _check_build(build: BuildRequest) -> None:
@@ -324,8 +342,8 @@ def _numbers(manifest: Manifest) -> Iterator[tuple[str, Sequence[int], int]]:
         yield where, [lengths.prefill_len, lengths.kv_cache_len], COUNT
         yield f"{where}.last_kv_cache_len", lengths.last_kv_cache_len, COUNT
     yield "model.profile", [profile.height, profile.width, profile.images], COUNT
-    if manifest.embedding:
-        yield "embedding.shape", manifest.embedding.shape, COUNT
+    for where, table in _tables(manifest):
+        yield f"{where}.shape", table.shape, COUNT
     for number, graph in enumerate(build.graphs):
         for port in (*graph.inputs, *graph.outputs):
             yield f"build.graphs.{number}", port.shape, COUNT

@@ -42,10 +42,10 @@ def make_calib(component: Component, images: Sequence[Image]) -> Iterator[Sample
 
 @hookimpl(trylast=True)
 def embed_extract(job: Job) -> Embedding:
-    """Look for the known key names."""
-    from .language.embedding import find_embedding
+    """Look for the known key names; the scale is the architecture's."""
+    from .language.embedding import default_embedding
 
-    return find_embedding(job.checkpoint, job.config)
+    return default_embedding(job)
 
 
 @hookimpl(trylast=True)
@@ -58,7 +58,7 @@ def llm_build_args(job: Job) -> LlmBuildArgs:
 
 @hookimpl(trylast=True)
 def decoder(job: Job, embedding: Embedding) -> Decoder:
-    """Describe Llama or what is built like it, as config and tensors say."""
+    """Describe one of the listed architectures, as config and tensors say."""
     from .language.decoder import default_decoder
 
     return default_decoder(job, embedding)

@@ -25,8 +25,13 @@ if TYPE_CHECKING:
 
 PROJECT = "axcore"
 
-CONTRACT = 1
-"""Version of this contract. It grows by one when something is added that a plugin may rely on."""
+CONTRACT = 2
+"""Version of this contract. It grows by one when something is added that a plugin may rely on.
+
+Since 2: `DecoderLayer` with its caches, windows and inputs; `Port.layer`, `Component.after` and
+`Component.media`; `Prompt.blocks` and an array of `Prompt.vision_rows` for each run; several tables
+from `embed_extract`.
+"""
 
 OLDEST_CONTRACT = 1
 """The oldest version that is still read: what plugins of it expect is as it was."""
@@ -131,8 +136,9 @@ def decoder(job: Job, embedding: Embedding) -> Decoder | None:
     ``docs/decoders.md`` lists and refuses every other, and every setting that it does not know.
 
     Args:
-        job: The conversion; its checkpoint has every tensor.
-        embedding: What `embed_extract` returned. The default expects the layers beside it.
+        job: The conversion that made the bundle, its checkpoint with weights.
+        embedding: What `embed_extract` returned; of several the first. The default looks for the
+            layers beside it.
 
     Raises:
         UnsupportedModel: The model has layers of another kind.

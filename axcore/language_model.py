@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -36,6 +37,15 @@ class Embedding:
     scale: float = 1.0
     factor: float = 1.0
     name: str = ""
+
+
+TABLE_NAME = re.compile(r"[A-Za-z]\w{0,63}", re.ASCII)
+"""What a named table is called: it becomes a part of a file's name."""
+
+
+def table_file(name: str) -> str:
+    """Return the file of a bundle that holds a table in bfloat16; the embedding has no name."""
+    return f"{name}.table.bfloat16.bin" if name else "model.embed_tokens.weight.bfloat16.bin"
 
 
 @dataclass(frozen=True)

@@ -8,21 +8,161 @@ Comparing the two finds weights that belong to another graph without hashing gig
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from .component import Shape
 from .errors import BundleError
-from .foreign import open_regular
+from .foreign import decode_json, open_regular
+from .language_model import Cache, DecoderLayer, TokenInput
+from .limits import COUNT, LAYERS, PORTS, RANK, RECORD_BYTES
+from .plain import parse, plain, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
 GROUPS = "axcore.shape_groups"
 """The metadata property that lists the shapes a graph may be run with."""
 
+LAYER = "axcore.layer"
+"""The metadata property that describes a layer which is not a plain one (see `LayerSpec`)."""
+
+PLAIN_CACHES = ("K_cache", "V_cache")
+SHARED_INPUTS = ("indices", "input", "mask")
+"""What every layer takes behind its caches."""
+
+OUTPUT = "output"
+
 _BUILD, _WEIGHTS = "axcore.build", "axcore.weights"
 _FINGERPRINT_BYTES = 32  # a sha256
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """What a layer model keeps and takes beyond the state; see `DecoderLayer`.
+
+    Shapes alone do not tell it: how a cache is updated, whose it is, which tokens a mask shows.
+    """
+
+    caches: tuple[Cache, ...]
+    window: int | None = None
+    inputs: tuple[TokenInput, ...] = ()
+
+    @classmethod
+    def of(cls, layer: DecoderLayer) -> LayerSpec:
+        """Describe a layer that a family's decoder has."""
+        return cls(layer.caches, layer.window, layer.inputs)
+
+    @classmethod
+    def of_plain(cls, width: int) -> LayerSpec:
+        """Describe a layer with keys and values of `width`, and nothing else."""
+        return cls(tuple(Cache(name, (width,)) for name in PLAIN_CACHES))
+
+    @classmethod
+    def read(cls, properties: Mapping[str, str]) -> LayerSpec | None:
+        """Parse a graph's metadata; None where they describe no layer.
+
+        Raises:
+            ValueError: The description is damaged; the message says where.
+        """
+        text = properties.get(LAYER)
+        if text is None:
+            return None
+        if len(text) > RECORD_BYTES:
+            raise ValueError(f"{LAYER}: it has more than {RECORD_BYTES} characters")
+        spec = parse(cls, decode_json(text))
+        spec.check()
+        return spec
+
+    @property
+    def properties(self) -> dict[str, str]:
+        """The metadata properties to store in the graph; none of a plain layer."""
+        width = self.caches[0].shape[0] if self.caches else 0
+        return {} if self == self.of_plain(width) else {LAYER: json.dumps(plain(self))}
+
+    @property
+    def own(self) -> tuple[Cache, ...]:
+        """The caches that the layer itself updates."""
+        return tuple(cache for cache in self.caches if cache.shared is None)
+
+    @property
+    def names(self) -> set[str]:
+        """The names of all inputs and outputs."""
+        return set(self._names)
+
+    @property
+    def _names(self) -> list[str]:
+        inputs = [c.name for c in self.caches] + [i.name for i in self.inputs]
+        return [*inputs, *SHARED_INPUTS, *(f"{c.name}_out" for c in self.own), OUTPUT]
+
+    def check(self) -> None:
+        """Refuse what no layer can be.
+
+        Raises:
+            ValueError: Names the cache or input.
+        """
+        names = self._names
+        if repeated := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"{shown(repeated[0])} is the name of two inputs or outputs")
+        if len(names) > PORTS:
+            raise ValueError(f"it has {len(names)} inputs and outputs; at most {PORTS} are read")
+        if self.window is not None and not 0 < self.window <= COUNT:
+            raise ValueError(f"window: {self.window} is not between 1 and {COUNT}")
+        for cache in self.caches:
+            _check_cache(cache)
+        for port in self.inputs:
+            if port.start < 0 or port.width < 1 or port.start + port.width > COUNT:
+                raise ValueError(
+                    f"{shown(port.name)}: columns {port.start} to {port.start + port.width}"
+                )
+
+    def cache_shapes(self, history: int, count: int) -> dict[str, Shape]:
+        """Return the shapes that caches have when `count` tokens follow `history` cached ones."""
+        return {
+            cache.name: (1, *cache.shape)
+            if not cache.grows
+            else (1, history if cache.shared is None else history + count, *cache.shape)
+            for cache in self.caches
+        }
+
+    def made_shapes(self, count: int) -> dict[str, Shape]:
+        """Return the shapes of what `count` tokens add to caches, or replace them by."""
+        return {
+            f"{cache.name}_out": (1, count, *cache.shape) if cache.grows else (1, *cache.shape)
+            for cache in self.own
+        }
+
+
+def _check_cache(cache: Cache) -> None:
+    """Refuse shapes that no cache has, and sharing of what does not grow, with a ValueError."""
+    name, shape = shown(cache.name), cache.shape
+    if not cache.name:
+        raise ValueError("a cache has no name")
+    if cache.grows and len(shape) != 1:
+        raise ValueError(f"{name}: a cache that grows has one width, not {list(shape)}")
+    if not (0 < len(shape) < RANK and min(shape) > 0 and math.prod(shape) <= COUNT):
+        raise ValueError(f"{name}: {shown(list(shape))} is not the shape of a state")
+    if cache.shared is not None and not cache.grows:
+        raise ValueError(f"{name}: only caches that grow can be shared")
+    if cache.shared is not None and not 0 <= cache.shared < LAYERS:
+        raise ValueError(f"{name}: layer {cache.shared} is out of range")
+
+
+def wrong_sharing(specs: Sequence[LayerSpec]) -> Iterator[str]:
+    """Yield what is wrong with the caches that layers share, each as the end of a sentence."""
+    for number, spec in enumerate(specs):
+        for cache in spec.caches:
+            if cache.shared is None:
+                continue
+            owners = specs[cache.shared].own if cache.shared < number else ()
+            if replace(cache, shared=None) not in owners:
+                yield (
+                    f"layer {number} shares {shown(cache.name)} {list(cache.shape)} of layer"
+                    f" {cache.shared}, which is not an earlier layer with such a cache"
+                )
 
 
 @dataclass(frozen=True)

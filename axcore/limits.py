@@ -41,6 +41,9 @@ NAME_LENGTH = 500
 LAYERS = 1000
 """Layers of a tower or language model; published: 126."""
 
+PORTS = 64
+"""Inputs and outputs of a layer of a language model; published: 8."""
+
 COUNT = 1 << 24
 """Any other number of things in a config: widths, heads, words, positions; published: 10,485,760
 positions."""

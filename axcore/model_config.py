@@ -21,6 +21,12 @@ Layers = Annotated[int, Between(1, LAYERS)]
 Positive = Annotated[float, Between(1e-30, 1e30)]
 """An epsilon, a base of frequencies, a scale."""
 
+Number = Annotated[int, Between(0, LAYERS)]
+"""The index of a layer, or how many of them."""
+
+Kernel = Annotated[int, Between(2, 64)]
+"""Tokens that a convolution sees."""
+
 Token = Annotated[int, Between(0, COUNT)]
 """The id of a token."""
 
@@ -72,7 +78,16 @@ class Rotary:
     short_factor: tuple[Positive, ...] | None = None
     original_max_position_embeddings: Count | None = None
     mrope_section: tuple[Count, ...] | None = None
+    mrope_interleaved: bool | None = None
     partial_rotary_factor: Positive | None = None
+
+
+@dataclass(frozen=True)
+class Rotaries(Rotary):
+    """The same, or one for each type of layer."""
+
+    full_attention: Rotary | None = None
+    sliding_attention: Rotary | None = None
 
 
 @dataclass(frozen=True)
@@ -95,11 +110,37 @@ class TextConfig:
     max_position_embeddings: Count | None = None
     rope_theta: Positive | None = None
     rope_scaling: Rotary | None = None
-    rope_parameters: Rotary | None = None
+    rope_parameters: Rotaries | None = None
+    rope_local_base_freq: Positive | None = None
+    partial_rotary_factor: Positive | None = None
+    no_rope_layers: tuple[int, ...] | None = None
+    no_rope_layer_interval: Layers | None = None
     sliding_window: Count | None = None
+    sliding_window_pattern: Layers | None = None
     use_sliding_window: bool | None = None
+    max_window_layers: Number | None = None
     layer_types: tuple[str, ...] | None = None
     full_attention_interval: Layers | None = None
+    full_attn_idxs: tuple[Number, ...] | None = None
+    hidden_activation: str | None = None
+    norm_eps: Positive | None = None
+    attention_multiplier: Positive | None = None
+    embedding_multiplier: Positive | None = None
+    logits_scaling: Positive | None = None
+    residual_multiplier: Positive | None = None
+    query_pre_attn_scalar: Positive | None = None
+    attn_logit_softcapping: Positive | None = None
+    final_logit_softcapping: Positive | None = None
+    conv_L_cache: Kernel | None = None  # noqa: N815
+    block_ff_dim: Count | None = None
+    block_auto_adjust_ff_dim: bool | None = None
+    block_ffn_dim_multiplier: Positive | None = None
+    block_multiple_of: Count | None = None
+    linear_conv_kernel_dim: Kernel | None = None
+    linear_key_head_dim: Count | None = None
+    linear_value_head_dim: Count | None = None
+    linear_num_key_heads: Count | None = None
+    linear_num_value_heads: Count | None = None
     dim_model_base: Count | None = None
     scale_depth: Positive | None = None
     scale_emb: Positive | None = None
@@ -110,6 +151,9 @@ class TextConfig:
         types, layers = self.layer_types, self.num_hidden_layers
         if types is not None and len(types) != layers:
             raise ValueError(f"layer_types: {len(types)} are listed for {layers} layers")
+        rotated = self.no_rope_layers
+        if rotated is not None and len(rotated) not in (0, layers):
+            raise ValueError(f"no_rope_layers: {len(rotated)} are listed for {layers} layers")
         heads, shared = self.num_attention_heads, self.num_key_value_heads
         if heads and shared and heads % shared:
             raise ValueError(f"num_attention_heads: {heads} is no multiple of {shared} (key/value)")

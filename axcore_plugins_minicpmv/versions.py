@@ -16,7 +16,26 @@ _REMEDY = "this plugin converts MiniCPM-V-2, MiniCPM-V-4 and MiniCPM-V-4.6"
 DATA = Path(__file__).parent / "data"
 """The small files of each published repository."""
 LICENCE = "MiniCPM Model License or Apache-2.0 (the published pages disagree)"
-TEXT_MODEL = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
+_VISION_FIELDS = (
+    "batch_vision_input",
+    "drop_vision_last_layer",
+    "image_size",
+    "max_slice_nums",
+    "mm_use_im_start_end",
+    "patch_size",
+    "query_num",
+    "scale_resolution",
+    "slice_mode",
+    "use_image_id",
+    "version",
+    "vision_batch_size",
+    "vision_encoder",
+)
+TEXT_MODEL = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    **dict.fromkeys(_VISION_FIELDS),
+}
 PROFILES = {
     "image": Profile(
         height=448,

@@ -2,7 +2,8 @@
 
 ``hooks.md`` comes from the docstrings of `axcore.hookspecs`, ``options.md`` from `axcore.Request`
 and the installed models and toolchains, ``json.md`` from the schema of what commands print,
-``limits.md`` from `axcore.limits`, ``lint.md`` from the rules of the toolchains' targets.
+``limits.md`` from `axcore.limits`, ``lint.md`` from the rules of the toolchains' targets,
+``decoders.md`` from the list of architectures.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from axcore import Registry, Request, hookspecs, limits
+from axcore.language import architectures
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from axcore import Choice
 
@@ -260,7 +262,64 @@ def lint() -> str:
     return page
 
 
+DECODERS = """\
+# Language models that are built here
+
+Written by `docs/make_pages.py` from `axcore/data/architectures.json`. A build whose toolchain has
+no builder of language models asks the family's hook `decoder` for layers. Where a family leaves it
+out, the default computes the architectures below, by the `model_type` of the language model's part
+of `config.json`, or of `Layout.text_model`. Each is tested against transformers' class: the logits
+of every token, in one run, in chunks and token by token, in float32, within 1e-4.
+
+Everything else is refused by name when a build begins, never computed in part:
+
+- an architecture that is not listed,
+- a field of the config, or of its rotary positions, that is neither read nor known to change
+  nothing, and a value that is not implemented,
+- rotary positions scaled otherwise than `default`, `linear`, `longrope`, or `dynamic` within the
+  trained length,
+- a tensor of a layer that the architecture does not have, or one that is missing.
+
+Where one config holds both sides, a field of the vision side is named in `Layout.text_model` with
+`None`. An architecture that is not listed takes a hook `decoder` of the family's own.
+
+A layer with a window, or one whose state is not a growing cache (a convolution, a linear
+attention), is a `DecoderLayer`. The embedded toolchain builds it; the layer models that a vendor's
+builder makes may lack it, which `axcore plan` says.
+
+| `model_type` | oracle | differs from Llama by |
+| --- | --- | --- |
+"""
+
+
+def decoders() -> str:
+    """Return the page about the default decoder."""
+    page = DECODERS
+    for name, known in architectures.listed().architectures.items():
+        names = ", ".join(f"`{one}`" for one in (name, *known.aliases))
+        page += f"| {names} | `{known.oracle}` | {', '.join(_traits(known)) or 'nothing'} |\n"
+    page += "\nFields that are read of every config: "
+    page += ", ".join(f"`{name}`" for name in architectures.listed().common.read) + ".\n"
+    return page
+
+
+def _traits(known: architectures.Architecture) -> Iterator[str]:
+    """Yield how the layers of an architecture differ, in words."""
+    told = {
+        "norms of queries and keys": known.qk_norm,
+        "norms that multiply by 1 + weight": known.zero_centred,
+        "norms behind attention and MLP": known.norms != 2,
+        "a gate on attention": known.gate,
+        "rotation of neighbours": known.pairs == "neighbours",
+        "axes of positions in turns": known.interleaved,
+        "rows multiplied by the root of their width": known.embedding != "nothing",
+    }
+    yield from (text for text, applies in told.items() if applies)
+    yield from (f"`{name}`" for name in sorted({*known.read} - {*known.neutral}))
+
+
 PAGES = {
+    "decoders.md": decoders,
     "hooks.md": hooks,
     "options.md": options,
     "json.md": json_output,

@@ -218,7 +218,8 @@ def _read(
 def _greedy(runner: Runner, prompt: Prompt, rows: Array, output_len: int) -> Iterator[Array]:
     """Yield the likeliest token of each prompt, int64 ``[batch]``, `output_len` times."""
     runner.language.resume(0, len(prompt.input_ids))
-    tokens = runner.language.prefill(rows, prompt.position_ids).argmax(-1)
+    blocks = () if prompt.blocks is None else (prompt.blocks,)
+    tokens = runner.language.prefill(rows, prompt.position_ids, *blocks).argmax(-1)
     yield tokens
     position = int(prompt.position_ids.max()) + 1
     for step in range(output_len - 1):

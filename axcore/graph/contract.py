@@ -10,12 +10,14 @@ import torch
 from ..checkpoint.quantised import float_shape
 from ..component import feature_sources, sources
 from ..errors import CheckpointError, ContractError
+from ..layer_files import LayerSpec, wrong_sharing
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from ..checkpoint import Checkpoint
     from ..component import Component, Shape, Stage
+    from ..language_model import Decoder, Embedding
 
 
 def check_component(component: Component, checkpoint: Checkpoint) -> None:
@@ -143,6 +145,62 @@ def check_stages(where: str, stages: Sequence[Stage], checkpoint: Checkpoint) ->
     for stage in stages:
         _check_kind(stage, first.setdefault(stage.kind, stage))
         _check_weights(stage, checkpoint)
+
+
+def check_decoder(decoder: Decoder, tables: Sequence[Embedding]) -> None:
+    """Check what a decoder says of its layers, and its stages as `check_stages` does.
+
+    Args:
+        decoder: The language model.
+        tables: The named tables that its layers may take columns of.
+
+    Raises:
+        ContractError: Layers contradict themselves or one another, or ask for what there is not.
+        CheckpointError: As `check_stages`.
+    """
+    specs = [LayerSpec.of(layer) for layer in decoder.specs]
+    first: dict[str, tuple[str, object]] = {}
+    for layer, spec in zip(decoder.specs, specs, strict=True):
+        name = layer.stage.name
+        try:
+            spec.check()
+        except ValueError as error:
+            raise ContractError(f"stage `{name}`: {error}") from error
+        if clash := spec.names & {weight for weight, _ in layer.stage.module.named_parameters()}:
+            raise ContractError(
+                f"stage `{name}` has both a parameter and an input or output `{min(clash)}`",
+                hint="give the cache or input another name",
+            )
+        _check_token_inputs(name, spec, tables)
+        other, theirs = first.setdefault(layer.stage.kind, (name, _taken(spec)))
+        if theirs != _taken(spec):
+            raise ContractError(
+                f"stages `{other}` and `{name}` are both of kind `{layer.stage.kind}`"
+                " but take other caches or inputs",
+                hint="give layers of different inputs a kind of their own",
+            )
+    for wrong in wrong_sharing(specs):
+        raise ContractError(wrong)
+    stages = [layer.stage for layer in decoder.specs]
+    check_stages("the language model", [*stages, decoder.head], decoder.checkpoint)
+
+
+def _taken(spec: LayerSpec) -> object:
+    """Return what a layer's trace depends on: all but where values come from."""
+    caches = [(c.name, c.shape, c.grows, c.dtype, c.shared is None) for c in spec.caches]
+    return caches, [(port.name, port.width) for port in spec.inputs]
+
+
+def _check_token_inputs(stage: str, spec: LayerSpec, tables: Sequence[Embedding]) -> None:
+    widths = {table.name: table.shape[-1] for table in tables}
+    for port in spec.inputs:
+        if port.start + port.width > widths.get(port.table, 0):
+            there = ", ".join(f"{name} of {width}" for name, width in widths.items()) or "none"
+            raise ContractError(
+                f"stage `{stage}` takes columns {port.start} to {port.start + port.width} of the"
+                f" table `{port.table}`; `embed_extract` gives {there}",
+                hint="return the table from `embed_extract`, and convert again",
+            )
 
 
 def check_consumed(

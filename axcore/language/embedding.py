@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, UsageError
 from ..files import appearing
-from ..language_model import Embedding
+from ..language_model import Embedding, table_file
 from ..model_config import config_parts
+from .architectures import architecture_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from ..checkpoint import Checkpoint
+    from ..job import Job
     from ..progress import Progress
 
 EMBEDDING_KEYS = (
@@ -36,7 +40,7 @@ HEAD_KEYS = (
 STEM = "model.embed_tokens.weight"
 ALWAYS = "bf16bin"
 FORMATS: Mapping[str, str] = {
-    ALWAYS: f"{STEM}.bfloat16.bin",
+    ALWAYS: table_file(""),
     "npy": f"{STEM}.npy",
     "f32bin": f"{STEM}.float32.bin",
     "pth": "embed_tokens.pth",
@@ -45,6 +49,21 @@ FORMATS: Mapping[str, str] = {
 DTYPES: Mapping[str, str] = {name: "bfloat16" if name == ALWAYS else "float32" for name in FORMATS}
 
 SOURCE_DTYPES = ("bfloat16", "float16", "float32")
+
+
+def default_embedding(job: Job) -> Embedding:
+    """Find a job's token embedding, with the scale that its architecture gives the rows.
+
+    Raises:
+        CheckpointError: There is none under a usual name.
+    """
+    found = find_embedding(job.checkpoint, job.config)
+    known, scale = architecture_of(job), 1.0
+    if known and known[1].embedding == "root of the width":
+        scale = math.sqrt(found.shape[1])
+    elif known and "embedding_multiplier" in known[1].read:
+        scale = float(job.text_config.get("embedding_multiplier") or 1)
+    return replace(found, scale=scale)
 
 
 def find_embedding(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Embedding:
@@ -86,7 +105,7 @@ def write_embedding(
     formats: Sequence[str],
     progress: Progress,
 ) -> list[Path]:
-    """Write the embedding table in one pass, holding a few chunks in memory.
+    """Write the embedding, or another table, in one pass, holding a few chunks in memory.
 
     ``model.embed_tokens.weight.bfloat16.bin`` is always written: raw little-endian bfloat16
     ``[vocabulary, hidden]``, row-major. From a bfloat16 checkpoint the bytes are copied. float32
@@ -110,13 +129,14 @@ def write_embedding(
         CheckpointError: The tensor is missing, has another shape, or is not floating point.
     """
     wanted = _wanted(formats)
+    names = {**FORMATS, ALWAYS: table_file(embedding.name)}
     _check_source(checkpoint, embedding)
     info = checkpoint.info(embedding.key)
     dtypes = {DTYPES[name] for name in wanted}
     with ExitStack() as stack:
         files: dict[str, BinaryIO] = {}
         for name in wanted:
-            partial = stack.enter_context(appearing(folder / FORMATS[name]))
+            partial = stack.enter_context(appearing(folder / names[name]))
             files[name] = stack.enter_context(partial.open("wb"))
         for name in files.keys() & FRAMES.keys():
             FRAMES[name](files[name], info.shape)
@@ -129,7 +149,7 @@ def write_embedding(
             for name, file in files.items():
                 file.write(forms[DTYPES[name]])
             task.advance(len(chunk))
-    return [folder / FORMATS[name] for name in wanted]
+    return [folder / names[name] for name in wanted]
 
 
 def _wanted(formats: Sequence[str]) -> list[str]:

@@ -78,10 +78,12 @@ def _check_model(source: Source) -> None:
     given = card.runtimes.get(NAME, {})
     graphs, scale = len(source.deployment.graphs), source.deployment.embedding.scale
     state = source.deployment.llm.hidden_state_type
+    tables = ", ".join(table.name for table in source.deployment.tables)
     for wrong, why in (
         (not given, "has no type for it"),
         (graphs != 1, f"takes one vision file, not {graphs}"),
         (scale != 1, f"does not multiply embeddings by {scale:g}"),
+        (bool(tables), f"reads no table beside the embedding, as {tables} is"),
         (state != "bf16", f"feeds bf16 to the layers, which take {state}"),
     ):
         if wrong:

@@ -66,7 +66,7 @@ def fill(folder: Path, source: Source, progress: Progress) -> list[Library]:
     models = source.models
     if models.suffix != COMPILED:
         progress.warn(f"no {COMPILED} files found: packaging the ONNX models, which run on a CPU")
-    paths = [*models.files, source.deployment.embedding_file, *source.deployment.assets]
+    paths = [*models.files, *source.deployment.table_files, *source.deployment.assets]
     paths.append(Path(__file__).with_name(SCRIPT))
     library = {f"{LIBRARY}/{name}": path for name, path in _library(source.plugin).items()}
     copy_files({**{path.name: path for path in paths}, **library}, folder, progress)
@@ -78,10 +78,11 @@ def fill(folder: Path, source: Source, progress: Progress) -> list[Library]:
 
 
 def _check_layers(source: Source) -> None:
-    if others := other_layers(source.deployment.job.text_config):
+    others = other_layers(source.deployment.job.text_config)
+    if others and source.suffix == COMPILED:  # which do not say what a layer keeps
         raise UnsupportedModel(
-            f"the Python runtime cannot run `{source.card.id}`: it needs layers with a key/value"
-            f" cache, and the language model has {others}",
+            f"the Python runtime cannot run `{source.card.id}`: of {COMPILED} files it needs layers"
+            f" with a key/value cache, and the language model has {others}",
             hint="package with --runtime axllm, if that has a type for the model",
         )
 

@@ -16,7 +16,7 @@ from ..language_model import Decoder
 from ..step import BUILD
 from ..workspace import Workspace
 from .job import find_toolchain, open_job, request_of, vision_key
-from .prepared import check_embedding
+from .prepared import check_tables
 
 if TYPE_CHECKING:
     from ..bundle import Bundle
@@ -206,7 +206,7 @@ def open_decoder(bundle: Bundle, registry: Registry, progress: Progress) -> Deco
         ContractError: The plugin's answer is unfit (names plugin and hook).
         AxcoreError: Another subclass says what is wrong with the checkpoint.
     """
-    from ..graph.contract import check_stages
+    from ..graph.contract import check_decoder
 
     request = request_of(bundle, registry)
     if request.vision_only:
@@ -217,12 +217,12 @@ def open_decoder(bundle: Bundle, registry: Registry, progress: Progress) -> Deco
     job = open_job(request, registry, progress)
     if bundle.manifest.checkpoint.fingerprint not in ("", job.checkpoint.fingerprint()):
         raise other_weights(bundle, job.checkpoint.folder)
-    embedding = registry.call(job.family, "embed_extract", job=job)
+    found = registry.call(job.family, "embed_extract", job=job)
     with registry.blame(job.family, "embed_extract"):
-        check_embedding(embedding, job)
+        embedding, *_ = check_tables(found, job)
     decoder = registry.call(job.family, "decoder", job=job, embedding=embedding)
     with registry.blame(job.family, "decoder"):
         if not isinstance(decoder, Decoder):
             raise ContractError(f"returned {decoder!r}, not a Decoder")
-        check_stages("the language model", [*decoder.layers, decoder.head], decoder.checkpoint)
+        check_decoder(decoder, bundle.manifest.tables)
     return decoder

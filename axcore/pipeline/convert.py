@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from ..calibration import Archive
     from ..component import Component, Sample
     from ..job import Job
+    from ..language_model import Embedding
     from ..plugins import Registry
     from ..progress import Progress
     from ..request import Request
@@ -339,22 +340,23 @@ class _Conversion:
         return self.workspace.path(self.exported[component.name], f"{graph.stem}.onnx")
 
     def _embed(self) -> None:
+        if self.prepared.embedding is None:
+            return
+        checkpoint = self.job.checkpoint
+        for table in (self.prepared.embedding, *self.prepared.tables):
+            formats = () if table.name else self.options.embedding_formats
+            inputs = {
+                "embedding": asdict(table),
+                "formats": formats,
+                "weights": checkpoint.digest([table.key]),
+            }
+            make = partial(self._write_table, table, formats)
+            self._run(f"table-{table.name}" if table.name else "embedding", inputs, make)
+
+    def _write_table(self, table: Embedding, formats: tuple[str, ...], folder: Path) -> None:
         from ..language.embedding import write_embedding
 
-        embedding = self.prepared.embedding
-        if embedding is None:
-            return
-        checkpoint, formats = self.job.checkpoint, self.options.embedding_formats
-        inputs = {
-            "embedding": asdict(embedding),
-            "formats": formats,
-            "weights": checkpoint.digest([embedding.key]),
-        }
-
-        def make(folder: Path) -> None:
-            write_embedding(checkpoint, embedding, folder, formats, self.progress)
-
-        self._run("embedding", inputs, make)
+        write_embedding(self.job.checkpoint, table, folder, formats, self.progress)
 
     def _check_llm(self) -> None:
         """Refuse weights that are no numbers here, though only a build will read the rest.
@@ -490,5 +492,6 @@ def _head(prepared: Prepared) -> dict[str, Any]:
         "target": prepared.chosen.target.name,
         "calibration_archive": _origin(prepared.archive),
         "embedding": asdict(prepared.embedding) if prepared.embedding else None,
+        "tables": [asdict(table) for table in prepared.tables],
         "versions": versions(),
     }

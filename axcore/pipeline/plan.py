@@ -12,7 +12,8 @@ import psutil
 
 from ..component import Port, heads, sources
 from ..errors import BudgetError
-from ..language_model import LlmBuildArgs
+from ..language.layer_types import other_layers
+from ..language_model import LlmBuildArgs, table_file
 from ..plain import plain
 from ..step import STATE
 from ..toolchains.contract import BuildRequest, Forecast, Forecaster
@@ -157,10 +158,36 @@ def notes(prepared: Prepared, data: Found) -> list[str]:
             "bfloat16: ONNX Runtime in Python cannot run the graph, so it is not verified, and"
             " vendor tools written in Python may fail on it; prefer float32"
         )
+    if not prepared.request.vision_only:
+        found += _vendor_notes(prepared)
     if not data.all and prepared.archive is None:
         found.append("no calibration images: give --images before building")
     if not any((prepared.job.checkpoint.folder / name).exists() for name in TOKENIZER_FILES):
         found.append("the checkpoint has no tokenizer: it converts, but cannot be run")
+    return found
+
+
+def _vendor_notes(prepared: Prepared) -> list[str]:
+    """Say what builders of vendors do not make of the language model, or leave to the host."""
+    found = []
+    if others := other_layers(prepared.job.text_config):
+        found.append(
+            f"the language model has {others}: `--toolchain onnx` builds what its family"
+            " implements; ask whether a vendor's builder and runtime know them"
+        )
+    ports = (port for component in prepared.components for port in component.outputs)
+    if layers := sorted({port.layer for port in ports if port.layer is not None}):
+        listed = ", ".join(map(str, layers))
+        found.append(
+            f"rows of the vision side are added behind decoder layers {listed}: the program on the"
+            " board does so between layer models, as `axcore run` does"
+        )
+    if prepared.tables:
+        listed = ", ".join(table.name for table in prepared.tables)
+        found.append(
+            f"decoder layers take columns of further tables ({listed}), which only"
+            " `--toolchain onnx` builds"
+        )
     return found
 
 
@@ -235,6 +262,8 @@ def _files(prepared: Prepared, build: BuildRequest, texts: dict[str, str]) -> li
         count = math.prod(prepared.embedding.shape)
         for form in (ALWAYS, *prepared.job.options.embedding_formats):
             files.append(PlannedFile(FORMATS[form], count * (2 if form == ALWAYS else 4)))
+        for table in prepared.tables:
+            files.append(PlannedFile(table_file(table.name), 2 * math.prod(table.shape)))
     if prepared.llm.checkpoint is not None:
         size = checkpoint_bytes(prepared.job.checkpoint, prepared.llm.checkpoint)
         files.append(PlannedFile(f"{LLM_FOLDER}/*.safetensors", size))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..component import Calibration, CalibrationFormat, Component, Stage, heads, sources
 from ..errors import CheckpointError, ContractError, UsageError
-from ..language_model import Embedding, LlmBuildArgs
+from ..language_model import TABLE_NAME, Embedding, LlmBuildArgs
 from ..toolchains.contract import BuildRequest, GraphFile
 from .job import choose
 
@@ -40,6 +40,7 @@ class Prepared:
         embedding: None for a conversion of the vision side alone.
         llm: The language model's build.
         archive: Calibration samples that exist already.
+        tables: Further tables beside the embedding.
     """
 
     request: Request
@@ -51,6 +52,7 @@ class Prepared:
     embedding: Embedding | None
     llm: LlmBuildArgs
     archive: Archive | None = None
+    tables: tuple[Embedding, ...] = ()
 
     @cached_property
     def files(self) -> list[tuple[Component, GraphFile]]:
@@ -174,10 +176,11 @@ def prepare(
             cuts.append(_checked_cuts(chosen, component))
     if archive is not None:
         _check_archive(archive, components, cuts)
-    embedding = None if request.vision_only else call("embed_extract")
-    if embedding is not None:
+    tables: list[Embedding] = []
+    if not request.vision_only:
+        found = call("embed_extract")
         with registry.blame(job.family, "embed_extract"):
-            check_embedding(embedding, job)
+            tables = check_tables(found, job)
     chosen = choose(request, job.card, registry)
     llm = call("llm_build_args")
     with registry.blame(job.family, "llm_build_args"):
@@ -187,7 +190,16 @@ def prepare(
         for key, _ in llm.checkpoint.tensors.values() if llm.checkpoint else ():
             job.checkpoint.info(key)
     prepared = Prepared(
-        request, registry, job, chosen, components, tuple(cuts), embedding, llm, archive
+        request,
+        registry,
+        job,
+        chosen,
+        components,
+        tuple(cuts),
+        tables[0] if tables else None,
+        llm,
+        archive,
+        tuple(tables[1:]),
     )
     with registry.blame(job.family, "export_vision"):
         _check_archives(prepared.files)
@@ -248,17 +260,25 @@ def _checked_cuts(cuts: object, component: Component) -> tuple[int, ...]:
     return tuple(chosen)
 
 
-def check_embedding(embedding: object, job: Job) -> None:
-    """Refuse what is no `Embedding`, or not that of the checkpoint."""
-    _check_types([embedding], Embedding)
-    assert isinstance(embedding, Embedding)
-    found = job.checkpoint.info(embedding.key).shape
-    if found != tuple(embedding.shape):
-        raise CheckpointError(
-            f"`{embedding.key}` is {list(found)} in the checkpoint,"
-            f" {list(embedding.shape)} by its config",
-            hint="config.json and the tensors belong to different models",
+def check_tables(found: object, job: Job) -> list[Embedding]:
+    """Return the embedding and the named tables behind it."""
+    tables: list[Any] = list(found) if isinstance(found, (list, tuple)) else [found]
+    _check_types(tables, Embedding)
+    names = [table.name for table in tables]
+    if names[0] or len(set(names)) < len(names) or not all(map(TABLE_NAME.fullmatch, names[1:])):
+        raise ContractError(
+            f"returned tables with the names {names}",
+            hint="the embedding comes first and has none; the others each have a word of their own",
         )
+    for table in tables:
+        shape = job.checkpoint.info(table.key).shape
+        if shape != tuple(table.shape):
+            raise CheckpointError(
+                f"`{table.key}` is {list(shape)} in the checkpoint,"
+                f" {list(table.shape)} by its config",
+                hint="config.json and the tensors belong to different models",
+            )
+    return tables
 
 
 def _same_parameters(plain: Stage, patched: object) -> Stage:

@@ -21,7 +21,7 @@ import numpy as np
 import onnxruntime as ort
 from ml_dtypes import bfloat16
 
-from ..layer_files import GROUPS, Provenance
+from ..layer_files import GROUPS, LayerSpec, Provenance
 from ..system import cores, trim_memory
 from .axengine_legacy import LegacySession
 from .axengine_pixels import pixels_of
@@ -116,6 +116,7 @@ class InferenceSession:
     Attributes:
         dynamic_batch: Whether the first axis is dynamic.
         provenance: What a layer model was made from; None for files without such metadata.
+        layer: What a layer model keeps and takes, where it is not a plain one; else None.
 
     Args:
         path_or_bytes: The file. If ``x.axmodel`` does not exist, ``x.onnx`` is opened instead. A
@@ -145,12 +146,13 @@ class InferenceSession:
         path = _model_file(path_or_bytes)
         self._session = _load(path)
         self._pixels = pixels_of(path) if Path(path_or_bytes).suffix == COMPILED else None
+        described = self._session.get_modelmeta()
         try:
             self._groups = _groups(self._session)
+            self.layer = LayerSpec.read(described.custom_metadata_map)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise RuntimeError(f"Failed to read the shape groups of {path}: {error!r}") from error
         self.dynamic_batch = all(group.dynamic for group in self._groups)
-        described = self._session.get_modelmeta()
         self.provenance = Provenance.of(described.graph_name, described.custom_metadata_map)
 
     @classmethod

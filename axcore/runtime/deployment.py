@@ -15,6 +15,7 @@ from ..choices import resolve
 from ..errors import BundleError, UsageError
 from ..foreign import read_json, reason
 from ..job import Job
+from ..language_model import table_file
 from ..layer_files import build_command, data_file
 from ..limits import CONFIG_BYTES, COUNT
 from ..model_config import config_parts
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from ..toolchains.contract import GraphFile
     from .families import Families
 
-EMBEDDING_FILE = "model.embed_tokens.weight.bfloat16.bin"
+EMBEDDING_FILE = table_file("")
 _FROM_CHECKPOINT = "correct it in the checkpoint, and run the same `axcore convert` again"
 _LAYER = re.compile(r"(?P<kind>.+)_p(?P<chunk>\d+)_l(?P<layer>\d+)_together")
 
@@ -46,6 +47,7 @@ class Deployment:
         llm: Build arguments of the language model, for its lengths.
         layers: Number of decoder layers.
         embedding: Shape and scale of the token embedding.
+        tables: Further tables, see `Embedding.name`.
         stop_ids: Tokens that end an answer, from the checkpoint's configuration.
         hook: Calls a hook of the model's family, given its name and keyword arguments.
         progress: Where backends report what they open.
@@ -60,6 +62,7 @@ class Deployment:
     stop_ids: frozenset[int]
     hook: Callable[..., Any]
     progress: Progress = field(default_factory=Silent)
+    tables: tuple[Embedding, ...] = ()
 
     @classmethod
     def open(cls, folder: Path, registry: Families, progress: Progress | None = None) -> Deployment:
@@ -102,6 +105,7 @@ class Deployment:
             _stop_ids(checkpoint),
             partial(registry.call, family),
             progress or Silent(),
+            manifest.tables,
         )
 
     @property
@@ -176,10 +180,30 @@ class Deployment:
         self.bundle.check_files({path.name for those in files for path in those})
 
     @property
+    def added_layers(self) -> tuple[int, ...]:
+        """The decoder layers behind which rows of the vision side are added, ascending."""
+        ports = (port for graph in self.graphs for port in graph.outputs)
+        return tuple(sorted({port.layer for port in ports if port.layer is not None}))
+
+    @property
     def embedding_file(self) -> Path:
         """The bfloat16 table, after its size and checksum were compared with the manifest."""
-        path = _existing(self.folder / EMBEDDING_FILE, "run the same `axcore convert` again")
-        rows, width = self.embedding.shape
+        return self.table_file(self.embedding)
+
+    @property
+    def table_files(self) -> list[Path]:
+        """The files of all tables, the embedding's first; see `table_file`."""
+        return [self.table_file(table) for table in (self.embedding, *self.tables)]
+
+    def table_file(self, table: Embedding) -> Path:
+        """Return the file of a table, after comparing its size and checksum with the manifest.
+
+        Raises:
+            BundleError: It is missing, or not as it was written.
+        """
+        file = self.folder / table_file(table.name)
+        path = _existing(file, "run the same `axcore convert` again")
+        rows, width = table.shape
         if path.stat().st_size != 2 * rows * width:
             raise BundleError(
                 f"{path} has {path.stat().st_size} bytes; [{rows}, {width}] in bfloat16 has"

@@ -14,6 +14,7 @@ from ..language.tokenizer import load_tokenizer
 from ..language_model import Prompt
 from .deployment import Deployment
 from .language import Embeddings
+from .masks import borders, runs
 from .sampling import Sampler, Sampling
 from .text import TextStream
 from .vision import VisionSide
@@ -186,14 +187,18 @@ class Runner:
         opened = time.perf_counter()
         rows = self.rows(prompt)
         answer.load_s, answer.vision_s = opened - started, time.perf_counter() - opened
-        positions = prompt.position_ids
-        known = self._read.common(rows, positions)
+        positions, blocks = prompt.position_ids, runs(prompt.blocks, len(rows))
+        # A model that knows no blocks need not take them.
+        given = [blocks] if blocks.any() else []
+        known = self._read.common(rows, positions, blocks)
         # The last token is always processed, as the answer starts from its logits.
-        kept = self.language.resume(min(known, len(rows) - 1), len(rows))
+        kept = self.language.resume(min(known, len(rows) - 1), len(rows), *given)
         self._read.keep(kept)
         answer.prompt_tokens, answer.reused_tokens = len(rows), kept
-        logits: Array = self.language.prefill(rows[None, kept:], positions[:, kept:])[0]
-        self._read.add(rows[kept:], positions[:, kept:])
+        rest = rows[kept:], positions[:, kept:]
+        given = [part[kept:] for part in given]
+        logits: Array = self.language.prefill(rest[0][None], rest[1], *given)[0]
+        self._read.add(*rest, blocks[kept:])
         answer.prefill_s = time.perf_counter() - opened - answer.vision_s
         return logits
 
@@ -201,7 +206,8 @@ class Runner:
         started = time.perf_counter()
         row = self.embeddings.rows(np.array([token]))
         logits: Array = self.language.decode(row, position)[0]
-        self._read.add(row, np.full((len(self._read.positions), 1), position))
+        places = np.full((len(self._read.positions), 1), position)
+        self._read.add(row, places, np.zeros(1, np.int64))
         answer.decode_s += time.perf_counter() - started
         answer.steps += 1
         return logits
@@ -212,13 +218,17 @@ class Runner:
         self._vision.forget()
 
     def rows(self, prompt: Prompt) -> Array:
-        """Return the input of the language model, float32 ``[n, hidden]``.
+        """Return the input of the language model, float32 ``[n, columns]`` (see `Columns`).
 
-        These are token embeddings, with placeholders replaced by the rows of images.
+        These are token embeddings, with placeholders replaced by the rows of images, what is added
+        behind layers at the places of images, and the rows of further tables.
         """
-        rows = self.embeddings.rows(prompt.input_ids)
+        rows, columns = self.embeddings.rows(prompt.input_ids), self.embeddings.columns
         for name, made in self._vision.rows(prompt).items():
-            rows[prompt.places[name]] = made.hidden
+            places = prompt.places[name]
+            rows[places, : columns.width] = made.hidden
+            for layer, added in made.added.items():
+                rows[places, columns.added[layer]] = added
         return rows
 
 
@@ -269,30 +279,35 @@ def available_backend(name: str, registry: Plugins) -> Backend:
 
 
 class _Read:
-    """The content of the caches: rows and their positions."""
+    """The content of the caches: rows, their positions and their blocks."""
 
     def __init__(self) -> None:
         self.rows: list[Array] = []
         self.positions: Array = np.empty((1, 0), np.int64)
+        self.blocks: Array = np.empty(0, np.int64)
 
-    def common(self, rows: Array, positions: Array) -> int:
-        """Return how many leading rows are in the caches already, at the same positions."""
+    def common(self, rows: Array, positions: Array, blocks: Array) -> int:
+        """Return how many leading rows are in the caches already, seeing the same tokens."""
         if len(positions) != len(self.positions):
             return 0
         count = min(len(rows), len(self.rows))
         same = (positions[:, :count] == self.positions[:, :count]).all(0)
-        for index in range(count):
-            if not same[index] or not np.array_equal(rows[index], self.rows[index]):
-                return index
-        return count
+        same &= blocks[:count] == self.blocks[:count]
+        alike = (same[i] and np.array_equal(rows[i], self.rows[i]) for i in range(count))
+        known = next((index for index, equal in enumerate(alike) if not equal), count)
+        # The first tokens of a block have seen its last ones, which may differ.
+        while known and not (borders(self.blocks)[known] and borders(blocks)[known]):
+            known -= 1
+        return known
 
     def keep(self, count: int) -> None:
         """Drop all but the first `count` rows."""
         del self.rows[count:]
-        self.positions = self.positions[:, :count]
+        self.positions, self.blocks = self.positions[:, :count], self.blocks[:count]
 
-    def add(self, rows: Array, positions: Array) -> None:
+    def add(self, rows: Array, positions: Array, blocks: Array) -> None:
         """Record rows that were appended to the caches."""
         before = self.positions if self.rows else positions[:, :0]
         self.positions = np.concatenate([before, positions], 1)
+        self.blocks = np.concatenate([self.blocks, blocks])
         self.rows.extend(rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from ..checkpoint import Checkpoint
 from ..checkpoint.quantised import float_tensor
 from ..errors import CheckpointError, ToolchainError, UnsupportedModel, UsageError
+from ..language.layer_types import FULL
 from ..language.standalone import (
     BODY,
     EMBEDDING,
@@ -25,15 +27,20 @@ from ..language.standalone import (
     standalone_config,
     standalone_names,
 )
+from .language import Columns
+from .masks import borders, chunk_mask, runs
 from .vision import VisionChain
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from ..component import Component, Port, Sample, Stage
     from ..job import Job
     from .deployment import Deployment
     from .vision import Part, Run
 
 Array = np.ndarray[Any, Any]
+SLIDING = "sliding_attention"
 
 
 class Place(NamedTuple):
@@ -175,8 +182,8 @@ class TorchLanguage:
     """
 
     def __init__(self, deployment: Deployment, job: Job, place: Place) -> None:
-        llm = deployment.llm
-        self._place = place
+        llm, self._place = deployment.llm, place
+        self._columns = _columns(deployment)
         with job.checkpoint:
             self._body, self._head = _decoder(job, deployment, place)
         self._cache = self._empty_cache()
@@ -185,33 +192,38 @@ class TorchLanguage:
         self.filled = 0
         self.max_batch = sys.maxsize
 
-    def resume(self, known: int, prompt: int) -> int:
+    def resume(self, known: int, prompt: int, blocks: Array | None = None) -> int:
         """Keep the known positions; caches that cannot be cropped start empty."""
-        del prompt
+        if not borders(runs(blocks, prompt))[known]:
+            known = int(np.flatnonzero(borders(runs(blocks, prompt))[:known])[-1])
         if known and self._crop(known):
             self.filled = known
         else:
             self._cache, self.filled = self._empty_cache(), 0
         return self.filled
 
-    def prefill(self, rows: Array, positions: Array) -> Array:
+    def prefill(self, rows: Array, positions: Array, blocks: Array | None = None) -> Array:
         """Append all rows in one run."""
         if len(rows) != self._batch:
             self._cache, self.filled, self._batch = self._empty_cache(), 0, len(rows)
         places = torch.tensor(positions, device=self._place.device)[:, None]
-        return self._run(rows, places.expand(-1, len(rows), -1))
+        numbered = runs(blocks, rows.shape[1])
+        masks = self._masks(numbered) if numbered.any() else None
+        return self._run(rows, places.expand(-1, len(rows), -1), masks)
 
     def decode(self, rows: Array, position: int) -> Array:
         """Append one row per prompt."""
         places = torch.full((1, len(rows), 1), position, device=self._place.device)
-        return self._run(rows[:, None], places)
+        return self._run(rows[:, None], places, None)
 
-    def _run(self, rows: Array, places: Tensor) -> Array:
-        """Run rows ``[b, n, hidden]`` at places int64 ``[r, b, n]``."""
+    def _run(self, rows: Array, places: Tensor, masks: Any) -> Array:
+        """Run rows ``[b, n, columns]`` at places int64 ``[r, b, n]``; no masks are causal ones."""
         before, self.filled = self.filled, 0  # after an interrupted run, the caches are incomplete
-        with torch.inference_mode():
+        state = self._place.put(torch.tensor(rows[..., : self._columns.width]))
+        with torch.inference_mode(), self._adding(rows):
             result = self._body(
-                inputs_embeds=self._place.put(torch.tensor(rows)),
+                inputs_embeds=state,
+                attention_mask=masks,
                 position_ids=places if len(places) > 1 else places[0],
                 past_key_values=self._cache,
                 use_cache=True,
@@ -220,10 +232,55 @@ class TorchLanguage:
         self.filled = before + rows.shape[1]
         return _array(logits)
 
+    @contextmanager
+    def _adding(self, rows: Array) -> Iterator[None]:
+        """Add what the rows say to the states behind layers, during one run."""
+        with ExitStack() as stack:
+            for layer, columns in self._columns.added.items():
+                if (added := rows[..., columns]).any():
+                    hook = partial(_add, self._place.put(torch.tensor(added)))
+                    handle = self._body.layers[layer].register_forward_hook(hook)
+                    stack.callback(handle.remove)
+            yield
+
+    def _masks(self, blocks: Array) -> Any:
+        """Return masks of which tokens see which, in the form that transformers' classes take.
+
+        That is a mask ``[1, 1, n, filled + n]``, or a mapping from layer type to such masks where
+        layers are of several types.
+
+        Raises:
+            UnsupportedModel: The class is not known to take masks for its layer types.
+        """
+        config, shape = self._body.config, (len(blocks), self.filled)
+        window = getattr(config, "sliding_window", None)
+        windows = {FULL: None, SLIDING: window}
+        types = set(getattr(config, "layer_types", None) or [FULL if window is None else SLIDING])
+        if not types <= windows.keys():
+            raise UnsupportedModel(
+                f"{type(self._body).__name__} has layers of the types {', '.join(sorted(types))},"
+                " for which tokens that see each other are not known to transformers",
+                hint="use another --backend",
+            )
+        masks = {
+            name: self._place.put(
+                torch.tensor(chunk_mask(shape, self.filled, len(blocks), blocks, windows[name]))
+            )[None, None]
+            for name in types
+        }
+        return (
+            masks if getattr(config, "layer_types", None) and len(types) > 1 else masks.popitem()[1]
+        )
+
     def _empty_cache(self) -> Any:
         from transformers import DynamicCache
 
-        return DynamicCache(config=self._body.config)
+        # Layers with a window forget what is behind it. Where all layers attend, the cache keeps
+        # everything, so that it can be cropped, and masks say what a window hides.
+        types = set(getattr(self._body.config, "layer_types", None) or [])
+        return (
+            DynamicCache() if types <= {FULL, SLIDING} else DynamicCache(config=self._body.config)
+        )
 
     def _crop(self, length: int) -> bool:
         """Keep the first `length` positions; return False if the caches cannot be cropped."""
@@ -231,12 +288,35 @@ class TorchLanguage:
 
         layers = self._cache.layers
         if any(type(layer) is not DynamicLayer for layer in layers):
-            return self.filled == length
+            return False  # nor do all classes read several tokens behind a state
         # Layer by layer: an interrupted run has filled some layers and not others.
         for layer in layers:
             if surplus := layer.get_seq_length() - length:
                 layer.crop(-surplus)
         return True
+
+
+def _columns(deployment: Deployment) -> Columns:
+    """Return the columns of rows, of which transformers' classes take states and what is added.
+
+    Raises:
+        UnsupportedModel: There are further tables.
+    """
+    if deployment.tables:
+        raise UnsupportedModel(
+            f"layers of `{deployment.job.card.id}` take rows of further tables, which the backend"
+            " `torch` does not feed to transformers' class",
+            hint="use another --backend",
+        )
+    return Columns(deployment)
+
+
+def _add(added: Tensor, module: nn.Module, given: Any, returned: Any) -> Any:
+    """Add to what a decoder layer returned: a tensor, or a tuple that begins with it."""
+    del module, given
+    if isinstance(returned, Tensor):
+        return returned + added
+    return (returned[0] + added, *returned[1:])
 
 
 def _decoder(job: Job, deployment: Deployment, place: Place) -> tuple[Any, Any]:

@@ -62,7 +62,8 @@ def logits(runner: Runner, prompt: Prompt, tokens: Sequence[int]) -> np.ndarray[
     runner.forget()
     language, length = runner.language, len(prompt.input_ids)
     language.resume(0, length)
-    made = [language.prefill(runner.rows(prompt)[None], prompt.position_ids)]
+    blocks = () if prompt.blocks is None else (prompt.blocks,)
+    made = [language.prefill(runner.rows(prompt)[None], prompt.position_ids, *blocks)]
     start = int(prompt.position_ids.max()) + 1  # less than `length` where an image spans few
     for position, token in enumerate(tokens, start):
         made.append(language.decode(runner.embeddings.rows(np.array([token])), position))

@@ -11,9 +11,19 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from axcore import Job, Layout, ModelCard, Options, Profile, UnsupportedModel, llama_tensors
+from axcore import (
+    Decoder,
+    Job,
+    Layout,
+    ModelCard,
+    Options,
+    Profile,
+    UnsupportedModel,
+    llama_tensors,
+)
 from axcore.checkpoint import Checkpoint
 from axcore.language.decoder import default_decoder
+from axcore.language.embedding import default_embedding
 
 CONFIG: dict[str, Any] = {
     "hidden_size": 16,
@@ -38,14 +48,18 @@ def job_of(folder: Path, changes: dict[str, Any]) -> Job:
     return Job(card, "toy", Checkpoint.open(folder), "image", PROFILE, Options())
 
 
+def decoder_of(job: Job) -> Decoder:
+    return default_decoder(job, default_embedding(job))
+
+
 @pytest.mark.parametrize(
     ("changes", "evidence"),
     [
         ({"hidden_act": "relu"}, "the activation 'relu'"),
-        ({"use_sliding_window": True}, "a sliding window"),
-        ({"sliding_window": 512}, "a sliding window of 512 positions"),
-        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "rotates 0.5 of the 4 values"),
-        ({"partial_rotary_factor": 0.25}, "rotates 0.25 of the 4 values"),
+        ({"use_sliding_window": True}, "`use_sliding_window` True"),
+        ({"sliding_window": 512}, "`sliding_window` 512"),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "rotation of 0.5 of the 4 values"),
+        ({"partial_rotary_factor": 0.25}, "`partial_rotary_factor` 0.25"),
         ({"attn_logit_softcapping": 50.0}, "`attn_logit_softcapping` 50.0"),
         ({"final_logit_softcapping": 30.0}, "`final_logit_softcapping` 30.0"),
         ({"query_pre_attn_scalar": 256}, "`query_pre_attn_scalar` 256"),
@@ -53,7 +67,7 @@ def job_of(folder: Path, changes: dict[str, Any]) -> Job:
         ({"rms_norm_eps": None}, "no 'rms_norm_eps' in its config"),
         ({"rms_norm_eps": "absent"}, "no 'rms_norm_eps' in its config"),
         ({"rope_scaling": {"type": "linear"}}, "no 'factor' in its config"),
-        ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "positions by `yarn`"),
+        ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "positions scaled by `yarn`"),
         ({"rope_scaling": {"type": "longrope", "short_factor": [1.0]}}, "1 factors for the 2"),
         ({"rope_scaling": {"mrope_section": [1, 1]}}, "mrope_section"),
     ],
@@ -63,7 +77,7 @@ def test_what_would_change_the_mathematics_is_refused(
 ) -> None:
     """By name, before anything is traced. Oracle: the change made to a config that is accepted."""
     with pytest.raises(UnsupportedModel) as caught:
-        default_decoder(job_of(tmp_path, changes))
+        decoder_of(job_of(tmp_path, changes))
     assert evidence in caught.value.message
     assert caught.value.hint
 
@@ -72,21 +86,22 @@ def test_what_would_change_the_mathematics_is_refused(
     "changes",
     [
         {},
-        {"sliding_window": 32768, "use_sliding_window": False},
-        {"sliding_window": 2048},
+        {"sliding_window": 32768, "use_sliding_window": False, "model_type": "qwen2"},
+        {"sliding_window": 2048, "model_type": "mistral"},
+        {"sliding_window": None, "model_type": "mistral"},
         {"logits_scaling": 1.0, "attn_logit_softcapping": None, "head_dim": None},
         {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}, "rope_theta": None},
     ],
 )
 def test_settings_that_change_nothing_are_accepted(tmp_path: Path, changes: dict[str, Any]) -> None:
     """As published configs spell them. Oracle: the layers and width of the config."""
-    decoder = default_decoder(job_of(tmp_path, changes))
+    decoder = decoder_of(job_of(tmp_path, changes))
     assert (len(decoder.layers), decoder.width) == (2, 16)
 
 
 def test_a_longer_context_meets_the_window(tmp_path: Path) -> None:
     """A window matters from the context on that exceeds it; oracle: both lengths."""
-    job = job_of(tmp_path, {"sliding_window": 2048})
+    job = job_of(tmp_path, {"sliding_window": 2048, "model_type": "mistral"})
     longer = replace(job, profile=replace(PROFILE, kv_cache_len=2048))
-    with pytest.raises(UnsupportedModel, match="window of 2048"):
-        default_decoder(longer)
+    found = [{spec.window for spec in decoder_of(one).specs} for one in (job, longer)]
+    assert found == [{None}, {2048}]

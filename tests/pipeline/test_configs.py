@@ -118,6 +118,13 @@ REFUSED: dict[str, list[tuple[tuple[str, ...], Any, str]]] = {
         (("num_key_value_heads",), 3, "num_attention_heads: 4 is no multiple of 3"),
         (("layer_types",), ["full_attention"] * 9, "layer_types: 9 are listed for 2 layers"),
         (("text_config",), ["x"], "text_config: ['x'] is not an object"),
+        (("conv_L_cache",), 1 << 20, "conv_L_cache: 1048576 is not between 2 and 64"),
+        (("no_rope_layers",), [1] * 9, "no_rope_layers: 9 are listed for 2 layers"),
+        (
+            ("rope_parameters",),
+            {"full_attention": {"rope_theta": "x"}},
+            "rope_parameters.full_attention.rope_theta: 'x' is not of type float",
+        ),
     ],
     "internvl3-1b": [
         (("projector_hidden_act",), "relu", "projector_hidden_act: 'relu' is not one of 'gelu'"),

@@ -160,13 +160,14 @@ def with_groups(
 ) -> tuple[LayerModels, list[int]]:
     """Return the toy with further groups behind its own, and the list of those that are run."""
     model = regrouped(toy_deployment, tmp_path, lambda groups: [*groups, *more])
-    session, run, groups = model._layers[0], model._layers[0].run, []
+    session: Any = model._layers[0].session
+    run, groups = session.run, list[int]()
 
     def noted(*arguments: Any, shape_group: int = 0) -> Any:
         groups.append(shape_group)
         return run(*arguments, shape_group=shape_group)
 
-    session.run = noted  # type: ignore[method-assign]
+    session.run = noted
     return model, groups
 
 
@@ -233,8 +234,9 @@ def test_rows_of_the_embedding(
 
 def test_the_embedding_stays_on_disk(toy_deployment: Deployment) -> None:
     """Looking rows up maps the file and reads no more of it than they take."""
-    assert isinstance(Embeddings(toy_deployment)._table, np.memmap)
-    assert Embeddings(toy_deployment)._table.dtype == ml_dtypes.bfloat16
+    ((_, table),) = Embeddings(toy_deployment)._tables
+    assert isinstance(table._values, np.memmap)
+    assert table._values.dtype == ml_dtypes.bfloat16
 
 
 def test_a_token_without_a_row(toy_deployment: Deployment) -> None:

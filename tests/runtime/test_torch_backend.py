@@ -18,6 +18,7 @@ from axcore import (
     CheckpointError,
     Embedding,
     Options,
+    Port,
     Registry,
     Silent,
     UnsupportedModel,
@@ -26,8 +27,9 @@ from axcore import (
 from axcore.checkpoint import fabricate
 from axcore.pipeline.job import open_job
 from axcore.request import Request
-from axcore.runtime import torch_backend
+from axcore.runtime import axengine_sim, torch_backend
 from axcore.runtime.deployment import Deployment
+from axcore.runtime.language import LayerModels
 from axcore.runtime.runner import Answer, Runner
 from axcore.runtime.torch_model import TorchLanguage, place_of, with_weights
 from axcore.testing import answered
@@ -186,6 +188,43 @@ def test_batches_equal_single_runs(case: Case) -> None:
     assert all(np.abs(a - b).max() > 1e-2 for a, b in pairwise(batched[0]))
     assert language.max_batch > 1000
     case.torch.forget()  # the cache holds what the runner does not know
+
+
+def test_rows_behind_layers_and_blocks(case: Case) -> None:
+    """Rows added behind layers, and tokens that see each other across what is a chunk elsewhere.
+
+    Oracle: the layer models, whose masks and sums are written in numpy.
+    """
+    plain = case.onnx.deployment
+    ports = tuple(Port(f"rows.{layer}", (1, 6, 8), layer=layer) for layer in (0, 1))
+    graph = replace(plain.graphs[-1], outputs=(*plain.graphs[-1].outputs, *ports))
+    deployment = replace(plain, graphs=(*plain.graphs[:-1], graph))
+    place = place_of("cpu", "float32")
+    models: list[LanguageModel] = [
+        LayerModels(deployment, axengine_sim, ".onnx"),
+        TorchLanguage(deployment, with_weights(deployment), place),
+    ]
+    rng, width, count = np.random.default_rng(8), plain.embedding.shape[1], CHUNK + 9
+    blocks = np.zeros(count, np.int64)
+    blocks[CHUNK - 4 : CHUNK + 3] = 1
+    rows = rng.standard_normal((1, count, 3 * width)).astype(np.float32)
+    rows[..., width:] *= (blocks > 0)[:, None]
+    step = rows[:, 0]
+    prompt = case.torch.prepare(case.talk("x" * count))
+    positions = prompt.position_ids[:, :count]
+    made: list[list[Array]] = []
+    for model in models:
+        model.resume(0, count, blocks)
+        read = model.prefill(rows, positions, blocks)
+        made.append([read, model.decode(step, count)])
+        assert model.resume(CHUNK, count, blocks) == CHUNK - 4  # the block begins there
+        model.resume(0, count)
+        assert np.abs(model.prefill(rows, positions) - read).max() > 1e-2
+        model.resume(0, count)
+        without = rows[..., :width].repeat(3, -1) * ([1] * width + [0] * 2 * width)
+        assert np.abs(model.prefill(without.astype(np.float32), positions) - read).max() > 1e-2
+    for ours, theirs in zip(*made, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-3)
 
 
 def test_an_interrupted_token_leaves_the_cache_good(case: Case) -> None:

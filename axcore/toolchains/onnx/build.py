@@ -13,20 +13,12 @@ import onnx_ir as ir
 import torch
 
 from ...checkpoint.quantised import float_sources
-from ...errors import UsageError
+from ...errors import ContractError, UsageError
 from ...graph.trace import trace
-from ...layer_files import GROUPS, Provenance, data_file
+from ...layer_files import GROUPS, LayerSpec, Provenance, data_file
 from ...versions import code_digest
 from .data import DataFile
-from .groups import (
-    HEAD_INPUTS,
-    HEAD_OUTPUTS,
-    LAYER_INPUTS,
-    LAYER_OUTPUTS,
-    Lengths,
-    head_file,
-    layer_file,
-)
+from .groups import HEAD_INPUTS, HEAD_OUTPUTS, Lengths, head_file, layer_file
 from .precision import RULES, STATES, WEIGHTS, Precision, add_weight, cast, round_inside
 
 if TYPE_CHECKING:
@@ -34,7 +26,7 @@ if TYPE_CHECKING:
 
     from ...component import Stage
     from ...graph.trace import KindGraph, Spec
-    from ...language_model import Decoder
+    from ...language_model import Decoder, DecoderLayer
     from ...progress import Progress
     from ..contract import Build
 
@@ -44,12 +36,16 @@ _WRITERS = 2  # one reads while the other writes
 
 @dataclass(frozen=True)
 class _Kind:
-    """What the files of one kind share: the traced graph, its names and its groups."""
+    """What the files of one kind share: the traced graph, its names, its groups.
+
+    `floats` are the inputs and outputs that stay float32 whatever the type of states is.
+    """
 
     graph: KindGraph
     inputs: Sequence[str]
     outputs: Sequence[str]
     groups: Sequence[Mapping[str, Any]]
+    floats: frozenset[str] = frozenset()
 
 
 def build_layers(build: Build) -> None:
@@ -106,10 +102,11 @@ class _LayerFiles:
     def write(self, folder: Path) -> None:
         """Write them all; weights go to disk while graphs are traced."""
         decoder, chunk = self._decoder, self._lengths.chunk
-        stages = {
-            layer_file(decoder.kind, chunk, index): stage
-            for index, stage in enumerate(decoder.layers)
+        layers = {
+            layer_file(decoder.kind, chunk, index): layer
+            for index, layer in enumerate(decoder.specs)
         }
+        stages = {stem: layer.stage for stem, layer in layers.items()}
         stages[head_file(decoder.kind)] = decoder.head
         files = {
             stem: DataFile(
@@ -130,7 +127,7 @@ class _LayerFiles:
             written = {stem: pool.submit(data.write) for stem, data in files.items()}
             try:
                 for stem, data in files.items():
-                    ir.save(self._model(stem, data), folder / f"{stem}.onnx")
+                    ir.save(self._model(stem, data, layers.get(stem)), folder / f"{stem}.onnx")
                     written[stem].result()
                     task.advance()
             finally:
@@ -141,10 +138,12 @@ class _LayerFiles:
 
     def _digest(self) -> str:
         checkpoint = self._decoder.checkpoint
-        owner = type(self._decoder.layers[0].module).__module__.partition(".")[0]
+        specs = self._decoder.specs
+        owner = type(specs[0].stage.module).__module__.partition(".")[0]
         facts = [
             repr(self._precision),
             repr(self._lengths),
+            *(repr(LayerSpec.of(layer)) for layer in specs),
             checkpoint.signature(),
             self._weights,
             checkpoint.config,
@@ -152,9 +151,9 @@ class _LayerFiles:
         ]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
-    def _model(self, stem: str, data: DataFile) -> ir.Model:
-        """Return a stage as a model whose weights lie in its data file."""
-        kind = self._kind(data.stage)
+    def _model(self, stem: str, data: DataFile, layer: DecoderLayer | None) -> ir.Model:
+        """Return a layer, or the head, as a model whose weights lie in its data file."""
+        kind = self._kind(data.stage, layer)
         model = kind.graph.model.clone()
         graph = model.graph
         graph.name = stem
@@ -168,57 +167,63 @@ class _LayerFiles:
         self._name_outputs(graph, kind)
         model.producer_name = "axcore"
         model.metadata_props[GROUPS] = json.dumps(kind.groups)
+        if layer is not None:
+            model.metadata_props.update(LayerSpec.of(layer).properties)
         model.metadata_props.update(self._provenance(stem).properties)
         return model
 
-    def _kind(self, stage: Stage) -> _Kind:
+    def _kind(self, stage: Stage, layer: DecoderLayer | None) -> _Kind:
         if stage.kind not in self._kinds:
-            is_head = stage is self._decoder.head
-            make = self._head if is_head else self._layer
-            kind = self._kinds[stage.kind] = make(stage)
+            kind = self._head(stage) if layer is None else self._layer(layer)
+            if len(kind.graph.model.graph.outputs) != len(kind.outputs):
+                raise ContractError(
+                    f"stage `{stage.name}` returns {len(kind.graph.model.graph.outputs)} tensors,"
+                    f" not {len(kind.outputs)}: {', '.join(kind.outputs)}"
+                )
+            self._kinds[stage.kind] = kind
             if self._precision.inside:
                 round_inside(kind.graph.model.graph, STATES[self._precision.states])
         return self._kinds[stage.kind]
 
-    def _layer(self, stage: Stage) -> _Kind:
-        lengths, (batch, count, history) = self._lengths, self._example()
-        cache = (batch, history, lengths.cache_width)
+    def _layer(self, layer: DecoderLayer) -> _Kind:
+        spec, lengths = LayerSpec.of(layer), self._lengths
+        groups = lengths.groups(spec)
+        names = list(groups[0]["inputs"])
+        example = lengths.example(spec)
         state: list[Spec] = [
-            (cache, torch.float32),
-            (cache, torch.float32),
-            ((lengths.position_rows, count), torch.int64),
-            ((batch, count, lengths.width), torch.float32),
-            ((batch, count, history + count), torch.float32),
+            (shape, torch.int64 if name == "indices" else torch.float32)
+            for name, (shape, _) in zip(names, example, strict=True)
         ]
-        first = (0,) if lengths.dynamic_batch else ()
-        dynamic = ((*first, 1), (*first, 1), (1,), (*first, 1), (*first, 1, 2))
-        graph = trace(stage, state, torch.float32, OPSET, dynamic)
-        return _Kind(graph, LAYER_INPUTS, LAYER_OUTPUTS, lengths.groups())
+        graph = trace(layer.stage, state, torch.float32, OPSET, [axes for _, axes in example])
+        floats = [cache for cache in spec.caches if cache.dtype == "float32"]
+        kept = {name for cache in floats for name in (cache.name, f"{cache.name}_out")}
+        return _Kind(graph, names, list(groups[0]["outputs"]), groups, frozenset(kept))
 
     def _head(self, stage: Stage) -> _Kind:
-        shape, dynamic = (self._example()[0], 1, self._lengths.width), self._lengths.dynamic_batch
-        graph = trace(
-            stage, [(shape, torch.float32)], torch.float32, OPSET, ((0,),) if dynamic else ()
-        )
+        dynamic = self._lengths.dynamic_batch
+        shape = (2 if dynamic else 1, 1, self._lengths.width)
+        # No axis need be dynamic, but weights have to keep their order as those of layers do.
+        axes = ((0,) if dynamic else (),)
+        graph = trace(stage, [(shape, torch.float32)], torch.float32, OPSET, axes)
         logits = graph.model.graph.outputs[0].shape
-        assert logits is not None
-        groups = self._lengths.head_groups(int(logits[-1]))  # type: ignore[arg-type]
+        if logits is None or len(logits) != 3 or not isinstance(logits[-1], int):
+            raise ContractError(
+                f"stage `{stage.name}` returns {logits}, not logits [1, 1, vocabulary]"
+            )
+        groups = self._lengths.head_groups(logits[-1])
         return _Kind(graph, HEAD_INPUTS, HEAD_OUTPUTS, groups)
-
-    def _example(self) -> tuple[int, int, int]:
-        """Return batch, tokens and history while tracing: dynamic ones are any that differ."""
-        return (2 if self._lengths.dynamic_batch else 1), 3, 5
 
     def _name_inputs(self, graph: ir.Graph, kind: _Kind) -> None:
         """Give inputs the contract's names, dtypes and order; the graph computes in float32."""
         traced = {str(value.name): value for value in graph.inputs}
         graph.inputs.clear()
         for index, name in enumerate(kind.inputs):
-            old = traced[f"state.{index}"]
             port = ir.Value(name=name, shape=_dynamic_shape(kind, "inputs", name))
-            port.type = ir.TensorType(self._port_dtype(name))
+            port.type = ir.TensorType(self._port_dtype(kind, name))
             graph.inputs.append(port)
-            self._adapt(graph, port, old)
+            # What the computation does not use is not in the trace; callers feed it all the same.
+            if old := traced.get(f"state.{index}"):
+                self._adapt(graph, port, old)
 
     def _adapt(self, graph: ir.Graph, port: ir.Value, old: ir.Value) -> None:
         assert old.dtype is not None
@@ -236,7 +241,7 @@ class _LayerFiles:
 
     def _name_outputs(self, graph: ir.Graph, kind: _Kind) -> None:
         for index, name in enumerate(kind.outputs):
-            old, dtype = graph.outputs[index], self._port_dtype(name)
+            old, dtype = graph.outputs[index], self._port_dtype(kind, name)
             if old.dtype != dtype:
                 old.name = f"{name}.float"
                 node = cast(old, dtype, name)
@@ -245,8 +250,10 @@ class _LayerFiles:
             graph.outputs[index].name = name
             graph.outputs[index].shape = _dynamic_shape(kind, "outputs", name)
 
-    def _port_dtype(self, name: str) -> ir.DataType:
-        return ir.DataType.UINT32 if name == "indices" else STATES[self._precision.states]
+    def _port_dtype(self, kind: _Kind, name: str) -> ir.DataType:
+        if name == "indices":
+            return ir.DataType.UINT32
+        return ir.DataType.FLOAT if name in kind.floats else STATES[self._precision.states]
 
 
 def _dynamic_shape(kind: _Kind, side: str, name: str) -> ir.Shape:

@@ -11,21 +11,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ...layer_files import OUTPUT, SHARED_INPUTS
+
 if TYPE_CHECKING:
     from ...component import Shape
     from ...language_model import Decoder
+    from ...layer_files import LayerSpec
     from ..contract import BuildRequest
 
-LAYER_INPUTS = ("K_cache", "V_cache", "indices", "input", "mask")
-LAYER_OUTPUTS = ("K_cache_out", "V_cache_out", "output")
-HEAD_INPUTS, HEAD_OUTPUTS = ("input",), ("output",)
+HEAD_INPUTS, HEAD_OUTPUTS = ("input",), (OUTPUT,)
 _SHORTEST_CACHE = 256
 _CHUNK_STEP = 32  # tokens of padding cost little more than this is worth
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """What sizes the groups of every layer: P, C, the histories, and the widths D and H.
+    """What sizes the groups of every layer: P, C, the histories, and the width H.
 
     With `dynamic_batch` every first axis but that of the positions may be of any length, which no
     board can do.
@@ -34,7 +35,6 @@ class Lengths:
     chunk: int
     cache: int
     histories: tuple[int, ...]
-    cache_width: int
     width: int
     position_rows: int
     dynamic_batch: bool
@@ -47,45 +47,63 @@ class Lengths:
             llm.prefill_len,
             llm.kv_cache_len,
             tuple(llm.last_kv_cache_len),
-            decoder.cache_width,
             decoder.width,
             decoder.position_rows,
             dynamic_batch,
         )
 
-    def groups(self) -> list[dict[str, Any]]:
+    def groups(self, layer: LayerSpec) -> list[dict[str, Any]]:
         """Return the groups of a layer model, each with the shapes of its inputs and outputs."""
         caches = [_SHORTEST_CACHE << n for n in range(self.cache.bit_length())]
         histories, counts = (0, *self.histories), range(_CHUNK_STEP, self.chunk, _CHUNK_STEP)
         return [
-            self._step(self.cache),
-            *(self._chunk(history, self.chunk) for history in histories),
-            *(self._step(cache) for cache in caches if cache < self.cache),
-            *(self._chunk(history, count) for history in histories for count in counts),
+            self._step(layer, self.cache),
+            *(self._chunk(layer, history, self.chunk) for history in histories),
+            *(self._step(layer, cache) for cache in caches if cache < self.cache),
+            *(self._chunk(layer, history, count) for history in histories for count in counts),
         ]
 
-    def _step(self, cache: int) -> dict[str, Any]:
-        return self._group(cache, 1, 1)
+    def example(self, layer: LayerSpec) -> list[tuple[Shape, tuple[int, ...]]]:
+        """Return a shape to trace each input with, and the axes whose lengths may change."""
+        batch = 2 if self.dynamic_batch else 1
+        one, other = (
+            self._group(layer, history, count, self.position_rows)
+            for history, count in ((5, 3), (7, 4))
+        )
+        found = []
+        for name, shape in one["inputs"].items():
+            batched = name in one["dynamic"]
+            axes = [axis for axis, n in enumerate(shape) if n != other["inputs"][name][axis]]
+            sized = (batch, *shape[1:]) if batched else shape
+            found.append((sized, (0, *axes) if batched else tuple(axes)))
+        return found
 
-    def _chunk(self, history: int, count: int) -> dict[str, Any]:
-        group = self._group(history, count, self.position_rows)
-        if history == 0:
-            caches = LAYER_INPUTS[:2]
-            group["empty"] = {name: group["inputs"][name] for name in caches}
+    def _step(self, layer: LayerSpec, cache: int) -> dict[str, Any]:
+        return self._group(layer, cache, 1, 1)
+
+    def _chunk(self, layer: LayerSpec, history: int, count: int) -> dict[str, Any]:
+        group = self._group(layer, history, count, self.position_rows)
+        grown = [cache.name for cache in layer.own if cache.grows]
+        if history == 0 and grown:
+            group["empty"] = {name: group["inputs"][name] for name in grown}
             # The compiler knows no empty tensor, so the board's first group takes one row.
-            group["inputs"] |= dict.fromkeys(caches, (1, 1, self.width))
+            group["inputs"] |= dict.fromkeys(grown, (1, 1, self.width))
         return group
 
-    def _group(self, history: int, count: int, rows: int) -> dict[str, Any]:
-        cached, made = (1, history, self.cache_width), (1, count, self.cache_width)
+    def _group(self, layer: LayerSpec, history: int, count: int, rows: int) -> dict[str, Any]:
         state: Shape = (1, count, self.width)
-        inputs = (cached, cached, (rows, count), state, (1, count, history + count))
+        every = ((rows, count), state, (1, count, history + count))
+        inputs = {
+            **layer.cache_shapes(history, count),
+            **dict(zip(SHARED_INPUTS, every, strict=True)),
+            **{port.name: (1, count, port.width) for port in layer.inputs},
+        }
+        outputs = {**layer.made_shapes(count), OUTPUT: state}
+        dynamic = [name for name in (*inputs, *outputs) if name != "indices"]
         return {
-            "inputs": dict(zip(LAYER_INPUTS, inputs, strict=True)),
-            "outputs": dict(zip(LAYER_OUTPUTS, (made, made, state), strict=True)),
-            "dynamic": [name for name in LAYER_INPUTS + LAYER_OUTPUTS if name != "indices"]
-            if self.dynamic_batch
-            else [],
+            "inputs": inputs,
+            "outputs": outputs,
+            "dynamic": dynamic if self.dynamic_batch else [],
         }
 
     def head_groups(self, vocabulary: int) -> list[dict[str, Any]]:
