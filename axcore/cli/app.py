@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .. import __version__, api
 from ..display import size
+from ..errors import UsageError
 from ..request import Request
 from ..system import require_linux, require_working_folder
 from .console import emit, table
@@ -18,6 +21,8 @@ from .options import given_choices, models, of_conversion, of_toolchain, path, t
 from .request_options import spelt_out
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from ..bundle import Bundle
     from ..model_card import Entry
     from ..pipeline.plan import Plan
@@ -320,6 +325,58 @@ def plugins_new(
     for topic, reason in written.todo.items():
         typer.echo(f"TODO {topic}: {reason}", err=True)
     typer.echo(written.folder)
+
+
+@plugins_app.command("check")
+def plugins_check(
+    context: typer.Context,
+    plugin: Annotated[
+        str, typer.Argument(help="A family: its name, its distribution, or its package's folder.")
+    ],
+    model: Annotated[str | None, typer.Option(help="Which model; default: the first.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", parser=path, help="Keep what is made in this empty folder."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Try every law of the contract on a family; exits 1 when one is broken."""
+    from ..authoring.judge import check_plugin
+    from ..testing.kit import Verdict
+
+    del context
+
+    def shown(verdict: Verdict) -> None:
+        typer.echo(f"{verdict.status:14} {verdict.law} ({verdict.seconds:.1f} s)")
+        for line in verdict.reason.splitlines():
+            typer.echo(f"{'':14} {line}")
+
+    with _folder(out) as folder:
+        made = check_plugin(plugin, folder, model, (lambda _: None) if as_json else shown)
+    if as_json:
+        emit(made.data())
+    else:
+        typer.echo(f"\nplugin     {made.plugin}, model {made.model}")
+        typer.echo(f"contract   {made.contract}; this axcore has {made.current}")
+        typer.echo(f"hooks      {', '.join(made.hooks)}")
+        typer.echo(f"defaults   {', '.join(made.defaulted)}")
+        typer.echo(f"took       {made.seconds:.0f} s, {size(made.peak_bytes)}")
+        typer.echo(f"verdict    {made.verdict}")
+    if not made.passed:
+        raise typer.Exit(1)
+
+
+@contextmanager
+def _folder(out: Path | None) -> Iterator[Path]:
+    """Yield an empty folder: the one that was given, or one that does not last."""
+    if out is None:
+        with TemporaryDirectory(prefix="axcore-") as folder:
+            yield Path(folder)
+        return
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out} is not empty", hint="choose a new or empty folder with -o")
+    out.mkdir(parents=True, exist_ok=True)
+    yield out
 
 
 @app.command()

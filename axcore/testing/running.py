@@ -49,7 +49,9 @@ def _answers(trial: Trial) -> None:
 
 def _resumes(trial: Trial) -> None:
     """The second turn of a conversation runs only what is new."""
-    runner, first, _ = trial.runner, *_images()
+    if not trial.card.profiles[trial.task].last_kv_cache_len:
+        raise NotApplicable("a prompt is one chunk: the profile has no `last_kv_cache_len`")
+    runner, first = trial.runner, _images()[0]
     runner.forget()
     question = user(first, "what?")
     said = answered(runner, [question], max_new_tokens=_COUNT)
