@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 from ..errors import UnsupportedModel
+from ..plain import shown
 
 _ROLES = ("system", "user", "assistant")
 _SAID = "\ue000{}\ue001"  # private use: no template writes it, and none changes it
@@ -32,6 +36,9 @@ class Chat:
 def find_chat(template: str, names: Mapping[str, Any]) -> Chat:
     """Find what a template writes.
 
+    A stranger's template may loop for ever or fill the memory, so it is rendered by a process that
+    has few seconds and little memory.
+
     Args:
         template: Source of a Jinja template.
         names: What it may refer to, e.g. ``bos_token``.
@@ -39,6 +46,47 @@ def find_chat(template: str, names: Mapping[str, Any]) -> Chat:
     Raises:
         UnsupportedModel: It fails, or does more than write fixed text around what was said.
     """
+    done = subprocess.run(
+        [sys.executable, "-c", _CHILD.format(module=__name__)],
+        input=json.dumps([template, names]),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    try:
+        found = json.loads(done.stdout)
+    except ValueError:
+        raise _unfit(f"rendering it takes more than {_SECONDS} s or {_BYTES >> 20} MB") from None
+    if isinstance(found, str):
+        raise _unfit(found)
+    return Chat({(before, after): text for before, after, text in found[0]}, found[1])
+
+
+def main() -> None:
+    """Read a template and its names from standard input, and print what it writes."""
+    try:
+        chat = _find(*json.load(sys.stdin))
+        made: Any = [[(*joint, text) for joint, text in chat.joints.items()], chat.image]
+    except UnsupportedModel as error:
+        made = error.message
+    print(json.dumps(made))  # noqa: T201 - the answer to the process that began this one
+
+
+_SECONDS, _BYTES = 5, 512 << 20
+_CHILD = f"""
+import resource
+resource.setrlimit(resource.RLIMIT_CPU, ({_SECONDS}, {_SECONDS}))
+resource.setrlimit(resource.RLIMIT_AS, ({_BYTES}, {_BYTES}))
+from {{module}} import main
+main()
+"""
+
+
+def _unfit(reason: str) -> UnsupportedModel:
+    return UnsupportedModel(f"the chat template: {reason}", hint="write `prompt.py` by hand")
+
+
+def _find(template: str, names: Mapping[str, Any]) -> Chat:
     try:
         made = _Template(template, names)
         joints = _joints(made)
@@ -46,10 +94,7 @@ def find_chat(template: str, names: Mapping[str, Any]) -> Chat:
     except UnsupportedModel:
         raise
     except Exception as error:  # Jinja's, and whatever a template raises
-        raise UnsupportedModel(
-            f"the chat template cannot be rendered\n  {type(error).__name__}: {error}",
-            hint="write `prompt.py` by hand",
-        ) from error
+        raise UnsupportedModel(f"it cannot be rendered: {shown(str(error))}") from error
     chat = Chat(joints, image)
     _check(chat, made)
     return chat
@@ -78,7 +123,7 @@ class _Template:
 
 
 def _raised(message: str) -> None:
-    raise UnsupportedModel(f"the chat template refuses a conversation: {message}")
+    raise UnsupportedModel(f"it refuses a conversation: {shown(message)}")
 
 
 def _message(role: str, *parts: str) -> dict[str, Any]:
@@ -103,7 +148,7 @@ def _between(template: _Template, roles: Sequence[str]) -> dict[Joint, str]:
     for (before, after), text in zip(pairwise(["", *roles]), said, strict=True):
         literal, mark, rest = rest.partition(text)
         if not mark:
-            raise UnsupportedModel(f"the chat template leaves out the message of the {after}")
+            raise UnsupportedModel(f"it leaves out the message of the {after}")
         found[before, after] = literal
     return {**found, (roles[-1], ""): rest}
 
@@ -123,7 +168,4 @@ def _check(chat: Chat, template: _Template) -> None:
         [*system, _message("user", "", two), _message("assistant", three), _message("user", one)],
     ):
         if written(chat, messages) != template(messages):
-            raise UnsupportedModel(
-                "the chat template does more than write fixed text around what was said",
-                hint="write `prompt.py` by hand",
-            )
+            raise UnsupportedModel("it does more than write fixed text around what was said")

@@ -7,14 +7,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..discovery import GROUP, located, normalised
-from ..errors import ContractError, PluginNotFound, UsageError
+from ..discovery import GROUP, normalised
+from ..errors import PluginNotFound, UsageError
 from ..foreign import read_bytes
 from ..hookspecs import CONTRACT
 from ..limits import CONFIG_BYTES
@@ -24,11 +22,6 @@ from ..testing.trial import Trial
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from ..testing.trial import Oracle
-
-ORACLE = "oracle"
-"""Module of a family's package, and the function in it, that answers as its own class does."""
 
 _NO_HOOKS = ("toolchains", "backends")  # of other plugins than families
 
@@ -108,7 +101,7 @@ def check_plugin(
     with _importable(plugin) as entries:
         registry = Registry(entries)
         name = _name(plugin, registry, entries)
-        trial = Trial.of(name, out, model, registry, oracle=_oracle(registry, name))
+        trial = Trial.of(name, out, model, registry)
         laws = []
         for verdict in judge(trial):
             laws.append(verdict)
@@ -152,24 +145,6 @@ def _name(plugin: str, registry: Registry, entries: list[EntryPoint]) -> str:
     )
 
 
-def _oracle(registry: Registry, name: str) -> Oracle | None:
-    """Return the family's oracle; None where its package has none."""
-    if name not in registry.plugins:
-        return None
-    module = f"{registry.plugins[name].module.partition(':')[0]}.{ORACLE}"
-    try:
-        if find_spec(module) is None:
-            return None
-        found: Oracle = getattr(import_module(module), ORACLE)
-    except ModuleNotFoundError as error:
-        if error.name and module.startswith(error.name):
-            return None  # the plugin is a single module
-        raise ContractError(f"{module} cannot be imported: {located(error)}") from error
-    except Exception as error:
-        raise ContractError(f"{module} cannot be used: {located(error)}") from error
-    return found
-
-
 # Folders -----------------------------------------------------------------------------------------
 
 
@@ -201,7 +176,7 @@ def _importable(plugin: str) -> Iterator[list[EntryPoint]]:
 def _declared(folder: Path) -> list[EntryPoint]:
     """Return the entry points that a folder's pyproject.toml declares."""
     try:
-        import tomllib
+        import tomllib  # type: ignore[import-not-found, unused-ignore]
     except ImportError:  # Python 3.10
         raise UsageError(
             f"{folder} cannot be read with this Python", hint="install it, and give its name"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError
 from ..foreign import read_bytes, read_json, reason
-from ..limits import CONFIG_BYTES
+from ..limits import CONFIG_BYTES, COUNT, LAYERS
 from ..plain import shown
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ CONFIG = "config.json"
 _SETTINGS = ("preprocessor_config.json", "processor_config.json", "tokenizer_config.json",
              "chat_template.json", "generation_config.json")  # fmt: skip
 _TEMPLATE = "chat_template.jinja"
+_LAYERS = re.compile(r"layers|depth|blocks|experts|levels")
 _SIDE = 448  # px, where nothing says how large an image is
 _MOST_SIDE = 1024  # px; towers of dynamic resolution name the largest they take
 
@@ -50,7 +52,9 @@ class Source:
             text = read_bytes(template, CONFIG_BYTES).decode(errors="replace")
         else:
             text = _template(files)
-        return cls(_object(config), files, text)
+        content = _object(config)
+        _check_sizes(content, "")
+        return cls(content, files, text)
 
     @property
     def image(self) -> Mapping[str, Any]:
@@ -64,7 +68,8 @@ class Source:
         """Height and width of an image, px."""
         vision = self.config.get("vision_config")
         size = self.image.get("crop_size") or self.image.get("size") or {}
-        sides = [*size.values()] if isinstance(size, dict) else [size]
+        names = ("shortest_edge", "height", "width")
+        sides = [size.get(name) for name in names] if isinstance(size, dict) else [size]
         named = vision.get("image_size") if isinstance(vision, dict) else None
         named = named[0] if isinstance(named, list) and named else named
         for value in (named, *sides):
@@ -79,7 +84,7 @@ class Source:
         return {
             int(number): str(token["content"])
             for number, token in (added.items() if isinstance(added, dict) else ())
-            if isinstance(token, dict) and "content" in token and number.isdigit()
+            if isinstance(token, dict) and "content" in token and number.isdecimal()
         }
 
     @property
@@ -92,6 +97,20 @@ class Source:
             if name.endswith("_token")
         }
         return {name: text for name, text in texts.items() if isinstance(text, str)}
+
+
+def _check_sizes(config: Mapping[str, Any], where: str) -> None:
+    """Refuse numbers by which a class would make more than any model has."""
+    for name, value in config.items():
+        if isinstance(value, dict):
+            _check_sizes(value, f"{where}{name}.")
+        elif isinstance(value, int) and not isinstance(value, bool):
+            most = LAYERS if _LAYERS.search(name) else COUNT
+            if abs(value) > most:
+                raise CheckpointError(
+                    f"{where}{name}: {shown(value)} is more than {most}",
+                    hint="name a published config.json",
+                )
 
 
 def _template(files: Mapping[str, Mapping[str, Any]]) -> str:

@@ -80,6 +80,11 @@ class Tower:
     text_prefixes: tuple[str, ...]
 
 
+def tiny_sizes(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return overrides that make a model of `config` small."""
+    return _overrides(config, _SMALL)
+
+
 def find_tower(config: Mapping[str, Any], side: int) -> Tower:
     """Find the tower of the class that `config` names.
 

@@ -311,17 +311,31 @@ def plugins_list(context: typer.Context, as_json: Json = False) -> None:
 def plugins_new(
     name: Annotated[str, typer.Argument(help="Name of the family, e.g. foovl.")],
     config: Annotated[
-        Path, typer.Option("--from", parser=path, help="A published config.json, or its folder.")
-    ],
-    repo: Annotated[str, typer.Option(help="Hugging Face repository, e.g. foo/Foo-VL-1B.")] = "",
+        Path | None,
+        typer.Option("--from", parser=path, help="A published config.json, or its folder."),
+    ] = None,
+    hub_id: Annotated[
+        str, typer.Option(help="Repository whose config is downloaded, e.g. foo/Foo-VL-1B.")
+    ] = "",
+    repo: Annotated[str, typer.Option(help="The same, where the config is here already.")] = "",
     out: Annotated[
         Path, typer.Option("-o", "--out", parser=path, help="Folder to write the package in.")
     ] = Path(),
 ) -> None:
-    """Write a package for a family, derived from a published config and transformers' class."""
-    from ..authoring.package import new_plugin
+    """Write a package for a family, derived from a published config and transformers' class.
 
-    written = new_plugin(name, config / "config.json" if config.is_dir() else config, out, repo)
+    Without --from and --hub-id, the config is that of an example.
+    """
+    from ..authoring.package import new_plugin
+    from ..checkpoint.hub import fetch_settings
+
+    if hub_id and (config or repo):
+        raise UsageError("--hub-id excludes --from and --repo", hint="leave out one of them")
+    if hub_id:
+        config = fetch_settings(hub_id)
+    if config is not None and config.is_dir():
+        config /= "config.json"
+    written = new_plugin(name, config, out, hub_id or repo)
     for topic, reason in written.todo.items():
         typer.echo(f"TODO {topic}: {reason}", err=True)
     typer.echo(written.folder)

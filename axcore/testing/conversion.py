@@ -146,6 +146,8 @@ def _convert(prepared: Prepared, out: Path, data: Sequence[Path]) -> Bundle:
         checkpoint=str(prepared.job.checkpoint.folder),
         images=[*embedded_images(), *data],
         options=prepared.job.options,
+        verify=not any(prepared.cuts),  # parts are compared with the whole
+        family=prepared.job.family,
         registry=prepared.registry,
     )
 

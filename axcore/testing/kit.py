@@ -62,7 +62,8 @@ def check_family(
         registry: The plugins; None finds the installed ones.
         data: Arrays to calibrate with, for components that take no images.
         oracle: The model's own class: takes the fabricated checkpoint, a prompt and a number of
-            tokens, and returns the likeliest answer. See `transformers_answers`.
+            tokens, and returns the likeliest answer (see `transformers_answers`). None takes the
+            function `oracle` of the module of that name in the family's package.
 
     Raises:
         AssertionError: A law is broken; the message says how.

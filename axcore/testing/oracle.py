@@ -5,12 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    import numpy as np
-    from torch import Tensor
-
+    from ..component import Sample
     from ..language_model import Prompt
 
 
@@ -18,7 +16,7 @@ def transformers_answers(
     checkpoint: Path,
     prompt: Prompt,
     count: int,
-    inputs: Callable[[dict[str, Tensor]], Mapping[str, Any]],
+    inputs: Callable[[Sequence[Sample]], Mapping[str, Any]],
 ) -> list[int]:
     """Return the likeliest tokens behind a prompt, one after the other, in float32.
 
@@ -28,8 +26,8 @@ def transformers_answers(
         checkpoint: A folder in the layout that transformers reads.
         prompt: What a family's `prepare_prompt` returned.
         count: How many tokens.
-        inputs: Turns the graph's inputs, of all images one behind the other along the first axis,
-            into the class's further arguments. Not called where there are no images.
+        inputs: Turns the samples of all images, as `make_calib` yields them, into the class's
+            further arguments. Not called where there are none.
     """
     import torch
     import transformers
@@ -37,7 +35,8 @@ def transformers_answers(
     config = transformers.AutoConfig.from_pretrained(checkpoint)
     kind = getattr(transformers, config.architectures[0])
     model = kind.from_pretrained(checkpoint, dtype=torch.float32).eval()
-    further = inputs(_graph_inputs(prompt)) if any(prompt.images.values()) else {}
+    samples = [sample for made in prompt.images.values() for sample in made]
+    further = inputs(samples) if samples else {}
     ids = torch.tensor(prompt.input_ids)[None]
     with torch.inference_mode():
         made = model.generate(
@@ -50,14 +49,3 @@ def transformers_answers(
         )
     tokens: list[int] = made[0, ids.shape[1] :].tolist()
     return tokens
-
-
-def _graph_inputs(prompt: Prompt) -> dict[str, Tensor]:
-    import numpy as np
-    import torch
-
-    (samples,) = [[*samples] for samples in prompt.images.values() if samples]
-    joined: dict[str, np.ndarray[Any, Any]] = {
-        name: np.concatenate([sample[name] for sample in samples]) for name in samples[0]
-    }
-    return {name: torch.from_numpy(array) for name, array in joined.items()}

@@ -6,9 +6,11 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..discovery import located
 from ..errors import AxcoreError, ContractError
 from ..language_model import Prompt
 from ..pipeline.job import open_job
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
     from ..discovery import PluginInfo
     from ..model_card import ModelCard
     from ..runtime.runner import Runner
+
+ORACLE = "oracle"
+"""Module of a family's package, and the function in it, that answers as the model's class does."""
 
 Oracle = Callable[[Path, Prompt, int], "list[int]"]
 """Takes a checkpoint, a prompt and a number of tokens; returns the likeliest answer's tokens."""
@@ -55,7 +60,8 @@ class Trial:
         family: The plugin's name.
         card: The model.
         out: Where everything is written.
-        oracle: The model's own class; None where there is none.
+        oracle: The model's own class; None where there is none. `of` takes that of the family's
+            package: its function `oracle` in a module of that name.
         data: Arrays to calibrate with, for components that take no images.
     """
 
@@ -94,7 +100,10 @@ class Trial:
                 f"family `{family}` has no model `{model or 'at all'}`",
                 hint=f"its models: {', '.join(card.id for card in cards) or 'none'}",
             )
-        return cls(registry, family, fitting[0], out, **others)
+        trial = cls(registry, family, fitting[0], out, **others)
+        if trial.oracle is None:
+            trial.oracle = _oracle_of(trial.plugin.module.partition(":")[0])
+        return trial
 
     @property
     def plugin(self) -> PluginInfo:
@@ -175,3 +184,16 @@ class Trial:
             if name.startswith(("whole ", "cut ")):
                 with suppress(AxcoreError, OSError):
                     made.job.checkpoint.close()
+
+
+def _oracle_of(package: str) -> Oracle | None:
+    name = f"{package}.{ORACLE}"
+    try:
+        found: Oracle = getattr(import_module(name), ORACLE)
+    except ModuleNotFoundError as error:
+        if error.name == name or "is not a package" in str(error):
+            return None
+        raise ContractError(f"{name} cannot be imported: {located(error)}") from error
+    except Exception as error:  # whatever a stranger's code raises
+        raise ContractError(f"{name} cannot be used: {located(error)}") from error
+    return found
