@@ -108,19 +108,6 @@ def test_a_model_is_converted_with_it(environment: Environment) -> None:
     ].keys()
 
 
-def test_it_keeps_the_laws(environment: Environment) -> None:
-    """The conformance kit, as its author would call it. Oracle: the kit."""
-    code = (
-        "import pathlib; from axcore.testing import check_family\n"
-        "check_family('toyvlm', out=pathlib.Path('kit'))"
-    )
-    done = environment.run("-c", code)
-    assert done.returncode == 0, done.stderr
-    names = {path.name for path in (environment.folder / "kit" / "image").iterdir()}
-    assert names == {"whole", "parts"}
-    assert (environment.folder / "kit" / "packaged" / "run.py").is_file()
-
-
 # The kit finds what is wrong ---------------------------------------------------------------------
 
 HEAD = """
