@@ -11,6 +11,7 @@ from .api import build, convert, lint, list_models, load, package, plan, quantiz
 from .availability import Availability
 from .bundle import Bundle
 from .calibration.images import read_image
+from .checkpoint.settings import image_settings
 from .choices import Choice
 from .component import Calibration, Component, Port, Sample, Shape, Stage, Weight
 from .errors import (
@@ -31,8 +32,10 @@ from .errors import (
 )
 from .hookspecs import hookimpl
 from .job import Job
-from .language.prompt import Control, Rows, encode_prompt, message_parts
-from .language.tensors import affine_tensors, llama_tensors
+from .language.chatml import chatml, trimmed
+from .language.grids import Grid, encode_grids, read_video
+from .language.prompt import Control, Rows, encode_prompt, message_parts, tiled_prompt
+from .language.tensors import affine_tensors, delta_tensors, llama_tensors
 from .language.tokenizer import load_tokenizer
 from .language_model import (
     Cache,
@@ -46,24 +49,59 @@ from .language_model import (
 )
 from .model_card import Layout, Lengths, ModelCard, Profile, Published
 from .model_config import Count, Layers, Positive, Token
+from .plain import Between, parse
 from .plugins import Registry
 from .progress import Progress, Silent
 from .request import Options, Request
 from .runtime.contract import Backend
 from .toolchains.contract import BuildRequest, GraphFile, Toolchain
+from .vision.dimensions import Vit, vit_attention_tensors, vit_tensors
+from .vision.prompt import Shown, grid_prompt, timed_steps
+from .vision.rotary_config import RotaryTowerConfig, merger_tensors, rotary_tower_tensors
+from .vision.tiles import Tiles, cells, nearest_grid
 
 if TYPE_CHECKING:
     from . import backend, evaluate, toolchain
     from .graph.tower import parameters_on_meta, tower_stages
     from .runtime.runner import Answer, Runner
     from .runtime.sampling import Sampling
+    from .vision.patches import PatchGrid
+    from .vision.tower import CellMerger, RotaryTower, axial_rotation, cell_places, rotated
+    from .vision.vit import (
+        VitAttention,
+        VitEmbedding,
+        VitLayer,
+        attend,
+        gridded,
+        interpolation,
+        pixel_shuffle,
+        selection,
+        vit_norm,
+        vit_stages,
+    )
 else:
     _LATER = {
         "Answer": "runtime.runner",
+        "CellMerger": "vision.tower",
+        "PatchGrid": "vision.patches",
+        "RotaryTower": "vision.tower",
         "Runner": "runtime.runner",
         "Sampling": "runtime.sampling",
+        "VitAttention": "vision.vit",
+        "VitEmbedding": "vision.vit",
+        "VitLayer": "vision.vit",
+        "attend": "vision.vit",
+        "axial_rotation": "vision.tower",
+        "cell_places": "vision.tower",
+        "gridded": "vision.vit",
+        "interpolation": "vision.vit",
         "parameters_on_meta": "graph.tower",
+        "pixel_shuffle": "vision.vit",
+        "rotated": "vision.tower",
+        "selection": "vision.vit",
         "tower_stages": "graph.tower",
+        "vit_norm": "vision.vit",
+        "vit_stages": "vision.vit",
     }
     _MODULES = ("backend", "evaluate", "toolchain")
 
@@ -83,12 +121,14 @@ __all__ = [
     "Availability",
     "AxcoreError",
     "Backend",
+    "Between",
     "BudgetError",
     "BuildRequest",
     "Bundle",
     "BundleError",
     "Cache",
     "Calibration",
+    "CellMerger",
     "CheckpointError",
     "Choice",
     "Component",
@@ -101,6 +141,7 @@ __all__ = [
     "Embedding",
     "GraphError",
     "GraphFile",
+    "Grid",
     "ImageError",
     "Job",
     "Layers",
@@ -110,6 +151,7 @@ __all__ = [
     "LlmCheckpoint",
     "ModelCard",
     "Options",
+    "PatchGrid",
     "PluginNotFound",
     "Port",
     "Positive",
@@ -119,13 +161,17 @@ __all__ = [
     "Published",
     "Registry",
     "Request",
+    "RotaryTower",
+    "RotaryTowerConfig",
     "Rows",
     "Runner",
     "Sample",
     "Sampling",
     "Shape",
+    "Shown",
     "Silent",
     "Stage",
+    "Tiles",
     "Token",
     "TokenInput",
     "Toolchain",
@@ -134,27 +180,57 @@ __all__ = [
     "UnsupportedProfile",
     "UsageError",
     "VerificationError",
+    "Vit",
+    "VitAttention",
+    "VitEmbedding",
+    "VitLayer",
     "Weight",
     "__version__",
     "affine_tensors",
+    "attend",
+    "axial_rotation",
     "backend",
     "build",
+    "cell_places",
+    "cells",
+    "chatml",
     "convert",
+    "delta_tensors",
+    "encode_grids",
     "encode_prompt",
     "evaluate",
+    "grid_prompt",
+    "gridded",
     "hookimpl",
+    "image_settings",
+    "interpolation",
     "lint",
     "list_models",
     "llama_tensors",
     "load",
     "load_tokenizer",
+    "merger_tensors",
     "message_parts",
+    "nearest_grid",
     "package",
     "parameters_on_meta",
+    "parse",
+    "pixel_shuffle",
     "plan",
     "quantize",
     "read_image",
+    "read_video",
+    "rotary_tower_tensors",
+    "rotated",
+    "selection",
+    "tiled_prompt",
+    "timed_steps",
     "toolchain",
     "tower_stages",
+    "trimmed",
     "verify",
+    "vit_attention_tensors",
+    "vit_norm",
+    "vit_stages",
+    "vit_tensors",
 ]

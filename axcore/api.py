@@ -210,6 +210,7 @@ def package(
     out: PathLike,
     *,
     runtime: Runtime,
+    accept_faults: bool = False,
     progress: Reporter = None,
     registry: Registry | None = None,
 ) -> Bundle:
@@ -220,6 +221,7 @@ def package(
         out: The new folder. One that was packaged before is replaced.
         runtime: "axllm" for Axera's ``axllm run`` and ``axllm serve``, "python" for the loop that
             `load` runs.
+        accept_faults: Whether results of the build that do not hold are warned of, not refused.
         progress: Where to report; True shows bars.
         registry: The plugins; None finds the installed ones.
 
@@ -233,7 +235,9 @@ def package(
     from .packaging import package as run
 
     folder, target = given_path(bundle), given_path(out)
-    return Bundle.open(run(folder, target, runtime, registry or Registry(), as_progress(progress)))
+    plugins, reporter = registry or Registry(), as_progress(progress)
+    made = run(folder, target, runtime, plugins, reporter, accept_faults=accept_faults)
+    return Bundle.open(made)
 
 
 @takes(CheckpointRequest)

@@ -183,6 +183,24 @@ class Calibration:
     size: int = 32
     minimum: int = 4
 
+    @classmethod
+    def of_pixels(cls, mean: tuple[float, ...], std: tuple[float, ...]) -> Calibration:
+        """Images, uint8 ``[H, W, 3]``, that the host normalises on the board: RGB, float32, NCHW.
+
+        Args:
+            mean, std: Per channel, in units of 0..255.
+        """
+        return cls(
+            format="Image",
+            mean=mean,
+            std=std,
+            tensor_format="RGB",
+            src_dtype="FP32",
+            src_layout="NCHW",
+            src_normalised=True,
+            size=-1,
+        )
+
     def graph_input(self, sample: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """Return the graph's input for one stored array.
 

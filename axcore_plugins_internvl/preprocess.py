@@ -25,16 +25,7 @@ MEAN = (123.675, 116.28, 103.53)  # `image_mean` in units of a byte
 STD = (58.395, 57.12, 57.375)
 
 # Pulsar2 cannot read images into a batch, so several tiles are stored as the input itself.
-ONE_TILE = Calibration(
-    format="Image",
-    mean=MEAN,
-    std=STD,
-    tensor_format="RGB",
-    src_dtype="FP32",
-    src_layout="NCHW",
-    src_normalised=True,
-    size=-1,
-)
+ONE_TILE = Calibration.of_pixels(MEAN, STD)
 SEVERAL_TILES = Calibration(format="Numpy", src_dtype="FP32", src_layout="NCHW", size=-1)
 
 

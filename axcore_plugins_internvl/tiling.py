@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from axcore import Choice
+from axcore import Choice, cells, nearest_grid
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,42 +42,8 @@ def tile(image: Image, tiles: int, height: int, width: int) -> Iterator[Image]:
     """
     from PIL.Image import Resampling
 
-    columns, rows = grid(*image.size, max(tiles - THUMBNAIL, 1), height, width)
+    columns, rows = nearest_grid(image.size, (width, height), max(tiles - THUMBNAIL, 1))
     if columns * rows > 1:
         canvas = image.resize((columns * width, rows * height), Resampling.BICUBIC)
-        for index in range(columns * rows):
-            left, top = index % columns * width, index // columns * height
-            yield canvas.crop((left, top, left + width, top + height))
+        yield from cells(canvas, columns, rows)
     yield image.resize((width, height), Resampling.BICUBIC)
-
-
-def grid(
-    image_width: int, image_height: int, most: int, height: int, width: int
-) -> tuple[int, int]:
-    """Choose the grid whose aspect ratio is nearest to the image's.
-
-    Of equally near grids the larger wins if its area is below twice the image's.
-
-    Args:
-        image_width, image_height: Size of the image in px.
-        most: Maximum number of cells.
-        height, width: Size of a cell in px.
-
-    Returns:
-        Columns and rows.
-    """
-    ratio, area = image_width / image_height, image_width * image_height
-    best, distance = (1, 1), float("inf")
-    for columns, rows in _grids(most):
-        away = abs(ratio - (columns * width) / (rows * height))
-        roomy = 2 * area > columns * rows * width * height
-        if away < distance or (away == distance and roomy):
-            best, distance = (columns, rows), away
-    return best
-
-
-def _grids(most: int) -> list[tuple[int, int]]:
-    """List every grid of up to `most` cells, sorted by number of cells, then by columns."""
-    sides = range(1, most + 1)
-    found = [(columns, rows) for columns in sides for rows in sides if columns * rows <= most]
-    return sorted(found, key=lambda grid: grid[0] * grid[1])

@@ -5,7 +5,8 @@ row per patch, row by row of the tile. Positions are interpolated for the fixed 
 the weights are read, so that the graph adds a constant. Parameters carry the names of the remote
 layout.
 
-Source: InternVL, ``InternVisionModel``; transformers, ``InternVLVisionModel``.
+Source: InternVL, ``InternVisionModel``, and ``pixel_shuffle`` with ``ps_version`` v2; transformers,
+``InternVLVisionModel``.
 """
 
 from __future__ import annotations
@@ -16,14 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from axcore import Stage, Weight
+from axcore import Stage, Weight, gridded, interpolation, pixel_shuffle
 
 from .layouts import CHANNELS, EMBEDDINGS, LAYERS, MERGE, Tower, origin
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    Matrix = tuple[tuple[float, ...], ...]
 
 
 def stages(
@@ -73,16 +72,9 @@ def positions(table: Weight, side: int, grid: tuple[int, int]) -> Weight:
     rows, columns = grid
     if rows == columns == side:
         return table
-    square = table.slice(1, 1, 1 + side**2).reshape(side, side, -1)
-    placed = square.project(0, interpolation(rows, side)).project(1, interpolation(columns, side))
+    maps = interpolation(rows, side), interpolation(columns, side)
+    placed = gridded(table.slice(1, 1, 1 + side**2), side, *maps)
     return Weight.concat([table.slice(1, 0, 1), placed.reshape(1, rows * columns, -1)], axis=1)
-
-
-def interpolation(count: int, side: int) -> Matrix:
-    """Return the linear map of bicubic interpolation from `side` to `count` points."""
-    unit = torch.eye(side)[:, None, None]
-    made = F.interpolate(unit, size=(1, count), mode="bicubic", align_corners=False)
-    return tuple(tuple(row) for row in made[:, 0, 0].T.tolist())
 
 
 class Embedding(nn.Module):
@@ -173,24 +165,5 @@ class Projector(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Drop the class token, merge the patches and project them."""
-        tokens: Tensor = self.mlp1(pixel_shuffle(x[:, 1:], self.grid))
+        tokens: Tensor = self.mlp1(pixel_shuffle(x[:, 1:], self.grid, MERGE))
         return tokens
-
-
-def pixel_shuffle(x: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Join each square of 2 x 2 patches into one row.
-
-    Args:
-        x: float ``[tiles, rows * columns, width]``.
-        grid: Rows and columns, both even.
-
-    Returns:
-        float ``[tiles, rows * columns / 4, 4 * width]``: squares row by row; in each the upper
-        left patch, the upper right, the lower left, the lower right.
-
-    Source: InternVL, ``pixel_shuffle`` with ``ps_version`` v2.
-    """
-    tiles, count, width = x.shape
-    rows, columns = grid
-    pairs = x.reshape(tiles * rows // MERGE, MERGE, columns // MERGE, MERGE * width)
-    return pairs.transpose(1, 2).reshape(tiles, count // MERGE**2, MERGE**2 * width)

@@ -5,29 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from axcore import Count, Layers, Positive, Token
+from axcore import Count, Layers, Positive, Token, Vit
 
 HEAD_DIM = 128
 """Of the resampler, upstream's constant."""
 
 
 @dataclass(frozen=True)
-class Siglip:
-    """A tower; what its modules take for granted can have one value only."""
+class Siglip(Vit):
+    """A tower; what the preprocessing takes for granted can have one value only."""
 
-    hidden_size: Count
-    intermediate_size: Count
-    num_attention_heads: Count
-    num_hidden_layers: Layers
-    image_size: Count
-    layer_norm_eps: Positive
     patch_size: Literal[14]
-    hidden_act: Literal["gelu_pytorch_tanh"]
-    num_channels: Literal[3] = 3
-
-    def __post_init__(self) -> None:
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(f"hidden_size: not a multiple of {self.num_attention_heads} heads")
+    hidden_act: Literal["gelu_pytorch_tanh"] = "gelu_pytorch_tanh"
 
 
 @dataclass(frozen=True)

@@ -83,36 +83,6 @@ def lines(message: Mapping[str, Any]) -> list[Part]:
     return content
 
 
-def chatml(
-    messages: Iterable[Mapping[str, Any]],
-    write: Callable[[Mapping[str, Any]], Iterable[Part]] = lines,
-) -> Iterator[Part]:
-    """Yield text and images of a conversation, ending where the assistant's answer begins.
-
-    Args:
-        messages: Chat messages.
-        write: Returns the content of one: `lines` or `trimmed`.
-    """
-    for message in messages:
-        content = write(message)
-        yield Control(f"<|im_start|>{message['role']}\n")
-        yield from content
-        yield Control("<|im_end|>\n")
-    yield Control("<|im_start|>assistant\n")
-
-
-def trimmed(message: Mapping[str, Any]) -> list[Part]:
-    """Return the content of a message without white space at its beginning and end."""
-    parts = lines(message)
-    for place, strip in ((0, "lstrip"), (-1, "rstrip")):
-        end = parts[place] if parts else None
-        if isinstance(end, str):
-            parts[place] = getattr(end, strip)()
-        elif isinstance(end, Control):
-            parts[place] = Control(getattr(end.text, strip)())
-    return parts
-
-
 def bracketed(tag: str, rows: Rows) -> list[Piece]:
     """Return places for the rows of a piece between ``<tag>`` and ``</tag>``."""
     return [Control(f"<{tag}>"), rows, Control(f"</{tag}>")]

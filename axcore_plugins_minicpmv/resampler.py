@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from axcore import Calibration, Component, Port, Stage, Weight
+from axcore import Calibration, Component, Port, Stage, Weight, attend
 
 from . import preprocess, siglip
 from .configs import HEAD_DIM
@@ -73,7 +73,7 @@ class Resampler(nn.Module):
         if self.pos_embed is not None:
             queries = queries + self.pos_embed
         keys = self.k_proj(values + self.positions)
-        seen = siglip.attend(self.q_proj(queries), keys, self.v_proj(values), self.heads)
+        seen = attend(self.q_proj(queries), keys, self.v_proj(values), self.heads)
         # Stored as it is used: `proj` is not transposed.
         tokens: Tensor = self.ln_post(self.out_proj(seen)) @ self.proj
         return tokens

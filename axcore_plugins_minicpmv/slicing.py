@@ -11,6 +11,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from axcore import cells
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -57,9 +59,7 @@ class Slicing:
             return
         width, height = self.cell
         refined = image.resize((width * self.columns, height * self.rows), Resampling.BICUBIC)
-        for top in range(0, refined.height, height):
-            for left in range(0, refined.width, width):
-                yield refined.crop((left, top, left + width, top + height))
+        yield from cells(refined, self.columns, self.rows)
 
 
 def slicing(

@@ -23,6 +23,7 @@ from axcore import (
     Rows,
     Stage,
     UsageError,
+    Vit,
     Weight,
     affine_tensors,
     llama_tensors,
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 
     from axcore import Job, Sample, Shape
 
-    from .siglip import Tower
 
 LANGUAGE = "llm."
 EMBEDDING = "llm.model.embed_tokens.weight"
@@ -176,15 +176,18 @@ def export_vision(job: Job) -> list[Component]:
 
 
 def _stages(config: Mapping[str, Any], rows: int, columns: int) -> Iterator[Stage]:
-    from . import siglip
+    from axcore import VitLayer, vit_norm
 
     encoder = ENCODERS[config["vision_encoder"]]
-    tower = siglip.Tower(encoder.hidden, encoder.inner, encoder.heads, gelu="none")
+    tower = Vit(
+        encoder.hidden, encoder.inner, _depth(config), encoder.heads, preprocess.PATCH_PX,
+        num_patches=encoder.side**2, hidden_act="gelu",
+    )  # fmt: skip
     yield _embedding(tower, encoder.side, rows, columns)
-    for index in range(_depth(config)):
+    for index in range(tower.num_hidden_layers):
         keys = _block_keys(f"vpm.blocks.{index}.", encoder.hidden)
-        yield Stage(f"blocks.{index}", siglip.Layer(tower), keys, "block")
-    yield Stage("norm", siglip.norm(tower), "vpm.norm.")
+        yield Stage(f"blocks.{index}", VitLayer(tower), keys, "block")
+    yield Stage("norm", vit_norm(tower), "vpm.norm.")
 
 
 def _samples(job: Job, images: Sequence[Image]) -> Iterator[Sample]:
@@ -192,14 +195,16 @@ def _samples(job: Job, images: Sequence[Image]) -> Iterator[Sample]:
         yield {"pixel_values": pixels}
 
 
-def _embedding(tower: Tower, side: int, rows: int, columns: int) -> Stage:
+def _embedding(tower: Vit, side: int, rows: int, columns: int) -> Stage:
     """The position table is interpolated while the weights are read."""
+    from axcore import VitEmbedding, gridded, interpolation
+
     from . import siglip
 
-    maps = siglip.interpolation(rows, side), siglip.interpolation(columns, side)
-    position = siglip.gridded(Weight("vpm.pos_embed"), side, *maps)
+    maps = (interpolation(count, side, antialias=True) for count in (rows, columns))
+    position = gridded(Weight("vpm.pos_embed"), side, *maps)
     keys = siglip.embedding_keys("vpm.patch_embed.proj.", position)
-    return Stage("patch_embed", siglip.Embedding(tower, rows * columns), keys)
+    return Stage("patch_embed", VitEmbedding(tower, rows * columns), keys)
 
 
 def _block_keys(block: str, hidden: int) -> dict[str, str | Weight]:

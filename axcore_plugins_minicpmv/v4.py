@@ -20,8 +20,12 @@ from axcore import (
     Published,
     Rows,
     Stage,
+    Vit,
     Weight,
+    chatml,
     llama_tensors,
+    parse,
+    vit_tensors,
 )
 
 from . import configs, layouts, preprocess, slicing, versions
@@ -34,7 +38,6 @@ if TYPE_CHECKING:
 
     from axcore import Job, Sample, Shape
 
-    from .siglip import Tower
 
 VERSION = 4.0
 TOWER = "vpm."
@@ -164,7 +167,7 @@ def prepare_prompt(job: Job, messages: Sequence[Mapping[str, Any]]) -> Prompt:
     preprocess.check_size(job.profile.height, job.profile.width)
     return prompt.assemble(
         job,
-        [Control("<s>"), *prompt.chatml(messages)],
+        [Control("<s>"), *chatml(messages, prompt.lines)],
         prompt.numbered(Rows("<unk>", job.config["query_num"])),
         partial(_samples, job),
         components=("siglip", "resampler"),
@@ -177,52 +180,49 @@ def tensors(config: Mapping[str, Any]) -> dict[str, Shape]:
     """Return the key and shape of every tensor that `config` implies."""
     vision = config["vision_config"]
     return {
-        **layouts.siglip(TOWER, vision, _depth(config)),
+        **vit_tensors(TOWER, _tower(config)),
         **layouts.resampler(config["hidden_size"], vision["hidden_size"], config["query_num"]),
         **llama_tensors(config, "llm."),
     }
 
 
-def _depth(config: Mapping[str, Any]) -> int:
-    """Layers stored and used."""
-    depth: int = config["vision_config"]["num_hidden_layers"]
-    return depth - bool(config["drop_vision_last_layer"])
-
-
-def _side(vision: Mapping[str, Any]) -> int:
-    """Positions along a side of the stored table."""
-    side: int = vision["image_size"] // vision["patch_size"]
-    return side
+def _tower(config: Mapping[str, Any]) -> Vit:
+    """Return the tower with the layers that are stored and used."""
+    tower = parse(configs.Siglip, config["vision_config"])
+    dropped = bool(config["drop_vision_last_layer"])
+    return replace(tower, num_hidden_layers=tower.num_hidden_layers - dropped)
 
 
 def _stages(job: Job) -> Iterator[Stage]:
-    from . import siglip
+    from axcore import VitLayer, vit_norm
 
-    tower = siglip.tower(job.config["vision_config"])
+    tower = _tower(job.config)
     yield _embedding(job, tower)
-    for index in range(_depth(job.config)):
+    for index in range(tower.num_hidden_layers):
         keys = f"{TOWER}encoder.layers.{index}."
-        yield Stage(f"layers.{index}", siglip.Layer(tower), keys, "layer")
-    yield Stage("post_layernorm", siglip.norm(tower), TOWER + "post_layernorm.")
+        yield Stage(f"layers.{index}", VitLayer(tower), keys, "layer")
+    yield Stage("post_layernorm", vit_norm(tower), TOWER + "post_layernorm.")
 
 
 def _is_strip(job: Job) -> bool:
     return job.choice("layout") == "strip"
 
 
-def _embedding(job: Job, tower: Tower) -> Stage:
+def _embedding(job: Job, tower: Vit) -> Stage:
     """Return the stage that adds positions: picked for the grid, or looked up by the ids fed."""
+    from axcore import VitEmbedding, gridded, selection
+
     from . import siglip
 
-    (rows, columns), side = preprocess.grid(job), _side(job.config["vision_config"])
+    (rows, columns), side = preprocess.grid(job), tower.side
     position = Weight(TOWER + "embeddings.position_embedding.weight")
     module: Module
     if _is_strip(job):
         module = siglip.PlacedEmbedding(tower, side**2)
     else:
-        module = siglip.Embedding(tower, rows * columns)
-        maps = (siglip.selection(preprocess.buckets(n, side), side) for n in (rows, columns))
-        position = siglip.gridded(position, side, *maps)
+        module = VitEmbedding(tower, rows * columns)
+        maps = (selection(preprocess.buckets(n, side), side) for n in (rows, columns))
+        position = gridded(position, side, *maps)
     keys = siglip.embedding_keys(TOWER + "embeddings.patch_embedding.", position)
     return Stage("embeddings", module, keys)
 
@@ -239,7 +239,8 @@ def _ports(job: Job) -> tuple[Port, ...]:
 
 
 def _samples(job: Job, images: Sequence[Image]) -> Iterator[Sample]:
-    ids = preprocess.position_ids(*preprocess.grid(job), _side(job.config["vision_config"]))
+    side = _tower(job.config).side
+    ids = preprocess.position_ids(*preprocess.grid(job), side)
     for pixels in preprocess.pieces(job, images):
         if _is_strip(job):
             yield {"all_pixel_values": preprocess.strip(pixels), "position_ids": ids}

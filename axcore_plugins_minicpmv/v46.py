@@ -22,9 +22,15 @@ from axcore import (
     Published,
     Rows,
     affine_tensors,
+    chatml,
+    delta_tensors,
+    parse,
+    trimmed,
+    vit_attention_tensors,
+    vit_tensors,
 )
 
-from . import configs, layouts, preprocess, slicing, versions
+from . import configs, preprocess, slicing, versions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -188,7 +194,7 @@ def prepare_prompt(job: Job, messages: Sequence[Mapping[str, Any]]) -> Prompt:
     preprocess.check_size(job.profile.height, job.profile.width, _cell_px(job))
     return prompt.assemble(
         job,
-        [*prompt.chatml(messages, prompt.trimmed), Control(NO_THINKING)],
+        [*chatml(messages, lambda message: trimmed(prompt.lines(message))), Control(NO_THINKING)],
         prompt.numbered(Rows(PLACEHOLDER, _tokens(job))),
         partial(_samples, job),
         components=("vision", "vision"),
@@ -202,7 +208,7 @@ def llm_build_args(job: Job) -> LlmBuildArgs:
     return LlmBuildArgs.of(
         job.profile,
         model_type=job.text_config["model_type"],
-        notes=(*_hybrid_notes(job), *_slice_notes(job)),
+        notes=tuple(_slice_notes(job)),
     )
 
 
@@ -213,15 +219,6 @@ def _cell_px(job: Job) -> int:
 
 def _tokens(job: Job) -> int:
     return job.profile.height * job.profile.width // _cell_px(job) ** 2
-
-
-def _hybrid_notes(job: Job) -> Iterator[str]:
-    full = _full_attention(job.text_config)
-    yield (
-        f"the language model is a hybrid: {full.count(False)} of its {len(full)} layers attend"
-        " linearly and keep a state instead of a cache; only the vendor's builder makes its"
-        " decoder layers"
-    )
 
 
 def _slice_notes(job: Job) -> Iterator[str]:
@@ -236,7 +233,8 @@ def _slice_notes(job: Job) -> Iterator[str]:
 def tensors(config: Mapping[str, Any]) -> dict[str, Shape]:
     """Return the key and shape of every tensor that `config` implies."""
     text = config["text_config"]
-    shapes = {**_vision(config["vision_config"], text["hidden_size"]), **dict(_language(text))}
+    shapes = _vision(config["vision_config"], text["hidden_size"])
+    shapes |= delta_tensors(text, "model.language_model.")
     if not config["tie_word_embeddings"]:
         shapes["lm_head.weight"] = (text["vocab_size"], text["hidden_size"])
     return shapes
@@ -246,8 +244,8 @@ def _vision(config: Mapping[str, Any], width: int) -> dict[str, Shape]:
     tower, hidden = "model.vision_tower.", config["hidden_size"]
     merger = tower + "vit_merger."
     return {
-        **layouts.siglip(tower, config, config["num_hidden_layers"]),
-        **layouts.attention(merger, hidden),
+        **vit_tensors(tower, parse(configs.V46Tower, config)),
+        **vit_attention_tensors(merger, hidden),
         **_merge(merger, 4 * hidden, 4 * config["intermediate_size"], hidden),
         **_merge("model.merger.mlp.0.", 4 * hidden, 4 * hidden, width),
     }
@@ -259,53 +257,3 @@ def _merge(prefix: str, merged: int, inner: int, width: int) -> dict[str, Shape]
         **affine_tensors(prefix + "linear_1", inner, merged),
         **affine_tensors(prefix + "linear_2", width, inner),
     }
-
-
-def _language(config: Mapping[str, Any]) -> Tensors:
-    hidden, inner = config["hidden_size"], config["intermediate_size"]
-    model = "model.language_model."
-    yield model + "embed_tokens.weight", (config["vocab_size"], hidden)
-    for index, full in enumerate(_full_attention(config)):
-        layer = f"{model}layers.{index}."
-        yield layer + "input_layernorm.weight", (hidden,)
-        yield layer + "post_attention_layernorm.weight", (hidden,)
-        yield from _gated_attention(layer, config) if full else _linear_attention(layer, config)
-        yield layer + "mlp.gate_proj.weight", (inner, hidden)
-        yield layer + "mlp.up_proj.weight", (inner, hidden)
-        yield layer + "mlp.down_proj.weight", (hidden, inner)
-    yield model + "norm.weight", (hidden,)
-
-
-def _full_attention(config: Mapping[str, Any]) -> list[bool]:
-    """Return for each layer whether it has full attention; the others are linear."""
-    if "layer_types" in config:
-        return [kind == "full_attention" for kind in config["layer_types"]]
-    every = config["full_attention_interval"]
-    return [(index + 1) % every == 0 for index in range(config["num_hidden_layers"])]
-
-
-def _gated_attention(layer: str, config: Mapping[str, Any]) -> Tensors:
-    hidden, width = config["hidden_size"], config["head_dim"]
-    queries, keys = width * config["num_attention_heads"], width * config["num_key_value_heads"]
-    yield layer + "self_attn.q_proj.weight", (2 * queries, hidden)  # every head's query and gate
-    yield layer + "self_attn.k_proj.weight", (keys, hidden)
-    yield layer + "self_attn.v_proj.weight", (keys, hidden)
-    yield layer + "self_attn.o_proj.weight", (hidden, queries)
-    yield layer + "self_attn.q_norm.weight", (width,)
-    yield layer + "self_attn.k_norm.weight", (width,)
-
-
-def _linear_attention(layer: str, config: Mapping[str, Any]) -> Tensors:
-    hidden, heads = config["hidden_size"], config["linear_num_value_heads"]
-    keys = config["linear_num_key_heads"] * config["linear_key_head_dim"]
-    values = heads * config["linear_value_head_dim"]
-    part = layer + "linear_attn."
-    yield part + "A_log", (heads,)
-    yield part + "dt_bias", (heads,)
-    yield part + "conv1d.weight", (2 * keys + values, 1, config["linear_conv_kernel_dim"])
-    yield part + "norm.weight", (config["linear_value_head_dim"],)
-    yield part + "in_proj_qkv.weight", (2 * keys + values, hidden)
-    yield part + "in_proj_z.weight", (values, hidden)
-    yield part + "in_proj_a.weight", (heads, hidden)
-    yield part + "in_proj_b.weight", (heads, hidden)
-    yield part + "out_proj.weight", (hidden, values)

@@ -15,10 +15,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from axcore import Stage, Weight
+from axcore import (
+    Stage,
+    Vit,
+    VitAttention,
+    VitEmbedding,
+    VitLayer,
+    Weight,
+    gridded,
+    parse,
+    selection,
+    vit_norm,
+)
 
 from . import siglip
-from .siglip import Tower
+from .configs import V46Tower
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -42,25 +53,25 @@ def stages(
             16 patches rather than 4.
     """
     vision = config["vision_config"]
-    tower = siglip.tower(vision)
+    tower = parse(V46Tower, vision)
     order = cell_order(rows, columns, merges=1 + early_merge)
-    side = vision["image_size"] // tower.patch
-    chain = [Stage("embeddings", Embedding(tower, order), _embedding_keys(rows, columns, side))]
+    keys = _embedding_keys(rows, columns, tower.side)
+    chain = [Stage("embeddings", Embedding(tower, order), keys)]
     for index in range(vision["num_hidden_layers"]):
-        keys = f"{TOWER}encoder.layers.{index}."
-        chain.append(Stage(f"layers.{index}", siglip.Layer(tower), keys, "layer"))
+        layer = f"{TOWER}encoder.layers.{index}."
+        chain.append(Stage(f"layers.{index}", VitLayer(tower), layer, "layer"))
         if early_merge and index == config["insert_layer_id"]:
             chain.append(Stage("vit_merger", WindowMerger(tower), TOWER + "vit_merger."))
-    merger = Merger(tower.hidden, config["text_config"]["hidden_size"])
-    chain.append(Stage("post_layernorm", siglip.norm(tower), TOWER + "post_layernorm."))
+    merger = Merger(tower.hidden_size, config["text_config"]["hidden_size"])
+    chain.append(Stage("post_layernorm", vit_norm(tower), TOWER + "post_layernorm."))
     chain.append(Stage("merger", merger, "model.merger.mlp.0."))
     return tuple(chain)
 
 
 def _embedding_keys(rows: int, columns: int, side: int) -> dict[str, str | Weight]:
-    down, across = (siglip.selection(buckets(count, side), side) for count in (rows, columns))
+    down, across = (selection(buckets(count, side), side) for count in (rows, columns))
     table = Weight(TOWER + "embeddings.position_embedding.weight")
-    placed = siglip.gridded(table, side, down, across)
+    placed = gridded(table, side, down, across)
     return siglip.embedding_keys(TOWER + "embeddings.patch_embedding.", placed)
 
 
@@ -95,12 +106,12 @@ def buckets(count: int, side: int) -> list[int]:
     return found
 
 
-class Embedding(siglip.Embedding):
+class Embedding(VitEmbedding):
     """Strip to state: float ``[1, 3, 14, 14 * N]``, normalised RGB, to ``[1, N, hidden]``."""
 
     order: Tensor
 
-    def __init__(self, tower: Tower, order: Tensor) -> None:
+    def __init__(self, tower: Vit, order: Tensor) -> None:
         super().__init__(tower, len(order))
         self.register_buffer("order", order, persistent=False)
 
@@ -109,7 +120,7 @@ class Embedding(siglip.Embedding):
         return super().forward(pixels).index_select(1, self.order)
 
 
-class CellAttention(siglip.Attention):
+class CellAttention(VitAttention):
     """Attention inside each cell, all cells as one batch: nothing to mask."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -125,14 +136,14 @@ class CellAttention(siglip.Attention):
 class WindowMerger(nn.Module):
     """Cells to rows inside the tower: ``[1, N, hidden]`` to ``[1, N / 4, hidden]``."""
 
-    def __init__(self, tower: Tower) -> None:
+    def __init__(self, tower: Vit) -> None:
         super().__init__()
-        merged, inner = CELL * tower.hidden, CELL * tower.inner
-        self.layer_norm1 = siglip.norm(tower)
+        merged, inner = CELL * tower.hidden_size, CELL * tower.intermediate_size
+        self.layer_norm1 = vit_norm(tower)
         self.self_attn = CellAttention(tower)
-        self.pre_norm = nn.LayerNorm(merged, tower.eps, device="meta")
+        self.pre_norm = nn.LayerNorm(merged, tower.layer_norm_eps, device="meta")
         self.linear_1 = nn.Linear(merged, inner, device="meta")
-        self.linear_2 = nn.Linear(inner, tower.hidden, device="meta")
+        self.linear_2 = nn.Linear(inner, tower.hidden_size, device="meta")
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend inside each cell, then merge it and add its mean."""

@@ -34,24 +34,24 @@ def export_vision(job: Job) -> list[Component]:
     from . import preprocess, vision  # torch is only needed from here on
 
     height, width = job.profile.height, job.profile.width
-    preprocess.check_size(height, width)
-    config = job.config["vision_config"]
+    grid, config = preprocess.GRID, job.config["vision_config"]
+    grid.check(height, width)
     video = job.task == VIDEO
-    count = height * width // preprocess.PATCH_PX**2
-    tokens = count // preprocess.MERGE**2
+    rows, columns = grid.cells(height, width)
+    tokens = rows * columns
 
     def samples(frames: Sequence[Image]) -> list[Sample]:
-        return [{"hidden_states": preprocess.patches(frames, height, width)}]
+        return [{"hidden_states": grid.patches(frames, height, width)}]
 
     return [
         Component(
             "vision",
             f"{job.card.stem}_vision",
             vision.stages(config, height, width),
-            inputs=(Port("hidden_states", (1, 3, count, preprocess.COLUMNS)),),
+            inputs=(Port("hidden_states", (1, 3, tokens * grid.merge**2, grid.columns)),),
             outputs=(Port("hidden_states_out", (tokens, config["out_hidden_size"])),),
             preprocess=samples,
-            images_per_sample=preprocess.FRAMES if video else 1,
+            images_per_sample=grid.frames if video else 1,
             calibration=preprocess.VIDEO_CALIBRATION if video else preprocess.IMAGE_CALIBRATION,
         )
     ]

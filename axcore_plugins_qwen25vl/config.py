@@ -7,7 +7,7 @@ from typing import Literal
 
 from axcore import Count, Layers, Positive, Token
 
-from .preprocess import CELL_PX
+from .preprocess import GRID
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class VisionConfig:
         # Rows and columns each turn a quarter of a head's values, and as many again.
         if self.hidden_size % (4 * self.num_heads):
             raise ValueError(f"hidden_size: no multiple of 4 in each of {self.num_heads} heads")
-        if self.window_size % CELL_PX:
-            raise ValueError(f"window_size: {self.window_size} is no multiple of {CELL_PX} px")
+        if self.window_size % GRID.cell_px:
+            raise ValueError(f"window_size: {self.window_size} is no multiple of {GRID.cell_px} px")
 
 
 @dataclass(frozen=True)

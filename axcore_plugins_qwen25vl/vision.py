@@ -20,13 +20,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from axcore import Stage, Weight
+from axcore import Stage, Weight, axial_rotation, cell_places, rotated
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 EPS = 1e-6  # upstream's constant, not in config.json
-THETA = 10_000.0  # likewise, the base of the rotary frequencies
 MASKED = -1e4  # finite, so that float16 can hold it
 
 Runs = tuple[tuple[int, int], ...]
@@ -83,26 +82,11 @@ def windows(rows: int, columns: int, side: int) -> list[Tensor]:
 def rope_tables(
     config: Mapping[str, Any], rows: int, columns: int, order: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return the rotary factors of queries and keys in window order.
-
-    The attention's scale is folded into the query's factors, and the sign of rotate-half into the
-    sine, so that the graph has no negation.
-
-    Returns:
-        cos, sin: float32 ``[N, 2, 1, head_dim]``; axis 1 is query, key.
-    """
+    """Return the rotary factors of queries and keys in window order, see `axial_rotation`."""
     merge = config["spatial_merge_size"]
+    places = cell_places(rows * merge, columns * merge, merge).reshape(-1, merge**2, 2)
     head_dim = config["hidden_size"] // config["num_heads"]
-    axes = torch.arange(rows * merge), torch.arange(columns * merge)
-    grid = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
-    cells = grid.reshape(rows, merge, columns, merge, 2).transpose(1, 2).reshape(-1, merge**2, 2)
-    place = cells[order].reshape(-1, 2, 1)
-    frequencies = 1.0 / THETA ** (torch.arange(0, head_dim // 2, 2) / (head_dim // 2))
-    angles = (place * frequencies).flatten(1).repeat(1, 2)
-    sign = torch.ones(head_dim)
-    sign[: head_dim // 2] = -1
-    scale = torch.tensor([head_dim**-0.5, 1.0]).reshape(2, 1, 1)
-    return angles.cos()[:, None, None] * scale, (angles.sin() * sign)[:, None, None] * scale
+    return axial_rotation(places[order].reshape(-1, 2), head_dim)
 
 
 class PatchEmbed(nn.Module):
@@ -174,16 +158,11 @@ class Attention(nn.Module):
         count, hidden = x.shape
         heads = (count, self.heads, hidden // self.heads)
         qkv = self.qkv(x).reshape(count, 3, *heads[1:])
-        qk = self._rotated(qkv[:, :2])
+        qk = rotated(qkv[:, :2], self.cos, self.sin)
         q, k, v = (part.reshape(heads) for part in (qk[:, :1], qk[:, 1:], qkv[:, 2:]))
         attended = self.attend(q, k, v)
         result: Tensor = self.proj(attended)
         return result
-
-    def _rotated(self, qk: Tensor) -> Tensor:
-        half = qk.shape[-1] // 2
-        turned = torch.cat([qk[..., half:], qk[..., :half]], dim=-1)
-        return qk * self.cos + turned * self.sin
 
 
 class Windowed(nn.Module):

@@ -83,6 +83,30 @@ CASES = [
         answers=True,
         compared=True,
     ),
+    Case(
+        model="smolvlm2-500m",
+        tower=("model.vision_model.", "model.connector."),
+        most_gb=0.9,
+        depths={
+            depth: {
+                "vision_config": {"num_hidden_layers": depth},
+                "text_config": {"num_hidden_layers": 1, "vocab_size": 512},
+            }
+            for depth in (6, 12, 24)
+        },
+    ),
+    Case(
+        model="qwen3-vl-2b",
+        tower=("model.visual.",),
+        most_gb=0.9,
+        depths={
+            depth: {
+                "vision_config": {"depth": depth, "deepstack_visual_indexes": [1, 3, 5]},
+                "text_config": {"num_hidden_layers": 3, "vocab_size": 512},
+            }
+            for depth in (8, 16, 24)
+        },
+    ),
 ]
 
 

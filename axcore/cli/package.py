@@ -27,6 +27,10 @@ def package(
         Path | None,
         typer.Option("-o", "--out", parser=path, help="New folder; default: ./BUNDLE-RUNTIME."),
     ] = None,
+    accept_faults: Annotated[
+        bool,
+        typer.Option("--accept-faults", help="Package although results of the build do not hold."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Lay a built bundle out for a board: a folder to copy there as it is."""
@@ -34,7 +38,12 @@ def package(
     invocation = Invocation.of(context)
     with invocation.progress() as reporter:
         packaged = api.package(
-            bundle, target, runtime=runtime, progress=reporter, registry=invocation.registry()
+            bundle,
+            target,
+            runtime=runtime,
+            accept_faults=accept_faults,
+            progress=reporter,
+            registry=invocation.registry(),
         )
     if as_json:
         return emit({"folder": str(packaged.folder), **packaged.manifest.data()})

@@ -16,15 +16,20 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BudgetError, CheckpointError, UsageError
+from ..language_model import Prompt
 from ..limits import PROMPT_CHARS
 from ..plain import shown
+from .tokenizer import load_tokenizer
 from .tokenizer_files import library
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from pathlib import Path
 
     import numpy as np
     from tokenizers import AddedToken, Tokenizer
+
+    from ..component import Sample
 
     Ints = np.ndarray[Any, np.dtype[np.int64]]
     Token = tuple[int, int, int]  # id, and the first and last characters in the text
@@ -94,6 +99,37 @@ def message_parts(
                 f"a part of type `text` has the text {shown(part[kind])}", hint="give a string"
             )
     return parts
+
+
+def tiled_prompt(
+    folder: Path,
+    markers: Mapping[str, int | None],
+    pieces: Iterable[str | Control | Rows],
+    samples: Sequence[Sample],
+    stop: Sequence[str],
+    component: str = "vision",
+) -> Prompt:
+    """Return the prompt of a family whose positions count up and that has one component.
+
+    Args:
+        folder: The checkpoint, or the bundle: `Job.checkpoint.folder`.
+        markers: As for `load_tokenizer`.
+        pieces: As for `encode_prompt`; every `Rows` is a place for rows of the component.
+        samples: What it runs on, in the order of the places.
+        stop: Tokens that end an answer.
+        component: Its name.
+    """
+    import numpy as np
+
+    tokenizer = load_tokenizer(folder, markers)
+    ids, rows = encode_prompt(tokenizer, list(pieces))
+    return Prompt(
+        input_ids=ids,
+        position_ids=np.arange(len(ids))[None],
+        vision_rows={component: np.concatenate([np.empty(0, np.int64), *rows])},
+        images={component: list(samples)},
+        stop_ids=tuple(i for text in stop if (i := tokenizer.token_to_id(text)) is not None),
+    )
 
 
 # Encode ------------------------------------------------------------------------------------------

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .layer_types import FULL, layer_types
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
@@ -102,3 +104,66 @@ def _linear(name: str, rows: int, columns: int, bias: bool) -> Iterator[tuple[st
     yield name + ".weight", (rows, columns)
     if bias:
         yield name + ".bias", (rows,)
+
+
+def delta_tensors(config: Mapping[str, Any], prefix: str = "") -> dict[str, Shape]:
+    """Return name and shape of every tensor of a decoder whose layers mostly attend linearly.
+
+    Most layers are gated delta nets (``linear_attn``); the others have gated attention with norms
+    of queries and keys (``self_attn``). All have an MLP like Llama's.
+
+    Args:
+        config: The language model's part of ``config.json``, with ``linear_*`` sizes; whose type
+            each layer is says ``layer_types`` or ``full_attention_interval``.
+        prefix: Put before every name, e.g. ``model.``.
+
+    Source: transformers, the classes with ``linear_attention`` among their ``layer_types``.
+    """
+    hidden, inner = config["hidden_size"], config["intermediate_size"]
+    shapes: dict[str, Shape] = {
+        prefix + "embed_tokens.weight": (config["vocab_size"], hidden),
+        prefix + "norm.weight": (hidden,),
+    }
+    for index, kind in enumerate(layer_types(config)):
+        layer = f"{prefix}layers.{index}."
+        shapes |= {
+            layer + "input_layernorm.weight": (hidden,),
+            layer + "post_attention_layernorm.weight": (hidden,),
+            layer + "mlp.gate_proj.weight": (inner, hidden),
+            layer + "mlp.up_proj.weight": (inner, hidden),
+            layer + "mlp.down_proj.weight": (hidden, inner),
+            **(_gated_attention if kind == FULL else _delta_net)(config, layer),
+        }
+    return shapes
+
+
+def _gated_attention(config: Mapping[str, Any], layer: str) -> dict[str, Shape]:
+    hidden, width = config["hidden_size"], config["head_dim"]
+    queries, keys = width * config["num_attention_heads"], width * config["num_key_value_heads"]
+    part = layer + "self_attn."
+    return {
+        part + "q_proj.weight": (2 * queries, hidden),  # every head's query and gate
+        part + "k_proj.weight": (keys, hidden),
+        part + "v_proj.weight": (keys, hidden),
+        part + "o_proj.weight": (hidden, queries),
+        part + "q_norm.weight": (width,),
+        part + "k_norm.weight": (width,),
+    }
+
+
+def _delta_net(config: Mapping[str, Any], layer: str) -> dict[str, Shape]:
+    hidden, heads = config["hidden_size"], config["linear_num_value_heads"]
+    keys = config["linear_num_key_heads"] * config["linear_key_head_dim"]
+    values = heads * config["linear_value_head_dim"]
+    part = layer + "linear_attn."
+    return {
+        part + "A_log": (heads,),
+        part + "dt_bias": (heads,),
+        part + "conv1d.weight": (2 * keys + values, 1, config["linear_conv_kernel_dim"]),
+        part + "norm.weight": (config["linear_value_head_dim"],),
+        part + "in_proj_qkv.weight": (2 * keys + values, hidden),
+        part + "in_proj_z.weight": (values, hidden),
+        part + "in_proj_a.weight": (heads, hidden),
+        part + "in_proj_b.weight": (heads, hidden),
+        part + "out_proj.weight": (hidden, values),
+    }

@@ -24,7 +24,13 @@ RUNTIMES: tuple[Runtime, ...] = get_args(Runtime)
 
 
 def package(
-    bundle: Path, out: Path, runtime: Runtime, registry: Registry, progress: Progress
+    bundle: Path,
+    out: Path,
+    runtime: Runtime,
+    registry: Registry,
+    progress: Progress,
+    *,
+    accept_faults: bool = False,
 ) -> Path:
     """Package a built bundle for a board, and return `out`.
 
@@ -35,11 +41,13 @@ def package(
         out: The new folder, or a link to it. A folder packaged earlier is replaced if it holds
             nothing else, as it was written.
         runtime: "axllm" for Axera's ``axllm``, "python" for the loop of `axcore.runtime`.
+        accept_faults: Whether results of the build that do not hold are warned of, not refused.
 
     Raises:
         UsageError: There is no such runtime.
         PluginNotFound: No installed plugin knows the model.
-        BundleError: The bundle is not built, incomplete or changed, or `out` holds other files.
+        BundleError: The bundle is not built, incomplete or changed, its build does not hold, or
+            `out` holds other files.
         BudgetError: The disk has no room for the folder.
         UnsupportedModel: The runtime cannot run this model.
         AxcoreError: A subclass says what is wrong; `out` is unchanged.
@@ -49,6 +57,7 @@ def package(
             f"there is no runtime `{runtime}`", hint=f"choose --runtime from {', '.join(RUNTIMES)}"
         )
     source = Source.open(bundle, registry)
+    source.check_results(accept_faults, progress)
     place = Path(os.path.realpath(out))
     with explained_full_disk(place.parent):
         check_target(place, progress)

@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..display import printable
 from ..errors import BundleError
+from ..foreign import load
 from ..layer_files import check_provenance, read_provenance
+from ..limits import RECORD_BYTES
 from ..plain import shown
 from ..runtime.deployment import Deployment
+from ..toolchains.tool import report_file
 
 if TYPE_CHECKING:
     from ..discovery import PluginInfo
     from ..model_card import ModelCard
     from ..plugins import Registry
+    from ..progress import Progress
 
 COMPILED, PORTABLE = ".axmodel", ".onnx"
+_REBUILD = "remove it, and run `axcore build` again"
+
+
+@dataclass(frozen=True)
+class _Result:
+    """What a build kept of a graph, as far as it matters here."""
+
+    faults: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -89,6 +103,30 @@ class Source:
                 )
         return COMPILED if found else PORTABLE
 
+    def check_results(self, accepted: bool, progress: Progress) -> None:
+        """Look at what the build of the compiled models came to, as far as that was kept.
+
+        Raises:
+            BundleError: A result does not hold, and that is not `accepted`, else it is a warning;
+                or what was kept is damaged.
+        """
+        if self.suffix != COMPILED:
+            return
+        faults = []
+        for graph in self.deployment.graphs:
+            path = self.folder / report_file(graph.stem)
+            if os.path.lexists(path):
+                kept = load(_Result, path, RECORD_BYTES, BundleError, hint=_REBUILD)
+                faults += [f"{graph.stem}: {printable(text)}" for text in kept.faults]
+        if faults and not accepted:
+            raise BundleError(
+                f"{len(faults)} results of the build do not hold\n  " + "\n  ".join(faults),
+                hint="choose another precision or other calibration images, convert and build"
+                " again; or, where answers are good all the same, package with --accept-faults",
+            )
+        for fault in faults:
+            progress.warn(fault)
+
     @cached_property
     def models(self) -> Models:
         """The models that a toolchain built.
@@ -113,7 +151,7 @@ def _check_models(models: Models) -> None:
     if empty := [path for path in models.files if not (path.is_file() and path.stat().st_size)]:
         raise BundleError(
             f"{empty[0]} is empty or a broken link",
-            hint="remove it, and run `axcore build` again",
+            hint=_REBUILD,
         )
     for path in models.files:
         if not path.name.isprintable():  # nor can settings in UTF-8 hold bytes that are none

@@ -287,6 +287,8 @@ def _options() -> Any:
     options.enable_cpu_mem_arena = False
     # Its handling of quantised graphs would convert int8 weights in every run, not fold them once.
     options.add_session_config_entry("session.disable_quant_qdq", "1")
+    # Packing matrices for the processor is most of loading a layer model.
+    options.add_session_config_entry("session.prepack.enable_parallel", "1")
     options.log_severity_level = 4  # errors are raised as exceptions anyway
     return options
 

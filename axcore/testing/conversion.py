@@ -30,7 +30,7 @@ TOLERANCE = 1e-4
 
 def _describes(trial: Trial) -> None:
     """Ports, keys, tensors and cuts agree, in every task."""
-    for task in trial.card.profiles:
+    for task in trial.tasks:
         whole = trial.prepared(Options(task=task))
         stages = min(len(component.stages) for component in whole.components)
         options = Options(task=task, split=min(2, stages))
@@ -71,11 +71,11 @@ def _recomposes(trial: Trial) -> None:
 
 
 def _each(trial: Trial, name: str) -> list[Prepared]:
-    return [trial.kept(f"{name} {task}") for task in trial.card.profiles]
+    return [trial.kept(f"{name} {task}") for task in trial.tasks]
 
 
 def _bundles(trial: Trial) -> list[tuple[str, list[Bundle]]]:
-    return [(task, trial.kept(f"bundles {task}")) for task in trial.card.profiles]
+    return [(task, trial.kept(f"bundles {task}")) for task in trial.tasks]
 
 
 DESCRIBES = Law("components, keys, tensors and cuts agree", _describes)

@@ -49,6 +49,7 @@ def check_family(
     registry: Registry | None = None,
     data: Sequence[Path] = (),
     oracle: Oracle | None = None,
+    tasks: Sequence[str] = (),
 ) -> None:
     """Check that a family keeps the contract: every law of `LAWS`, in order.
 
@@ -64,12 +65,13 @@ def check_family(
         oracle: The model's own class: takes the fabricated checkpoint, a prompt and a number of
             tokens, and returns the likeliest answer (see `transformers_answers`). None takes the
             function `oracle` of the module of that name in the family's package.
+        tasks: Those to check, where tasks are the same graph; empty for all.
 
     Raises:
         AssertionError: A law is broken; the message says how.
         AxcoreError: The conversion itself fails.
     """
-    trial = Trial.of(family, out, model, registry, data=data, oracle=oracle)
+    trial = Trial.of(family, out, model, registry, data=data, oracle=oracle, tasks=tasks)
     try:
         passed = set[str]()
         for law in LAWS:

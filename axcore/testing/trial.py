@@ -63,6 +63,7 @@ class Trial:
         oracle: The model's own class; None where there is none. `of` takes that of the family's
             package: its function `oracle` in a module of that name.
         data: Arrays to calibrate with, for components that take no images.
+        tasks: Those that are converted; `of` takes all where none is named.
     """
 
     registry: Registry
@@ -71,6 +72,7 @@ class Trial:
     out: Path
     oracle: Oracle | None = None
     data: Sequence[Path] = ()
+    tasks: Sequence[str] = ()
     _made: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -101,6 +103,7 @@ class Trial:
                 hint=f"its models: {', '.join(card.id for card in cards) or 'none'}",
             )
         trial = cls(registry, family, fitting[0], out, **others)
+        trial.tasks = trial.tasks or tuple(trial.card.profiles)
         if trial.oracle is None:
             trial.oracle = _oracle_of(trial.plugin.module.partition(":")[0])
         return trial
@@ -157,7 +160,7 @@ class Trial:
     @property
     def task(self) -> str:
         """The first task, in which the model is built and run."""
-        return next(iter(self.card.profiles))
+        return self.tasks[0]
 
     @property
     def bundle(self) -> Bundle:

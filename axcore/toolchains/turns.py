@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 _POLL_S = 0.2
 
 
+def lock_name(name: str) -> str:
+    """Name of the lock file of the tool `name`; see `turn` for its folder."""
+    return f"axcore-{name}.lock"
+
+
 @contextmanager
 def turn(name: str, progress: Progress) -> Iterator[list[int]]:
     """Wait until nobody else on the machine runs the tool `name`, and keep others waiting.
@@ -40,7 +45,7 @@ def turn(name: str, progress: Progress) -> Iterator[list[int]]:
 def _taken(name: str, progress: Progress) -> list[int]:
     places = [Path(os.environ.get("TMPDIR") or "/tmp"), cache_folder("locks")]  # noqa: S108
     for place in places:
-        path = place / f"axcore-{name}.lock"
+        path = place / lock_name(name)
         try:
             place.mkdir(parents=True, exist_ok=True)
             held = _waited(path, name, progress)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
 
-from axcore import UnsupportedProfile
+from axcore import UnsupportedProfile, nearest_grid
 from axcore_plugins_internvl import preprocess, tiling
 
 from .conftest import PUBLISHED, photograph, processor
@@ -22,20 +22,20 @@ def test_the_grid_is_the_one_that_upstream_chooses(
 ) -> None:
     """Columns and rows for any image. Oracle: transformers."""
     expected = get_optimal_tiled_canvas((height, width), (side, side), 1, most)
-    assert tiling.grid(width, height, most, side, side) == expected
+    assert nearest_grid((width, height), (side, side), most) == expected
 
 
 @pytest.mark.parametrize("size", [(448, 448), (896, 896), (1344, 1344), (448, 896), (633, 633)])
 def test_equally_near_grids_are_settled_by_area(size: tuple[int, int]) -> None:
     """Square images, where 1x1, 2x2 and 3x3 tie. Oracle: transformers."""
     expected = get_optimal_tiled_canvas(size, (448, 448), 1, 12)
-    assert tiling.grid(size[1], size[0], 12, 448, 448) == expected
+    assert nearest_grid((size[1], size[0]), (448, 448), 12) == expected
 
 
 def test_tiles_that_are_not_square_count_by_their_proportions() -> None:
     """A small image of 2:1 is one tile of 2:1. Oracle: by hand."""
-    assert tiling.grid(448, 224, 12, 224, 448) == (1, 1)
-    assert tiling.grid(800, 1600, 4, 224, 448) == (1, 4)
+    assert nearest_grid((448, 224), (448, 224), 12) == (1, 1)
+    assert nearest_grid((800, 1600), (448, 224), 4) == (1, 4)
 
 
 @settings(max_examples=30, deadline=None)

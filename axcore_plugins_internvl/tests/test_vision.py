@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import axcore_plugins_internvl as plugin
-from axcore import Weight
+from axcore import Weight, pixel_shuffle
 from axcore.graph.attention import explicit
 from axcore.testing import run_stages
 from axcore_plugins_internvl import vision
@@ -122,7 +122,7 @@ def test_a_token_joins_four_patches_in_the_documented_order() -> None:
     Tile t, patch p holds the value 100 t + p; the grid has 2 rows of 4.
     """
     patches = (100 * torch.arange(2)[:, None] + torch.arange(8))[..., None].float()
-    tokens = vision.pixel_shuffle(patches, (2, 4))
+    tokens = pixel_shuffle(patches, (2, 4), 2)
     assert tokens[0].tolist() == [[0, 1, 4, 5], [2, 3, 6, 7]]
     assert tokens[1].tolist() == [[100, 101, 104, 105], [102, 103, 106, 107]]
 

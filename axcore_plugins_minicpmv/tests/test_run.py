@@ -14,12 +14,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import axcore
-from axcore import Options, Prompt, Registry, Silent, UnsupportedModel
+from axcore import Options, Prompt, Registry, Silent
 from axcore.pipeline.job import open_job
 from axcore.request import Request
 from axcore.runtime.runner import Runner
 from axcore.testing import answered, check_prompt, logits, run_stages, user
-from axcore_plugins_minicpmv import export_vision, v2, v4, v46
+from axcore_plugins_minicpmv import export_vision, v2, v4
 
 from .conftest import llama, photograph
 
@@ -37,7 +37,7 @@ HEIGHT, WIDTH, CHUNK, CACHE = 56, 84, 32, 383
 HISTORIES = tuple(range(CHUNK, 321, CHUNK))
 EXACT = {"exact": "float32"}
 PLACE = 0  # <unk>
-V4, V2, V46 = v4.card(), v2.card(), v46.card()
+V4, V2 = v4.card(), v2.card()
 # The factors for short and long contexts differ, as does that of the attention from 1.
 ROPE = {**V4.published.tiny_config["rope_scaling"], "long_factor": [1.0] * 16, "factor": 4.0}
 CHOICES = {V4.id: {"fit": "slice", "layout": "strip"}, V2.id: {"fit": "slice"}}
@@ -200,19 +200,3 @@ def test_folded_scales_are_applied_once(
         logits(runner, prompt, (300,)) for runner in (case.runner, Runner.open(folded, registry))
     )
     assert 0 < np.abs(near - exact).max() < 0.1 * exact.std()
-
-
-def test_hybrid_layers_are_refused(
-    make_checkpoint: MakeCheckpoint, registry: Registry, tmp_path: Path
-) -> None:
-    """MiniCPM-V-4.6 converts; layers that attend linearly are not built, and nothing is left.
-
-    Oracle: the first tensor of such a layer is named, and a toolchain that builds them.
-    """
-    checkpoint, out = make_checkpoint(V46, tmp_path / "checkpoint"), tmp_path / "bundle"
-    asked = Options(height=56, width=56)
-    axcore.convert(str(checkpoint), out, options=asked, verify=False, registry=registry)
-    with pytest.raises(UnsupportedModel, match="3 of 4 layers of the type linear") as caught:
-        axcore.build(out, toolchain="onnx", registry=registry)
-    assert "its own builder" in caught.value.hint
-    assert not [*out.glob("*_together*"), *out.glob("*_post*")]

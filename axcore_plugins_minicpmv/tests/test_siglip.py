@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from axcore import Weight
-from axcore_plugins_minicpmv import preprocess, siglip
+from axcore import Weight, gridded, interpolation, selection
+from axcore_plugins_minicpmv import preprocess
 
 SIDE = 70
 
@@ -45,8 +45,8 @@ def test_picked_positions_are_those_of_the_ids(rows: int, columns: int) -> None:
     Oracle: an embedding lookup by the ids that upstream computes.
     """
     table = torch.randn(SIDE**2, 8).bfloat16()
-    down, across = (siglip.selection(preprocess.buckets(n, SIDE), SIDE) for n in (rows, columns))
-    placed = siglip.gridded(Weight("table"), SIDE, down, across).resolve(lambda _: table)
+    down, across = (selection(preprocess.buckets(n, SIDE), SIDE) for n in (rows, columns))
+    placed = gridded(Weight("table"), SIDE, down, across).resolve(lambda _: table)
     assert torch.equal(placed, F.embedding(upstream_ids(rows, columns), table.float()))
 
 
@@ -58,8 +58,8 @@ def test_interpolated_positions_are_those_of_torch(rows: int, columns: int, side
     Oracle: F.interpolate on the whole table, as timm calls it.
     """
     table = torch.randn(1, side * side, 6, generator=torch.Generator().manual_seed(side))
-    down, across = (siglip.interpolation(n, side) for n in (rows, columns))
-    placed = siglip.gridded(Weight("table"), side, down, across).resolve(lambda _: table)
+    down, across = (interpolation(n, side, antialias=True) for n in (rows, columns))
+    placed = gridded(Weight("table"), side, down, across).resolve(lambda _: table)
     square = table.reshape(1, side, side, 6).permute(0, 3, 1, 2)
     made = F.interpolate(square, size=(rows, columns), mode="bicubic", antialias=True)
     torch.testing.assert_close(placed, made.flatten(2)[0].T, atol=1e-5, rtol=1e-5)

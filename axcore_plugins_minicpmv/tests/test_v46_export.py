@@ -207,13 +207,13 @@ def test_a_sample_is_a_piece_stretched_to_the_static_size(bundle: Path) -> None:
 
 
 def test_the_builder_is_told_type_and_lengths(bundle: Path) -> None:
-    """The language model's build, and what is not built here. Oracle: the published command."""
+    """The language model's build. Oracle: the published command."""
     manifest = json.loads((bundle / "axcore.json").read_text())
     llm = manifest["build"]["llm"]
     assert llm["model_type"] == "qwen3_5_text"
     assert (llm["prefill_len"], llm["kv_cache_len"]) == (128, 2047)
     assert llm["last_kv_cache_len"] == [*range(128, 1153, 128)]
-    assert any("3 of its 4 layers" in note for note in manifest["notes"])
+    assert any("3 of 4 layers" in note for note in manifest["notes"])
     script = (bundle / "build.sh").read_text()
     assert "--model_type qwen3_5_text" in script
     assert "--last_kv_cache_len 1152" in script

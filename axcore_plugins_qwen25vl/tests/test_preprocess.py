@@ -13,6 +13,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
 
 from axcore import UnsupportedProfile
 from axcore_plugins_qwen25vl import preprocess
+from axcore_plugins_qwen25vl.preprocess import GRID
 
 from .conftest import CARD, photograph
 
@@ -28,13 +29,13 @@ def test_patches_are_what_the_processor_makes(height: int, width: int) -> None:
     """
     image = photograph(height, width)
     processor = Qwen2VLImageProcessorPil(
-        size={"shortest_edge": preprocess.MIN_PX, "longest_edge": preprocess.MAX_PX},
+        size={"shortest_edge": GRID.min_px, "longest_edge": GRID.max_px},
         image_mean=PROCESSOR["image_mean"],
         image_std=PROCESSOR["image_std"],
     )
     expected = processor(images=image, return_tensors="np")["pixel_values"]
-    resized = smart_resize(height, width, 28, preprocess.MIN_PX, preprocess.MAX_PX)
-    ours = preprocess.patches([image], *resized)
+    resized = smart_resize(height, width, 28, GRID.min_px, GRID.max_px)
+    ours = GRID.patches([image], *resized)
     assert ours.dtype == np.uint8
     graph_input = preprocess.IMAGE_CALIBRATION.graph_input(ours)
     rows = graph_input[0].transpose(1, 0, 2).reshape(-1, 3 * 392)
@@ -53,8 +54,8 @@ def test_calibration_values_are_the_processors_in_units_of_a_byte() -> None:
 def test_two_frames_fill_the_two_halves_of_a_patch() -> None:
     """Frame 0 comes first in a patch's columns. Oracle: the patches of each frame alone."""
     frames = [photograph(112, 84, seed) for seed in (1, 2)]
-    first, second = (preprocess.patches([frame], 112, 84) for frame in frames)
-    both = preprocess.patches(frames, 112, 84)
+    first, second = (GRID.patches([frame], 112, 84) for frame in frames)
+    both = GRID.patches(frames, 112, 84)
     np.testing.assert_array_equal(both[:, :196], first[:, :196])
     np.testing.assert_array_equal(both[:, 196:], second[:, 196:])
 
@@ -75,7 +76,7 @@ def test_a_size_that_does_not_fit_is_refused_with_the_nearest(
 ) -> None:
     """The error quotes the size and names what fits. Oracle: worked out by hand."""
     with pytest.raises(UnsupportedProfile, match=f"{height}x{width} px") as caught:
-        preprocess.check_size(height, width)
+        GRID.check(height, width)
     assert caught.value.hint == f"nearest that fit: {nearest}"
 
 
@@ -85,8 +86,8 @@ def test_what_is_suggested_fits(height: int, width: int) -> None:
 
     A size that fits is one the image processor would keep.
     """
-    suggested = preprocess.nearest_sizes(height, width)
+    suggested = GRID.nearest(height, width)
     assert suggested
     for size in suggested:
-        preprocess.check_size(*size)
-        assert smart_resize(*size, 28, preprocess.MIN_PX, preprocess.MAX_PX) == size
+        GRID.check(*size)
+        assert smart_resize(*size, 28, GRID.min_px, GRID.max_px) == size

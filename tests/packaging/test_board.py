@@ -18,6 +18,7 @@ from axcore.bundle import Bundle
 from axcore.packaging import RUNTIMES, Runtime, package
 from axcore.packaging.copying import copy_files
 from axcore.progress import Silent
+from axcore.testing import Recorder
 
 from ..bundles import largest_file
 from . import toys
@@ -68,6 +69,31 @@ def test_the_manifest_lists_what_is_there(bundle: Path, runtime: Runtime) -> Non
         if path.is_file() and path != out / "axcore.json"
     }
     assert manifest == {**original, "files": found}
+
+
+@both
+def test_a_build_that_does_not_hold_is_packaged_on_request_alone(
+    bundle: Path, runtime: Runtime
+) -> None:
+    """Its faults are named, as the build names them. Oracle: what the build left of its results."""
+    text = "the output agrees with the float graph to a cosine of 0.1100 only"
+    (bundle / f"{toys.STEM}.build.json").write_text(json.dumps({"subgraphs": 1, "faults": [text]}))
+    out, said = bundle.parent / "board", Recorder()
+    with pytest.raises(BundleError, match=re.escape(text)) as caught:
+        package(bundle, out, runtime, toys.registry(), said)
+    assert "--accept-faults" in caught.value.hint
+    assert not out.exists()
+    package(bundle, out, runtime, toys.registry(), said, accept_faults=True)
+    assert f"{toys.STEM}: {text}" in said.warned
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"faults": "abc"}', '{"faults": [1]}'])
+def test_a_damaged_record_of_the_build_is_refused(bundle: Path, text: str) -> None:
+    """By its name. Oracle: JSON that no build writes."""
+    path = bundle / f"{toys.STEM}.build.json"
+    path.write_text(text)
+    with pytest.raises(BundleError, match=re.escape(str(path))):
+        packaged(bundle, "python")
 
 
 @both

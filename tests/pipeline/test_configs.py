@@ -16,7 +16,10 @@ from axcore.checkpoint import fabricate
 from axcore.pipeline.job import open_job
 from axcore.pipeline.prepared import prepare
 
-MODELS = ("qwen2.5-vl-3b", "internvl3-1b", "minicpm-v-2", "minicpm-v-4", "minicpm-v-4.6")
+MODELS = (
+    "qwen2.5-vl-3b", "internvl3-1b", "minicpm-v-2", "minicpm-v-4", "minicpm-v-4.6",
+    "smolvlm2-500m", "lfm2-vl-450m",
+)  # fmt: skip
 REGISTRY = Registry()
 VALUES = st.sampled_from(
     [
@@ -146,6 +149,19 @@ REFUSED: dict[str, list[tuple[tuple[str, ...], Any, str]]] = {
         (("insert_layer_id",), 4, "insert_layer_id: 4 is none of 4 layers"),
         (("merger_times",), 2, "merger_times: 2 is not one of 1"),
         (("drop_vision_last_layer",), True, "drop_vision_last_layer: True is not one of False"),
+    ],
+    "smolvlm2-500m": [
+        (("scale_factor",), 3, "scale_factor: 3 does not divide 32, the patches along a side"),
+        (("text_config", "model_type"), "mistral", "text_config.model_type: 'mistral' is not one"),
+        (("vision_config", "image_size"), 10**6, "vision_config.image_size: 1000000 is no square"),
+        (("vision_config", "hidden_act"), "gelu", "vision_config.hidden_act: 'gelu' is not one of"),
+    ],
+    "lfm2-vl-450m": [
+        (("downsample_factor",), 4, "downsample_factor: 4 is not one of 2"),
+        (("projector_hidden_act",), "relu", "projector_hidden_act: 'relu' is not one of 'gelu'"),
+        (("vision_config", "num_patches"), 255, "vision_config.num_patches: 255 is no square of"),
+        (("text_config", "layer_types"), ["conv", "x", "conv"], "layer_types.1: 'x' is not one of"),
+        (("text_config", "num_attention_heads"), 24, "hidden_size: not a multiple of 24 heads"),
     ],
 }
 

@@ -23,7 +23,7 @@ from axcore.calibration import find_images
 from axcore.checkpoint import Checkpoint
 from axcore.files import sha256
 from axcore.testing import Recorder
-from axcore_plugins_qwen25vl.preprocess import IMAGE_CALIBRATION, patches
+from axcore_plugins_qwen25vl.preprocess import GRID, IMAGE_CALIBRATION
 
 from ..bundles import (
     EMBEDDING,
@@ -155,7 +155,7 @@ def test_calibration_images_reach_the_graph_as_rgb_patches(converted: Path) -> N
             assert stored == (converted / "calib_vision_data" / name).read_bytes()
             with Image.open(converted / "calib_vision_data" / name) as sample:
                 as_bgr = np.asarray(sample)[..., ::-1]
-            np.testing.assert_array_equal(as_bgr, patches([image.load()], 448, 448))
+            np.testing.assert_array_equal(as_bgr, GRID.patches([image.load()], 448, 448))
 
 
 def test_the_build_configuration_points_at_what_is_there(converted: Path) -> None:
@@ -288,7 +288,7 @@ def test_video_takes_two_frames_a_step(checkpoint: Path, tmp_path: Path) -> None
     assert len(list((bundle.folder / "calib_vision_data").iterdir())) == 3
     frames = [image.load() for image in find_images([IMAGES])[:2]]
     with Image.open(bundle.folder / "calib_vision_data/data_0.png") as sample:
-        np.testing.assert_array_equal(np.asarray(sample)[..., ::-1], patches(frames, 308, 308))
+        np.testing.assert_array_equal(np.asarray(sample)[..., ::-1], GRID.patches(frames, 308, 308))
     config = json.loads((bundle.folder / f"{STEM}.pulsar2.json").read_text())
     assert config["quant"]["input_configs"][0]["calibration_size"] == 3
     assert "--prefill_len 512" in (bundle.folder / "build.sh").read_text()

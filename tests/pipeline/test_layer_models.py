@@ -20,6 +20,7 @@ from axcore.checkpoint import Checkpoint
 from axcore.runtime.axengine_sim import InferenceSession
 from axcore.step import STATE
 from axcore.testing import Recorder
+from axcore.toolchains.onnx.precision import row_codes
 
 from ..built import CACHE, CHUNK, HEAD, HISTORIES, LAYER, LENGTHS
 from ..bundles import Interrupted, change_tensors, contents, convert, largest_file, shard_of
@@ -98,6 +99,23 @@ def test_weights_lie_on_disk_as_in_the_checkpoint(own: Path, checkpoint: Path) -
         assert stored[name].raw_data == opened.array(source).tobytes()
     floats = [t for t in model.graph.initializer if t.data_type == onnx.TensorProto.FLOAT]
     assert sum(np.prod(t.dims) for t in floats) < 200  # constants alone
+
+
+def test_codes_lie_on_disk_by_columns(built: Path, checkpoint: Path) -> None:
+    """The head, which is read in blocks of rows, as ``[in, out]`` with a scale per output.
+
+    Oracle: the rule, applied to the whole matrix; `test_onnx_precision` holds the rule.
+    """
+    stored = {tensor.name: tensor for tensor in onnx.load(built / HEAD).graph.initializer}
+    with Checkpoint.open(checkpoint) as opened:
+        keys = ("lm_head.weight", "model.embed_tokens.weight")
+        key = next(key for name in keys for key in opened.tensors if key.endswith(name))
+        codes, scales = row_codes(opened.tensor(key).float(), "s8", "absmax")
+    made = onnx.numpy_helper.to_array(stored["lm_head.weight.s8"])
+    np.testing.assert_array_equal(made, codes.T.numpy())
+    np.testing.assert_array_equal(
+        onnx.numpy_helper.to_array(stored["lm_head.weight.scale"]), scales.numpy()
+    )
 
 
 def test_groups_agree_where_they_overlap(built: Path, config: dict[str, Any]) -> None:
@@ -190,13 +208,37 @@ def test_states_are_rounded_inside_on_request(built: Path, tmp_path: Path) -> No
     assert 0 < np.abs(made - reference).max() < 0.05 * np.abs(reference).max()
 
 
-def first_chunk(path: Path) -> np.ndarray[Any, Any]:
-    """The output for a chunk of seeded states, nothing hidden."""
+def first_chunk(path: Path, rounded: Any = np.float32) -> np.ndarray[Any, Any]:
+    """The output for a chunk of seeded states, rounded to a type; nothing is hidden."""
     opened, rng = InferenceSession(str(path)), np.random.default_rng(1)
     feed = {node.name: np.zeros(node.shape, node.dtype) for node in opened.get_inputs(1)}
     shape, dtype = feed["input"].shape, feed["input"].dtype
-    feed["input"] = rng.standard_normal(shape).astype(dtype)
+    feed["input"] = rng.standard_normal(shape).astype(rounded).astype(dtype)
     return np.asarray(opened.run(None, feed, shape_group=1)[2])
+
+
+def test_codes_move_states_by_less_than_bfloat16(
+    built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A layer whose matrices stay integers, against the same layer widened to float32.
+
+    Oracle: the same build without its last pass, and with its input's last bits changed. Both keep
+    states in float32 at the borders, which would hide the difference.
+    """
+    wide = Path(shutil.copytree(built, tmp_path / "wide"))
+    monkeypatch.setattr("axcore.toolchains.onnx.build.multiply_integers", lambda graph: None)
+    axcore.build(wide, toolchain="onnx", options={"hidden-state-type": "fp32"})
+    monkeypatch.undo()
+    narrow = Path(shutil.copytree(built, tmp_path / "narrow"))
+    shutil.rmtree(narrow / STATE)
+    axcore.build(narrow, toolchain="onnx", options={"hidden-state-type": "fp32"})
+    kinds = {node.op_type for node in onnx.load(narrow / LAYER.format(0)).graph.node}
+    assert "MatMulIntegerToFloat" in kinds
+    assert not {"Gemm", "MatMulNBits"} & kinds
+    exact, made = (first_chunk(folder / LAYER.format(0)) for folder in (wide, narrow))
+    rounded = first_chunk(wide / LAYER.format(0), ml_dtypes.bfloat16)
+    assert 0 < np.linalg.norm(made - exact) < np.linalg.norm(rounded - exact) / 2
+    assert np.linalg.norm(made - exact) < 2**-11 * np.linalg.norm(exact)
 
 
 def test_an_unknown_precision_is_refused(built: Path) -> None:

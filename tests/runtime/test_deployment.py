@@ -206,7 +206,7 @@ def test_a_sample_of_another_size(deployment: Deployment, change: Any, found: st
     (port,) = graph.inputs
     pixels = np.zeros((*port.shape[2:], 3), np.uint8)
     model = VisionSessions(deployment, load_engine("onnx"), ".onnx")
-    assert model.run({port.name: pixels}).size
+    assert model.features({port.name: pixels})["vision"].size
     with pytest.raises(ContractError, match=f"a prompt's sample has {found}") as caught:
-        model.run(change(port.name, pixels))
+        model.features(change(port.name, pixels))
     assert f"expected: uint8 {[*port.shape[2:], 3]}" in caught.value.message

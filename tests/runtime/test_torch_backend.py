@@ -260,7 +260,6 @@ def test_features_of_every_component_are_close(case: Case) -> None:
         for name, features in expected.items():
             assert made[name].shape == features.shape
             assert np.abs(made[name] - features).max() < 1e-3 * np.abs(features).max()
-        np.testing.assert_allclose(ours.run(sample), theirs.run(sample), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -22,7 +22,8 @@ CLIP_MEAN = (122.7709383, 116.7460125, 104.09373615)
 CLIP_STD = (68.5005327, 66.6321579, 70.32316305)
 LAYERS = [f"foo_vl_text_p320_l{layer}_together.axmodel" for layer in range(3)]
 RESULT = "Foo-VL-3B_vision.build.json"
-MADE = ["Foo-VL-3B_vision.axmodel", RESULT, *LAYERS, "foo_vl_text_post.axmodel"]
+LLM_RESULT = "llm.build.json"
+MADE = ["Foo-VL-3B_vision.axmodel", RESULT, *LAYERS, "foo_vl_text_post.axmodel", LLM_RESULT]
 
 
 @dataclass

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
+from axcore.toolchains.onnx import precision
 from axcore.toolchains.onnx.precision import row_codes
 
 matrices = arrays(
@@ -54,3 +57,21 @@ def test_eight_bits_are_within_a_step(matrix: np.ndarray, rule: str) -> None:
     codes, scales = row_codes(torch.from_numpy(matrix), "s8", rule)
     back = codes.numpy() * scales.numpy()[:, None]
     assert np.all(np.abs(back - matrix) <= np.abs(scales.numpy())[:, None] * 1.001 + 1e-30)
+
+
+@pytest.mark.parametrize("strip", [1, 64 * 5, 130 * 5, 1 << 20])
+def test_codes_are_written_by_columns_in_strips(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strip: int
+) -> None:
+    """However many rows are held at once. Oracle: the rule, applied to the whole matrix."""
+    monkeypatch.setattr(precision, "_STRIP_VALUES", strip)
+    matrix = torch.randn(201, 5, generator=torch.Generator().manual_seed(1))
+    columns = precision._Columns(
+        lambda: iter(torch.split(matrix, 64)), (201, 5), precision.Precision("bf16", "s8")
+    )
+    with (tmp_path / "codes").open("w+b") as file:
+        columns.write_codes(file.fileno(), 8)
+        written = np.frombuffer(file.read()[8:], np.int8).reshape(5, 201)
+    codes, scales = row_codes(matrix, "s8", "absmax")
+    np.testing.assert_array_equal(written, codes.T.numpy())
+    assert torch.equal(columns.scales(), scales)

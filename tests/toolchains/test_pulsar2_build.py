@@ -240,6 +240,9 @@ def test_what_a_graph_came_to_is_kept_and_shown(
     (row,) = [line for line in recorder.said if line.startswith("Foo-VL-3B_vision  1 ")]
     for cell in ("9.3 ms ±10 %", "0.0134 G", "0.99871", "op_8:onnx 0.99871", "16: 2", " s ", "MB"):
         assert cell in row
+    (llm,) = [line for line in recorder.said if line.startswith("llm ")]
+    assert " s " in llm
+    assert "MB" in llm
     kept = json.loads((bundle / RESULT).read_text())
     assert (kept["subgraphs"], kept["max_cycle"], kept["faults"]) == (1, 8_368_117, [])
     assert kept["peak_bytes"] > 1 << 20

@@ -13,11 +13,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from axcore import BuildRequest, LlmBuildArgs, UsageError
+from axcore.progress import Silent
 from axcore.toolchains.pulsar2 import Pulsar2
 from axcore.toolchains.pulsar2.commands import graph_command, llm_flags
 from axcore.toolchains.pulsar2.script import build_script
+from axcore.toolchains.pulsar2.tool import NAME
+from axcore.toolchains.turns import lock_name, turn
 
-from .conftest import MADE, RESULT
+from .conftest import LLM_RESULT, MADE, RESULT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -122,10 +125,44 @@ def test_the_script_builds_everything(
     standin.set(generation=generation)
     done = run_script(bundle, shlex.quote(str(standin.path)))
     assert done.returncode == 0, done.stderr
-    assert sorted(path.name for path in bundle.glob("*.axmodel")) == sorted({*MADE} - {RESULT})
+    assert sorted(path.name for path in bundle.glob("*.axmodel")) == sorted(
+        {*MADE} - {RESULT, LLM_RESULT}
+    )
     graph, llm = standin.calls()
     assert graph == graph_command(request_.graphs[0], request_)
     assert llm[:3] == [generation, "--input_path", request_.checkpoint]
+
+
+def test_the_script_waits_for_the_build_that_runs(bundle: Path, standin: Standin) -> None:
+    """It takes turns with `axcore build`, by the same lock. Oracle: the lock held by `turn`."""
+    with turn(NAME, Silent()) as (held,):
+        path = Path(f"/proc/self/fd/{held}").readlink()
+        process = subprocess.Popen(
+            ["bash", str(bundle / "build.sh")],
+            env={**os.environ, "PULSAR2": shlex.quote(str(standin.path))},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stderr is not None
+        assert str(path) in process.stderr.readline()
+        assert standin.calls() == []
+    process.communicate()
+    assert process.returncode == 0
+    assert len(standin.calls()) == 2
+
+
+def test_the_script_follows_no_link_to_a_lock(
+    bundle: Path, standin: Standin, tmp_path: Path
+) -> None:
+    """It builds all the same, and says so. Oracle: the link's target, which does not appear."""
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    (shared / lock_name(NAME)).symlink_to(tmp_path / "elsewhere")
+    done = run_script(bundle, shlex.quote(str(standin.path)), TMPDIR=str(shared))
+    assert done.returncode == 0, done.stderr
+    assert "nothing keeps another Pulsar2" in done.stderr
+    assert not (tmp_path / "elsewhere").exists()
 
 
 def test_the_script_takes_a_command_of_several_words_and_another_checkpoint(

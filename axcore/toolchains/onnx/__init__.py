@@ -28,8 +28,8 @@ _OPTIONS: Mapping[str, Choice] = MappingProxyType(
             (),
             "how matrices are stored: s8 or s4 with a scale per row as on boards, bf16, fp16,"
             " fp8_e4m3, fp8_e5m2 or fp32; the head is s8 on every board, and here unless fp32 is"
-            " chosen. Default: that of the build request, usually s8. All become float32 when a"
-            " file is loaded",
+            " chosen. Default: that of the build request, usually s8. s8 and s4 take a byte a"
+            " weight in memory, all others become float32 when a file is loaded",
         ),
         "weight-rule": Choice(
             (),

@@ -17,9 +17,11 @@ from ...errors import ContractError, UsageError
 from ...graph.trace import trace
 from ...layer_files import GROUPS, LayerSpec, Provenance, data_file
 from ...versions import code_digest
+from .attention import turn_keys_in_products
 from .data import DataFile
 from .groups import HEAD_INPUTS, HEAD_OUTPUTS, Lengths, head_file, layer_file
 from .precision import RULES, STATES, WEIGHTS, Precision, add_weight, cast, round_inside
+from .products import multiply_integers
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -163,6 +165,7 @@ class _LayerFiles:
                 graph.inputs.remove(value)
                 value.name = name
                 add_weight(graph, value, data.initializers(name))
+        multiply_integers(graph)
         self._name_inputs(graph, kind)
         self._name_outputs(graph, kind)
         model.producer_name = "axcore"
@@ -181,6 +184,7 @@ class _LayerFiles:
                     f" not {len(kind.outputs)}: {', '.join(kind.outputs)}"
                 )
             self._kinds[stage.kind] = kind
+            turn_keys_in_products(kind.graph.model.graph)
             if self._precision.inside:
                 round_inside(kind.graph.model.graph, STATES[self._precision.states])
         return self._kinds[stage.kind]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
+from ...system import trim_memory
 from .precision import stored_forms
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ class DataFile:
                 form.write(file.fileno(), self.offsets[form.name])
             file.seek(0, os.SEEK_END)
             file.write(self.fingerprint)
+        trim_memory()  # glibc keeps what each writer frees
         return self.path
 
     def initializers(self, parameter: str) -> list[ir.Value]:

@@ -1,9 +1,9 @@
-"""How a layer model stores weights and passes states; it computes in float32 throughout."""
+"""How a layer model stores weights and passes states; products apart, it computes in float32."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -36,7 +36,10 @@ _FLOATS = {
 _FP8 = {"fp8_e4m3": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
 _STEPS = {"s8": 128, "s4": 8}  # of the magnitude of a row, to one side
 
-_BLOCK_VALUES = 1 << 20  # the head of a large vocabulary would take gigabytes in float32
+# The head of a large vocabulary would take gigabytes in float32. Blocks of 64 rows stay in a core's
+# cache, and are a cache line wide once transposed.
+_BLOCK_ROWS, _BLOCK_VALUES = 64, 1 << 20
+_STRIP_VALUES = 1 << 25  # codes of so many weights are held at once
 
 WEIGHTS = (*_STEPS, *_FLOATS)
 RULES = ("absmax", "signed")
@@ -94,10 +97,10 @@ def stored_forms(
     read = partial(weight.resolve, partial(float_tensor, checkpoint))
     kind = precision.weights
     if kind in _STEPS and len(shape) == 2:
-        rows = _Rows(read, kind, precision.rule)
+        columns = _Columns(partial(_row_blocks, weight, shape, checkpoint), shape, precision)
         return [
-            Stored(f"{name}.{kind}", ir.DataType.INT8, shape, partial(_write, rows.codes)),
-            Stored(f"{name}.scale", ir.DataType.FLOAT, shape[:1], partial(_write, rows.scales)),
+            Stored(f"{name}.{kind}", ir.DataType.INT8, shape[::-1], columns.write_codes),
+            Stored(f"{name}.scale", ir.DataType.FLOAT, shape[:1], partial(_write, columns.scales)),
         ]
     if len(shape) == 2 and kind in _FP8:
         narrow = _FP8[kind]
@@ -118,7 +121,8 @@ def stored_forms(
 def add_weight(graph: ir.Graph, value: ir.Value, stored: list[ir.Value]) -> None:
     """Put initializers, and what makes float32 of them, in place of a weight's input.
 
-    Runtimes fold that into float32 once, when they load the file.
+    Runtimes fold that into float32 once, when they load the file; codes stay what they are where
+    `multiply_integers` follows.
 
     Args:
         graph: Where they go.
@@ -132,11 +136,26 @@ def add_weight(graph: ir.Graph, value: ir.Value, stored: list[ir.Value]) -> None
         return
     name = f"{value.name}.f32"
     if len(stored) == 2:
-        node = ir.node("DequantizeLinear", stored, {"axis": 0}, name=name)
+        _transpose_uses(graph, value)
+        node = ir.node("DequantizeLinear", stored, {"axis": 1}, name=name)
+        node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
     else:
         node = cast(stored[0], ir.DataType.FLOAT, name)
     graph.insert_before(graph[0], node)
     ir.convenience.replace_all_uses_with(value, node.outputs[0])
+
+
+def _transpose_uses(graph: ir.Graph, value: ir.Value) -> None:
+    """Let what uses a matrix take its transpose, which is how codes are stored."""
+    for node, index in list(value.uses()):
+        if node.op_type == "Gemm" and index == 1:
+            turned = 1 - node.attributes.get_int("transB", 0)
+            node.attributes["transB"] = ir.AttrInt64("transB", turned)
+        else:
+            back = ir.node("Transpose", [value], {"perm": [1, 0]})
+            back.outputs[0].type = value.type
+            graph.insert_before(node, back)
+            node.replace_input_with(index, back.outputs[0])
 
 
 def _as_it_lies(weight: Weight, checkpoint: Checkpoint) -> str:
@@ -151,31 +170,62 @@ def _write(read: Callable[[], Tensor], descriptor: int, offset: int) -> None:
     write_at(descriptor, data, offset)
 
 
-class _Rows:
-    """A matrix as integers with a scale per row; it is read once for both."""
+def _row_blocks(weight: Weight, shape: Shape, checkpoint: Checkpoint) -> Iterator[Tensor]:
+    """Yield a matrix in blocks of rows; use each before the next. A large one is never held whole.
 
-    def __init__(self, load: Callable[[], Tensor], kind: str, rule: str) -> None:
-        self._load, self._kind, self._rule = load, kind, rule
-        self._scales: Tensor | None = None
+    Only what has to be made of several tensors, or by steps, is made at once.
+    """
+    rows = max(1, min(_BLOCK_ROWS, _BLOCK_VALUES // shape[1]))
+    key = weight.source
+    if not isinstance(key, str) or weight.steps or key not in checkpoint.tensors:
+        yield from torch.split(weight.resolve(partial(float_tensor, checkpoint)), rows)
+        return
+    dtype = getattr(torch, checkpoint.info(key).dtype)
+    for chunk in checkpoint.chunks(key, rows * shape[1] * dtype.itemsize):
+        yield torch.frombuffer(chunk, dtype=dtype).view(-1, shape[1])
 
-    def codes(self) -> Tensor:
-        """Return int8 ``[rows, columns]``; of s4 the values are -8 to 7."""
-        matrix = self._load()
-        codes = torch.empty(matrix.shape, dtype=torch.int8)
-        self._scales = torch.empty(len(matrix), dtype=torch.float32)
-        rows = max(1, _BLOCK_VALUES // matrix.shape[1])
-        for start in range(0, len(matrix), rows):
-            block = slice(start, start + rows)
-            made = row_codes(matrix[block].float(), self._kind, self._rule)
-            codes[block], self._scales[block] = made
-        return codes
+
+class _Columns:
+    """A matrix as integers with a scale per row, transposed: ONNX multiplies by columns.
+
+    It is read once for both: the codes are written before the scales.
+    """
+
+    def __init__(
+        self, blocks: Callable[[], Iterator[Tensor]], shape: Shape, precision: Precision
+    ) -> None:
+        self._blocks, self._shape, self._precision = blocks, shape, precision
+        self._scales: list[Tensor] = []
+
+    def write_codes(self, descriptor: int, offset: int) -> None:
+        """Write int8 ``[columns, rows]``; of s4 the values are -8 to 7."""
+        rows, columns = self._shape
+        room = min(rows, max(_BLOCK_ROWS, _STRIP_VALUES // columns))
+        strip, start, filled = torch.empty((columns, room), dtype=torch.int8), 0, 0
+        self._scales = []
+        for block in self._blocks():
+            codes, scales = row_codes(block.float(), self._precision.weights, self._precision.rule)
+            self._scales.append(scales)
+            if filled + len(scales) > room:
+                self._write_strip(strip[:, :filled], start, descriptor, offset)
+                start, filled = start + filled, 0
+            strip[:, filled : filled + len(scales)] = codes.T
+            filled += len(scales)
+        self._write_strip(strip[:, :filled], start, descriptor, offset)
 
     def scales(self) -> Tensor:
         """Return float32 ``[rows]``."""
-        if self._scales is None:
-            self.codes()
-        assert self._scales is not None
-        return self._scales
+        return torch.cat(self._scales)
+
+    def _write_strip(self, strip: Tensor, start: int, descriptor: int, offset: int) -> None:
+        """Write the codes of some rows, from row `start` on, to their places in every column."""
+        rows = self._shape[0]
+        data = strip.contiguous().view(torch.uint8).numpy()
+        if len(data[0]) == rows:
+            write_at(descriptor, data.reshape(-1).data, offset)
+            return
+        for column, part in enumerate(data):
+            write_at(descriptor, part.data, offset + column * rows + start)
 
 
 def row_codes(matrix: Tensor, kind: str, rule: str) -> tuple[Tensor, Tensor]:
@@ -229,7 +279,7 @@ def round_inside(graph: ir.Graph, to: ir.DataType) -> None:
             graph.outputs[list(graph.outputs).index(value)] = wide.outputs[0]
 
 
-_ROUNDED = ("MatMul", "Gemm", "Softmax", "Add")
+_ROUNDED = ("MatMul", "FusedMatMul", "Gemm", "Softmax", "Add")
 
 
 def cast(value: ir.Value, to: ir.DataType, name: str) -> ir.Node:

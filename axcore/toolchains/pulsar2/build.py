@@ -47,10 +47,10 @@ def accepts_faults(request: BuildRequest) -> bool:
 
 
 def check_results(reports: Mapping[str, Path], request: BuildRequest, progress: Progress) -> None:
-    """Show what the graphs came to.
+    """Show what graphs and language model came to.
 
     Args:
-        reports: Name of every graph to the file of its `GraphResult`.
+        reports: Name of every step to the file of its `GraphResult`.
         request: What was built.
         progress: Where the table goes.
 
@@ -123,6 +123,8 @@ def _llm_step(bundle: Path, request: BuildRequest, generation: Generation) -> Ru
         inputs=sorted(path for path in checkpoint.iterdir() if path.is_file()),
         promised=lambda folder: _llm_files(folder, request),
         environment=variables(request),
+        # What a log says of it is of single layers; time and memory are of the whole.
+        examine=lambda _output, _log, _since: asdict(GraphResult()),
     )
 
 

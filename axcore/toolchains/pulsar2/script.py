@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING
 
+from ..turns import lock_name
 from .chips import Chip
 from .commands import (
     GENERATIONS,
@@ -15,6 +16,7 @@ from .commands import (
     output_folder,
     variables,
 )
+from .tool import NAME
 
 if TYPE_CHECKING:
     from ..contract import BuildRequest, GraphFile
@@ -24,7 +26,7 @@ _HEAD = """\
 # Builds {model} for {chip} ({npu_mode}): the files beside this script become .axmodel files.
 #
 #   ./build.sh
-#   PULSAR2="docker run --rm -v FOLDER:FOLDER -w FOLDER IMAGE pulsar2" ./build.sh
+#   PULSAR2="docker run --rm --init -v FOLDER:FOLDER -w FOLDER IMAGE pulsar2" ./build.sh
 #
 # A container must see this folder and the checkpoint under the paths they have here.
 set -euo pipefail
@@ -41,6 +43,19 @@ stop() {{
 }}
 command -v "${{pulsar2[0]}}" >/dev/null ||
   stop "${{pulsar2[0]}} is not on PATH" 'install Pulsar2, or set PULSAR2 to what starts it'
+
+# One at a time on a machine, `axcore build` included: two at once were seen to leave broken models.
+lock=${{TMPDIR:-/tmp}}/{lock}
+[[ -e $lock || -L $lock ]] || (umask 0 && set -o noclobber && : >"$lock") 2>/dev/null || true
+if command -v flock >/dev/null && [[ -f $lock && -r $lock && ! -L $lock ]]; then
+  exec 9<"$lock"
+  flock --nonblock 9 || {{
+    echo "waiting for another Pulsar2 on this machine; the lock is $lock" >&2
+    flock 9
+  }}
+else
+  echo "warning: nothing keeps another Pulsar2 from running at the same time" >&2
+fi
 """
 
 _GRAPH = """
@@ -75,6 +90,7 @@ def build_script(request: BuildRequest) -> str:
         chip=chip.name,
         npu_mode=chip.npu_mode,
         checkpoint=shlex.quote(request.checkpoint),
+        lock=lock_name(NAME),
     )
     graphs = [_graph_part(graph, request) for graph in request.graphs]
     return "".join([head, *graphs, _remarks(request), _llm_part(request)])

@@ -15,6 +15,7 @@ from .failures import explain
 if TYPE_CHECKING:
     from pathlib import Path
 
+NAME = "Pulsar2"
 _REMEDY = (
     "install Pulsar2 and put it on PATH, or say what starts it: "
     '--tool "docker run --rm --init -v FOLDER:FOLDER -w FOLDER IMAGE pulsar2"'
@@ -27,7 +28,7 @@ def find_tool(command: str | None) -> Tool:
     Raises:
         ToolchainError: It is no program here.
     """
-    tool = Tool.find("Pulsar2", command or "pulsar2", remedy=_REMEDY)
+    tool = Tool.find(NAME, command or "pulsar2", remedy=_REMEDY)
     return replace(tool, alone=True, explain=explain)  # two at once left broken models
 
 

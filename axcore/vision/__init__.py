@@ -1,0 +1,1 @@
+"""What families of vision towers have in common: images cut into patches, and modules over them."""
