@@ -79,12 +79,12 @@ def _recognised(trial: Trial) -> None:
     if not own:
         raise NotApplicable("no card has a published config")
     for card in own:
-        for config in (card.published.config, card.published.tiny_config):
-            entry = trial.registry.recognise(config, f"the published config of `{card.id}`")
-            assert (entry.family, entry.card.id) == (trial.family, card.id), (
-                f"the config of `{card.id}` is taken for `{entry.family}/{entry.card.id}`;"
-                " `recognises` of the card tells models of one architecture apart"
-            )
+        config = card.published.config
+        entry = trial.registry.recognise(config, f"the published config of `{card.id}`")
+        assert (entry.family, entry.card.id) == (trial.family, card.id), (
+            f"the config of `{card.id}` is taken for `{entry.family}/{entry.card.id}`;"
+            " `recognises` of the card tells models of one architecture apart"
+        )
     for entry in trial.registry.entries:
         config = entry.card.published.config
         if entry.family != trial.family and config:
