@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 TEMPLATES = Path(__file__).parents[1] / "data" / "plugin"
 EXAMPLE = TEMPLATES / "example" / CONFIG
-"""The config of a model that nobody published: a ViT and a projector before a Qwen2."""
+"""The config of a model that nobody published: a ViT and a projector before a language model."""
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,40}")
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)

