@@ -111,7 +111,6 @@ def test_a_model_is_converted_with_it(environment: Environment) -> None:
 # The kit finds what is wrong ---------------------------------------------------------------------
 
 HEAD = """
-import torch
 from dataclasses import replace
 import axcore_plugins_toyvlm as toyvlm
 from axcore import hookimpl
@@ -131,33 +130,36 @@ WRONG = {
     "patching changes the result": (
         f"""{PATCHING}
 def patched(stage):
+    import torch
     return replace(stage, module=torch.nn.Sequential(*stage.module, torch.nn.ReLU()))
 """,
         "task `image`, stage `projector`: the patched stage computes something else",
     ),
     "patching twice changes more": (
         f"""{PATCHING}
-class Scaled(torch.nn.Identity):
-    def forward(self, x):
-        return x * self.factor
-
-
 def patched(stage):
+    import torch
+
+    class Scaled(torch.nn.Identity):
+        def forward(self, x):
+            return x * self.factor
+
     scaled = Scaled()
-    scaled.factor = 2.0 if isinstance(stage.module[-1], Scaled) else 1.0
+    scaled.factor = 2.0 if hasattr(stage.module[-1], "factor") else 1.0
     return replace(stage, module=torch.nn.Sequential(*stage.module, scaled))
 """,
         "task `image`, stage `projector`: patching twice differs from patching once",
     ),
     "an operator is not listed": (
         """
-class Signed(torch.nn.Sequential):
-    def forward(self, x):
-        return torch.sign(super().forward(x)) + 0.5
-
-
 @hookimpl
 def export_vision(job):
+    import torch
+
+    class Signed(torch.nn.Sequential):
+        def forward(self, x):
+            return torch.sign(super().forward(x)) + 0.5
+
     (component,) = toyvlm.export_vision(job)
     *stages, last = component.stages
     signed = replace(last, module=Signed(*last.module))
