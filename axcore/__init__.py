@@ -1,7 +1,30 @@
 """axcore: bring vision-language models from Hugging Face checkpoints onto edge NPUs.
 
-What is listed in ``__all__`` is the public interface. Importing it loads neither torch nor
-transformers; those wait until a conversion needs them.
+What is listed in ``__all__`` is the public interface; ``help(axcore.NAME)`` says what each is.
+Importing it loads neither torch nor transformers; those wait until a conversion needs them.
+
+Work with models: `plan`, `convert`, `build`, `lint`, `verify`, `quantize`, `package`, `load`,
+`list_models`; they take a `Request` with `Options`, report to a `Progress` (or `Silent`), and
+return a `Bundle` or a `Runner`, which gives an `Answer` by `Sampling`. `evaluate` judges them.
+
+Errors: `AxcoreError`, with a message and a hint, and its subclasses.
+
+Write a family (``docs/plugins.md``; ``axcore plugins new``): `hookimpl` marks hooks, which are
+given a `Job`.
+
+- Cards: `ModelCard`, `Profile`, `Lengths`, `Layout`, `Published`, `Choice`; types that bound a
+  config's values: `Count`, `Layers`, `Positive`, `Token`, `Between`, read by `parse`.
+- The vision side: `Component`, `Stage`, `Weight`, `Port`, `Calibration`, `Sample`, `Shape`;
+  `tower_stages` and `parameters_on_meta` for a class that exists.
+- The language side: `Prompt`, `Embedding`, `LlmBuildArgs`, `LlmCheckpoint`, `Decoder`,
+  `DecoderLayer`, `Cache`, `TokenInput`.
+- Prompts: `load_tokenizer`, `message_parts`, `encode_prompt`, `Control`, `Rows`, `read_image`,
+  `read_video`, `chatml` and others beside them.
+- Names and shapes of tensors: `affine_tensors`, `llama_tensors`, `vit_tensors` and others.
+- Towers and tiles that several families share: see `axcore.vision`.
+
+Write a toolchain or a backend: `toolchain`, `backend`, `Toolchain`, `Backend`, `BuildRequest`,
+`GraphFile`, `Availability`. `Registry` holds the installed plugins.
 """
 
 from importlib import import_module
@@ -62,6 +85,7 @@ from .vision.tiles import Tiles, cells, nearest_grid
 
 if TYPE_CHECKING:
     from . import backend, evaluate, toolchain
+    from .graph.tower import parameters_on_meta, tower_stages
     from .runtime.runner import Answer, Runner
     from .runtime.sampling import Sampling
     from .vision.patches import PatchGrid
@@ -94,9 +118,11 @@ else:
         "cell_places": "vision.tower",
         "gridded": "vision.vit",
         "interpolation": "vision.vit",
+        "parameters_on_meta": "graph.tower",
         "pixel_shuffle": "vision.vit",
         "rotated": "vision.tower",
         "selection": "vision.vit",
+        "tower_stages": "graph.tower",
         "vit_norm": "vision.vit",
         "vit_stages": "vision.vit",
     }
@@ -210,6 +236,7 @@ __all__ = [
     "message_parts",
     "nearest_grid",
     "package",
+    "parameters_on_meta",
     "parse",
     "pixel_shuffle",
     "plan",
@@ -222,6 +249,7 @@ __all__ = [
     "tiled_prompt",
     "timed_steps",
     "toolchain",
+    "tower_stages",
     "trimmed",
     "verify",
     "vit_attention_tensors",

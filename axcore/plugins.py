@@ -144,7 +144,13 @@ class Registry:
         plugin = self._manager.get_plugin(name)
         callers = self._manager.get_hookcallers(plugin) or []
         implemented = {caller.name for caller in callers}
-        return [hook for hook in vars(hookspecs) if hook in implemented]
+        return [hook for hook in self.hooks if hook in implemented]
+
+    @property
+    def hooks(self) -> list[str]:
+        """Every hook of the contract, in pipeline order."""
+        known = vars(self._manager.hook)
+        return [hook for hook in vars(hookspecs) if hook in known]
 
     def find(self, model: str, family: str | None = None) -> Entry:
         """Return the model of that name; see `Catalogue.find`."""

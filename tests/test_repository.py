@@ -97,6 +97,8 @@ def test_the_core_names_no_family() -> None:
     # Published tables, and the architectures of transformers that the default decoder computes.
     listed = {"operators.json", "architectures.json"}
     data = [path for path in core.rglob("*.json") if path.name not in listed]
+    # What a new package is derived from, as somebody would have published it.
+    data = [path for path in data if path.parent != core / "data" / "plugin" / "example"]
     for path in [*core.rglob("*.py"), *data]:
         found = FAMILIES.search(path.read_text(encoding="utf-8"))
         assert found is None, f"{path.relative_to(ROOT)} mentions {found[0]}"

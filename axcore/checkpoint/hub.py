@@ -54,23 +54,48 @@ def fetch(
         DownloadError: A file could not be downloaded (the hint says what may help).
         CheckpointError: The repository has no usable weights.
     """
-    progress = progress or Silent()
-    kind = _ModelScope if source == "modelscope" else _HuggingFace
-    hub: _Hub = kind(repo_id, revision)
+    progress, hub = progress or Silent(), _hub(repo_id, source, revision)
     with _explained(repo_id):
-        sizes = _plain(hub.sizes())
-        if "config.json" not in sizes:
-            raise DownloadError(
-                f"`{repo_id}` has no `config.json`, so it holds no model\n"
-                f"  found: {', '.join(sorted(sizes)[:5]) or 'nothing'}",
-                hint="check the repository's name",
-            )
-        # No code, and no pickles.
-        settings = [name for name in sizes if name in ASSETS or name == INDEX]
-        folder = _transfer(hub, settings, sizes, f"settings of {repo_id}", progress)
+        folder, sizes = _settings(hub, repo_id, progress)
         shards = _needed_shards(folder, sizes, repo_id, needed)
         _transfer(hub, shards, sizes, f"weights of {repo_id}", progress)
     return folder
+
+
+def fetch_settings(
+    repo_id: str,
+    *,
+    source: Source = "huggingface",
+    revision: str | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Download what `fetch` does, but no weights; return the folder.
+
+    Raises:
+        DownloadError: A file could not be downloaded (the hint says what may help).
+    """
+    with _explained(repo_id):
+        hub = _hub(repo_id, source, revision)
+        return _settings(hub, repo_id, progress or Silent())[0]
+
+
+def _hub(repo_id: str, source: Source, revision: str | None) -> _Hub:
+    kind = _ModelScope if source == "modelscope" else _HuggingFace
+    return kind(repo_id, revision)
+
+
+def _settings(hub: _Hub, repo_id: str, progress: Progress) -> tuple[Path, dict[str, int]]:
+    """Download the small files; return their folder, and the size of every file there is."""
+    sizes = _plain(hub.sizes())
+    if "config.json" not in sizes:
+        raise DownloadError(
+            f"`{repo_id}` has no `config.json`, so it holds no model\n"
+            f"  found: {', '.join(sorted(sizes)[:5]) or 'nothing'}",
+            hint="check the repository's name",
+        )
+    # No code, and no pickles.
+    names = [name for name in sizes if name in ASSETS or name == INDEX]
+    return _transfer(hub, names, sizes, f"settings of {repo_id}", progress), sizes
 
 
 def _plain(listed: Mapping[Any, Any]) -> dict[str, int]:

@@ -14,10 +14,12 @@ from .console import data_alone
 from .evaluate import evaluate_app
 from .explain import explained
 from .invocation import Invocation
+from .plugins import plugins_app
 from .quantize import quantize_app
 
 __all__ = ["app", "main"]
 
+app.add_typer(plugins_app, name="plugins", help="Look at the installed plugins, and write others.")
 app.add_typer(quantize_app, name="quantize", help="Make the language model smaller.")
 app.add_typer(evaluate_app, name="evaluate")
 

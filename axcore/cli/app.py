@@ -32,8 +32,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "color": True},
     rich_markup_mode=None,
 )
-plugins_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
-app.add_typer(plugins_app, name="plugins", help="Look at the installed plugins.")
 
 # What a command does not know may be an option of the model or of the toolchain, checked by it.
 OWN_OPTIONS = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -277,29 +275,6 @@ def lint(
         Invocation.of(context).reporter.say(f"{len(findings)} findings")
     if findings:
         raise typer.Exit(1)
-
-
-@plugins_app.command("list")
-def plugins_list(context: typer.Context, as_json: Json = False) -> None:
-    """List the plugins in use with their hooks, and those set aside with the reason."""
-    registry = Invocation.of(context).registry(warn=False)
-    used: list[dict[str, Any]] = [
-        {"name": p.name, "distribution": p.distribution, "version": p.version, "status": "ok",
-         "contract": p.contract, "hooks": registry.hooks_of(p.name)}
-        for p in registry.plugins.values()
-    ]  # fmt: skip
-    aside = [
-        {"name": p.plugin.name, "distribution": p.plugin.distribution,
-         "version": p.plugin.version, "status": "set aside", "error": p.error}
-        for p in registry.problems
-    ]  # fmt: skip
-    if as_json:
-        return emit([*used, *aside])
-    for entry in [*used, *aside]:
-        typer.echo("{name}  {distribution} {version}  {status}".format(**entry))
-        detail = entry.get("error") or "hooks: " + ", ".join(entry["hooks"])
-        typer.echo(f"  {detail}")
-    return None
 
 
 @app.command()

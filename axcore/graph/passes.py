@@ -165,6 +165,44 @@ class SqueezePass(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, bool(nodes))
 
 
+class GatherRowsPass(ir.passes.InPlacePass):
+    """Gather with constant indices of one axis, and give the result its shape by Reshape.
+
+    Compilers take indices of one axis alone; published towers have tables of them, such as the
+    positions of patches as ``[1, N]``.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Rewrite the main graph."""
+        tables = [(node, _table(node)) for node in _nodes(model, "Gather")]
+        for node, indices in tables:
+            if indices is not None:
+                _gather_rows(model.graph, node, indices)
+        return ir.passes.PassResult(model, any(table is not None for _, table in tables))
+
+
+def _table(node: ir.Node) -> np.ndarray[Any, Any] | None:
+    """Return the constant indices of a Gather that have not one axis, else None."""
+    tensor = None if node.inputs[1] is None else ir.convenience.get_const_tensor(node.inputs[1])
+    sizes = _sizes(node.outputs[0])
+    if tensor is None or len(tensor.shape) == 1 or not sizes or 0 in sizes:
+        return None  # as a length of Reshape, 0 stands for another
+    return tensor.numpy()
+
+
+def _gather_rows(graph: ir.Graph, node: ir.Node, indices: np.ndarray[Any, Any]) -> None:
+    name = str(node.outputs[0].name)
+    flat = _constant(graph, f"{name}.indices", indices.reshape(-1))
+    shape = _constant(graph, f"{name}.shape", np.array(_sizes(node.outputs[0]), np.int64))
+    rows = ir.node(
+        "Gather",
+        [node.inputs[0], flat],
+        {"axis": node.attributes.get_int("axis", 0)},
+        name=f"{name}.rows",
+    )
+    _replace(graph, node, [rows, ir.node("Reshape", [rows.outputs[0], shape], name=node.name)])
+
+
 class ConstantsLastPass(ir.passes.InPlacePass):
     """Put constants, parameters among them, second in Add and Mul."""
 
@@ -313,6 +351,7 @@ def _prose_defaults(node: ir.Node) -> Mapping[str, Any]:
 PASSES = (
     ReciprocalPass,
     SqueezePass,
+    GatherRowsPass,
     PowersPass,
     ReductionAxesPass,
     BiasRowsPass,

@@ -16,6 +16,7 @@ language model gives. Hold them against the model's own class, with the same inp
 
 from .answers import answered, logits, user
 from .kit import check_family
+from .oracle import transformers_answers
 from .prompts import check_prompt
 from .recorder import Recorder
 from .stages import run_stages
@@ -29,5 +30,6 @@ __all__ = [
     "check_prompt",
     "logits",
     "run_stages",
+    "transformers_answers",
     "user",
 ]

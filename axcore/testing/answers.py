@@ -8,6 +8,7 @@ from ..language_model import Prompt
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     import numpy as np
     from PIL.Image import Image
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
     from ..runtime.sampling import Sampling
 
 
-def user(*parts: str | Image) -> dict[str, Any]:
-    """Return a user's message of text and images, in order."""
+def user(*parts: str | Path | Image) -> dict[str, Any]:
+    """Return a user's message of text and images, in order; a path is an image."""
     content = [
         {"type": "text", "text": part}
         if isinstance(part, str)

@@ -205,6 +205,20 @@ def test_a_vision_run_fetches_the_vision_shard_alone(hub: Hub, client: Client) -
     assert second["done"] == second["total"] > first["total"]
 
 
+def test_settings_alone_are_fetched(hub: Hub, client: Client) -> None:
+    """As for a package that is derived from them. Oracle: the server's log."""
+    code = "from axcore.checkpoint.hub import fetch_settings; print(fetch_settings('x/toy'))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False,
+        env=os.environ | {"HF_HOME": str(client.home), "HF_ENDPOINT": hub.url,
+                          "HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    wanted = {name for name in hub.files if name.endswith((".json", ".txt"))}
+    assert hub.fetched() == wanted - {"onnx/config.json"}
+    assert (Path(done.stdout.strip()) / "config.json").read_bytes() == hub.files["config.json"]
+
+
 def test_a_broken_connection_is_taken_up_where_it_broke(hub: Hub, client: Client) -> None:
     """The server cuts a shard in the middle; oracle: the range asked for, the bytes on disk."""
     name = "model-2.safetensors"

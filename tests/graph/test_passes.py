@@ -8,6 +8,8 @@ import numpy as np
 import onnx
 import onnx.checker
 import onnx.defs
+import onnx.helper
+import onnx.numpy_helper
 import onnx.parser
 import onnx_ir as ir
 import onnxruntime as ort
@@ -24,6 +26,7 @@ from axcore.graph.passes import (
     BiasRowsPass,
     ConstantsLastPass,
     ExplicitAttributesPass,
+    GatherRowsPass,
     NewerAttributesPass,
     PowersPass,
     ReductionAxesPass,
@@ -91,6 +94,8 @@ STEPS = {
     "conv": "{y}a = Reshape({x}, IMAGE) {y}b = Conv({y}a, KERNEL) {y} = Reshape({y}b, BACK)",
     "sort": "{y}, {y}i = TopK({x}, FOUR)",
     "gather": "{y} = Gather({x}, ORDER)",
+    "gather a table": "{y}a = Gather<axis=1>({x}, TABLE) {y} = Reshape({y}a, BACK)",
+    "gather one": "{y}a = Gather({x}, ONE) {y} = Add({x}, {y}a)",
 }  # fmt: skip
 CONSTANTS = (
     "float THREE = {3}, float TWO = {2}, float[4] VECTOR = {0.5, -1, 2, 0.25}, "
@@ -99,7 +104,7 @@ CONSTANTS = (
     "float[4,4] SQUARE = {1, 2, 3, 4, 0, 1, 0, 1, 2, 2, 1, 1, 0, 0, 1, 3}, int64[1] LAST = {-1}, "
     "int64[1] FLAT = {-1}, int64[2] BACK = {3, 4}, int64[1] FRONT = {0}, "
     "int64[4] IMAGE = {1, 1, 3, 4}, float[1,1,1,1] KERNEL = {0.7}, int64[1] FOUR = {4}, "
-    "int64[3] ORDER = {2, 0, 1}"
+    "int64[3] ORDER = {2, 0, 1}, int64[2,2] TABLE = {3, 0, -1, 2}, int64 ONE = {-2}"
 )
 
 
@@ -242,6 +247,40 @@ def test_a_bias_beside_a_computed_weight_becomes_a_row(body: str, rows: int) -> 
     assert shapes.count((1, 2)) == rows
     model.graph.inputs[2].name = "w"
     np.testing.assert_array_equal(run(model, a=values[0], b=values[1], w=values[2]), before)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    st.integers(0, 2),
+    st.lists(st.integers(1, 3), max_size=3).filter(lambda sizes: len(sizes) != 1),
+    st.integers(0, 2**32 - 1),
+)
+def test_a_table_of_indices_gathers_rows(axis: int, sizes: list[int], seed: int) -> None:
+    """Whatever shape it has, along every axis, counted from either end. Oracle: numpy's take."""
+    random = np.random.default_rng(seed)
+    x = random.normal(size=(2, 3, 4)).astype(np.float32)
+    indices = random.integers(-x.shape[axis], x.shape[axis], sizes)
+    expected = np.take(x, indices, axis)
+    value = onnx.numpy_helper.from_array(indices, "i")
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Gather", ["x", "i"], ["y"], axis=axis)],
+        "agraph",
+        [onnx.helper.make_tensor_value_info("x", 1, x.shape)],
+        [onnx.helper.make_tensor_value_info("y", 1, expected.shape)],
+        [value],
+    )
+    opset = onnx.helper.make_opsetid("", 17)
+    model = ir.from_proto(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=9))
+    assert GatherRowsPass()(model).modified
+    assert kinds(model) == ["Gather", "Reshape"]
+    assert len(model.graph[0].inputs[1].shape) == 1  # type: ignore[union-attr, arg-type]
+    np.testing.assert_array_equal(run(model, x=x)[0], expected)
+
+
+def test_indices_that_are_computed_stay() -> None:
+    """Their values are not known. Oracle: the graph before."""
+    model = parsed("(float[2,2] x, int64[1,2] i) => (float[1,2,2] y) { y = Gather(x, i) }")
+    assert not GatherRowsPass()(model).modified
 
 
 @pytest.mark.parametrize("opset", [17, 18])

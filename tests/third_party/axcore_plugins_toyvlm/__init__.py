@@ -11,14 +11,18 @@ from axcore import (
     Component,
     Job,
     Layout,
+    LlmBuildArgs,
+    LlmCheckpoint,
     ModelCard,
     Port,
     Profile,
+    Prompt,
     Published,
     Shape,
     UnsupportedProfile,
     affine_tensors,
     hookimpl,
+    llama_tensors,
 )
 
 if TYPE_CHECKING:
@@ -32,16 +36,32 @@ CONFIG: Mapping[str, Any] = {
     "architectures": ["ToyVLMForConditionalGeneration"],
     "model_type": "toyvlm",
     "vision_config": {"depth": 12, "hidden_size": 384, "num_heads": 6, "intermediate_size": 1536},
+    "image_token_id": 31999,
     "text_config": {
+        "architectures": ["Qwen2ForCausalLM"],
+        "model_type": "qwen2",
+        "hidden_act": "silu",
         "hidden_size": 896,
+        "intermediate_size": 4864,
+        "num_attention_heads": 14,
         "num_hidden_layers": 24,
-        "vocab_size": 32000,
+        "num_key_value_heads": 2,
+        "rms_norm_eps": 1e-06,
+        "rope_theta": 1000000.0,
         "tie_word_embeddings": True,
+        "vocab_size": 32000,
     },
 }
 TINY: Mapping[str, Any] = {
     "vision_config": {"depth": 3, "hidden_size": 48, "num_heads": 4, "intermediate_size": 64},
-    "text_config": {"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 128},
+    "image_token_id": 511,
+    "text_config": {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 2,
+        "vocab_size": 512,
+    },
 }
 
 
@@ -59,7 +79,7 @@ def model_cards() -> list[ModelCard]:
                 tensors,
                 {"vision.": ("vision.", "model.vision_tower."), "model.": ("model.",)},
             ),
-            published=Published(CONFIG, tiny=TINY),
+            published=Published(CONFIG, tiny=TINY, tokens=tokens),
         )
     ]
 
@@ -78,7 +98,7 @@ def export_vision(job: Job) -> list[Component]:
     rows = height * width // PATCH_PX**2
 
     def preprocess(images: Sequence[Image]) -> list[dict[str, np.ndarray[Any, Any]]]:
-        return [{"pixel_values": np.asarray(images[0].resize((width, height)))}]
+        return [pixels(images[0], job)]
 
     return [
         Component(
@@ -93,6 +113,12 @@ def export_vision(job: Job) -> list[Component]:
             ),
         )
     ]
+
+
+def pixels(image: Image, job: Job) -> dict[str, np.ndarray[Any, Any]]:
+    """Return the sample of an image."""
+    size = job.profile.width, job.profile.height
+    return {"pixel_values": np.asarray(image.resize(size))}
 
 
 def tensors(config: Mapping[str, Any]) -> dict[str, Shape]:
@@ -112,7 +138,26 @@ def tensors(config: Mapping[str, Any]) -> dict[str, Shape]:
         }
     shapes |= affine_tensors("projector.0", hidden, width)
     shapes |= affine_tensors("projector.2", hidden, hidden)
-    shapes["model.embed_tokens.weight"] = (text["vocab_size"], hidden)
-    for index in range(text["num_hidden_layers"]):
-        shapes[f"model.layers.{index}.input_layernorm.weight"] = (hidden,)
-    return {**shapes, "model.norm.weight": (hidden,)}
+    return {**shapes, **llama_tensors(text, qkv_bias=True)}
+
+
+def tokens(config: Mapping[str, Any]) -> dict[str, int]:
+    """Return the special tokens of a fabricated tokenizer."""
+    last = config["image_token_id"]
+    return {"<image>": last, "<|turn|>": last - 1, "<|end|>": last - 2}
+
+
+@hookimpl
+def llm_build_args(job: Job) -> LlmBuildArgs:
+    """Give builders a checkpoint of the language model alone."""
+    names = llama_tensors(job.text_config, qkv_bias=True)
+    checkpoint = LlmCheckpoint(job.text_config, {name: (name, 1.0) for name in names})
+    return LlmBuildArgs.of(job.profile, checkpoint=checkpoint)
+
+
+@hookimpl
+def prepare_prompt(job: Job, messages: Sequence[Mapping[str, Any]]) -> Prompt:
+    """Write the conversation, an image as one marker for each row."""
+    from . import prompt
+
+    return prompt.prepare(job, messages)

@@ -1,0 +1,1 @@
+"""For plugin authors: `axcore plugins new` writes a package, `axcore plugins check` judges one."""
