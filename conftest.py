@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import shutil
-import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -74,17 +72,3 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AXCORE_CACHE", str(folder))
         yield folder
-
-
-def pytest_runtest_setup() -> None:
-    """Let PyTorch's exporter make its table of operators once for each operator set.
-
-    It parses the source of 500 functions for every stage that is traced: half the time of a tiny
-    conversion. Conversions in processes of their own make it anew, and are held to the same bytes.
-    """
-    if "torch" in sys.modules:  # else the tests at hand would pay for its import
-        from torch.onnx._internal.exporter._registration import ONNXRegistry
-
-        if not hasattr(ONNXRegistry.from_torchlib, "cache_info"):
-            once_each = functools.cache(ONNXRegistry.from_torchlib)
-            ONNXRegistry.from_torchlib = staticmethod(once_each)

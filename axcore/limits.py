@@ -161,3 +161,9 @@ MESSAGE_BYTES = 64 * KB
 
 QUANT_TABLE_BYTES = 256 * MB
 """``quant_axmodel.json`` of Pulsar2: some hundred bytes a tensor, 20 MB for a large tower."""
+
+GRAPH_BYTES = 64 * MB
+"""A traced graph in the user's cache, weights excluded; those of families: below 10 MB."""
+
+GRAPHS_BYTES = 512 * MB
+"""All traced graphs in the user's cache; those that were not used for longest are removed."""

@@ -3,34 +3,31 @@
 from __future__ import annotations
 
 import copy
-import logging
-import warnings
-from contextlib import contextmanager
+import json
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import onnx
-import onnx.checker
-import onnx.version_converter
 import onnx_ir as ir
-import onnxslim
 import torch
-from torch import nn
 
 from ..errors import ContractError
-from ..request import OPSETS
-from .older import Older
-from .passes import WEIGHT, NewerAttributesPass, SplitToSlicesPass, rewrite
+from . import cache
+from .identity import identity
+from .kept import ORDERS, checked, orders_of
+from .passes import WEIGHT
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
+
+    from torch import nn
 
     from ..component import Shape, Stage
+    from .kept import Interface
 
 Spec = tuple["Shape", torch.dtype]
 """Shape and dtype of a tensor passed between stages."""
-
-_EXPORTER_OPSET = 18  # native to torch's exporter; graphs are converted to older ones
 
 
 @dataclass(frozen=True)
@@ -65,7 +62,8 @@ def trace(
     """Trace a stage into the smallest graph that the operator set `opset` can express.
 
     No weight is in memory: parameters are inputs of the graph, so no optimiser sees their values
-    and the cost does not depend on their size.
+    and the cost does not depend on their size. What was traced before is taken from the user's
+    cache, see `axcore.graph.cache`; it has the same bytes.
 
     Args:
         stage: Parameters on the meta device, buffers real.
@@ -79,146 +77,70 @@ def trace(
     Raises:
         ContractError: The module cannot be traced, or the graph cannot be expressed in `opset`.
     """
-    module = typed(stage.module, dtype)
-    names = [name for name, _ in module.named_parameters()]
-    if hidden := [name for name, buffer in module.named_buffers() if buffer.is_meta]:
+    if hidden := [name for name, buffer in stage.module.named_buffers() if buffer.is_meta]:
         raise ContractError(
             f"stage `{stage.name}` has buffers on the meta device: {', '.join(hidden)}",
             hint="build constants on the CPU; only parameters belong on the meta device",
         )
-    examples = tuple(torch.empty(shape, dtype=kind) for shape, kind in state)
-    weights = [torch.empty(p.shape, dtype=p.dtype) for p in module.parameters()]
-    try:
-        with torch.no_grad(), _quiet():
-            program = torch.onnx.export(
-                _Pure(module, names, opset),
-                (examples, weights),
-                dynamo=True,
-                input_names=[
-                    *(f"state.{i}" for i in range(len(examples))),
-                    *(f"{WEIGHT}{name}" for name in names),
-                ],
-                dynamic_shapes=_dynamic(dynamic, len(weights)),
-                opset_version=max(opset, _EXPORTER_OPSET),
-                verbose=False,
-            )
-    except torch.onnx.OnnxExporterError as error:
-        if _was_interrupted(error):
-            raise KeyboardInterrupt from error
-        raise ContractError(
-            f"stage `{stage.name}` cannot be traced\n  {_first_line(error.__cause__ or error)}",
-            hint="use static shapes and plain tensor operations in `forward`",
-        ) from error
-    assert program is not None
-    model = _finish(program.model, stage, opset)
-    if dynamic:
-        # Layer models keep weights as the checkpoint has them, and their output shapes vary.
-        return KindGraph(model, (), {})
-    orders = _absorb_transposes(model.graph)
+    facts = state, dtype, opset, [sorted(axes) for axes in dynamic], torch.get_default_dtype()
+    key = identity(stage.module, facts)
+    content = key and cache.read(key)
+    if key and content:
+        with suppress(ValueError, ContractError):
+            interface = _interface(stage, state, dtype, dynamic)
+            return _kind(checked(content, interface, opset), stage, bool(dynamic))
+        cache.remove(key)
+    content = _traced(stage, state, dtype, opset, dynamic)
+    if key:
+        cache.write(key, content)
+    return _kind(onnx.ModelProto.FromString(content), stage, bool(dynamic))
+
+
+def _traced(
+    stage: Stage,
+    state: Sequence[Spec],
+    dtype: torch.dtype,
+    opset: int,
+    dynamic: Sequence[Collection[int]],
+) -> bytes:
+    from .exporter import export
+
+    model, orders = export(stage, typed(stage.module, dtype), state, opset, dynamic)
+    if orders:
+        model.metadata_props[ORDERS] = json.dumps(orders)
+    content: bytes = ir.to_proto(model).SerializeToString()
+    return content
+
+
+def _kind(proto: onnx.ModelProto, stage: Stage, dynamic: bool) -> KindGraph:
+    """Return the graph, always read from bytes, so that a kept one is the same as a new one."""
+    model: ir.Model = ir.from_proto(proto)
+    orders = orders_of(model.metadata_props.pop(ORDERS, "{}"))
+    if dynamic:  # output shapes vary
+        return KindGraph(model, (), orders)
     return KindGraph(model, tuple(_spec(value, stage) for value in model.graph.outputs), orders)
 
 
-def _was_interrupted(error: BaseException | None) -> bool:
-    """Whether an error was caused by Ctrl-C: the exporter wraps it, or fails while cleaning up."""
-    while error is not None and not isinstance(error, KeyboardInterrupt):
-        error = error.__cause__ or error.__context__
-    return error is not None
+def _interface(
+    stage: Stage,
+    state: Sequence[Spec],
+    dtype: torch.dtype,
+    dynamic: Sequence[Collection[int]],
+) -> Interface:
+    """Return what a graph of the stage may take."""
+    taken: dict[str, tuple[ir.DataType, tuple[int | None, ...]]] = {}
+    for index, (shape, kind) in enumerate(state):
+        free = dynamic[index] if dynamic else ()
+        lengths = (None if axis in free else length for axis, length in enumerate(shape))
+        taken[f"state.{index}"] = _dtype(kind), tuple(lengths)
+    for name, parameter in stage.module.named_parameters():
+        kind = dtype if parameter.is_floating_point() else parameter.dtype
+        taken[WEIGHT + name] = _dtype(kind), tuple(parameter.shape)
+    return taken
 
 
-def _dynamic(dynamic: Sequence[Collection[int]], weights: int) -> Any:
-    """Return `dynamic` in the exporter's terms; the exporter infers which lengths are equal."""
-    if not dynamic:
-        return None
-    auto = torch.export.Dim.AUTO
-    return tuple(dict.fromkeys(axes, auto) for axes in dynamic), [None] * weights
-
-
-class _Pure(nn.Module):
-    """Makes a module a function of state and weights, so that no parameter becomes a constant."""
-
-    def __init__(self, module: nn.Module, names: Sequence[str], opset: int) -> None:
-        super().__init__()
-
-        def call(state: tuple[torch.Tensor, ...], weights: list[torch.Tensor]) -> Any:
-            bound = dict(zip(names, weights, strict=True))
-            with Older(opset):
-                return torch.func.functional_call(module, bound, state)
-
-        self.call = call
-
-    def forward(
-        self, state: tuple[torch.Tensor, ...], weights: list[torch.Tensor]
-    ) -> tuple[torch.Tensor, ...]:
-        out = self.call(state, weights)
-        return (out,) if isinstance(out, torch.Tensor) else tuple(out)
-
-
-def _finish(model: ir.Model, stage: Stage, opset: int) -> ir.Model:
-    """Name the outputs, convert to `opset`, slim, check that the interface stayed, and rewrite."""
-    for index, value in enumerate(model.graph.outputs):
-        value.name = f"out.{index}"
-    _lift_constants(model)
-    if opset < _EXPORTER_OPSET:
-        NewerAttributesPass(opset)(model)
-        SplitToSlicesPass()(model)
-    proto = ir.to_proto(model)
-    before = _signature(proto)
-    proto = _convert(proto, opset, stage)
-    slimmed = onnxslim.slim(proto)
-    after = _signature(slimmed)
-    # Unused inputs may disappear, e.g. the weights of a head that is not computed.
-    lost = {name for name in before.keys() - after.keys() if name.startswith("out.")}
-    if lost or not after.items() <= before.items():
-        raise ContractError(
-            f"slimming changed the interface of stage `{stage.name}`\n"
-            f"  before: {before}\n  after: {after}",
-            hint="report this with the versions that `axcore doctor` prints",
-        )
-    result: ir.Model = ir.from_proto(slimmed)
-    _lift_constants(result)
-    rewrite(result)
-    onnx.checker.check_model(ir.to_proto(result), full_check=True)
-    return result
-
-
-def _absorb_transposes(graph: ir.Graph) -> dict[str, tuple[int, ...]]:
-    """Remove Transpose nodes on weights; the weights are permuted once, when they are saved.
-
-    Optimisers fold a Transpose into a constant, but here weights are graph inputs.
-    """
-    orders = {}
-    for value in graph.inputs:
-        users = [use.node for use in value.uses()]
-        kinds = {(node.op_type, tuple(node.attributes.get_ints("perm", ()))) for node in users}
-        # A weight that is also used untransposed has to stay as it is.
-        if not str(value.name).startswith(WEIGHT) or len(kinds) != 1:
-            continue
-        ((operator, order),) = kinds
-        if operator == "Transpose" and order and value.shape is not None:
-            value.shape = ir.Shape([value.shape[axis] for axis in order])
-            orders[str(value.name).removeprefix(WEIGHT)] = order
-            for node in users:
-                ir.convenience.replace_all_uses_with(node.outputs[0], value)
-                graph.remove(node, safe=True)
-    return orders
-
-
-def _lift_constants(model: ir.Model) -> None:
-    # As initializers, equal constants of several stages can be shared in the joined graph.
-    ir.passes.common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-
-
-def _convert(proto: onnx.ModelProto, opset: int, stage: Stage) -> onnx.ModelProto:
-    current = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
-    if current == opset:
-        return proto
-    try:
-        return onnx.version_converter.convert_version(proto, opset)
-    except (RuntimeError, onnx.version_converter.ConvertError) as error:
-        raise ContractError(
-            f"stage `{stage.name}` cannot be expressed in opset {opset}\n  {_first_line(error)}",
-            hint=f"choose a later --opset (up to {OPSETS[-1]})",
-        ) from error
+def _dtype(kind: torch.dtype) -> ir.DataType:
+    return ir.tensor_adapters.from_torch_dtype(kind)
 
 
 def _spec(value: ir.Value, stage: Stage) -> Spec:
@@ -229,31 +151,3 @@ def _spec(value: ir.Value, stage: Stage) -> Spec:
             hint="every shape must follow from the input shapes",
         )
     return tuple(shape.numpy()), ir.tensor_adapters.to_torch_dtype(dtype)
-
-
-def _signature(proto: onnx.ModelProto) -> dict[str, tuple[int, tuple[int, ...]]]:
-    """Map the name of every input and output to its type and shape."""
-    signature = {}
-    for value in (*proto.graph.input, *proto.graph.output):
-        tensor = value.type.tensor_type
-        shape = tuple(dim.dim_value for dim in tensor.shape.dim)
-        signature[value.name] = tensor.elem_type, shape
-    return signature
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), repr(error))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Suppress the exporter's warnings about its own internals, which users cannot act on."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

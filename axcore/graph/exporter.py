@@ -1,0 +1,208 @@
+"""torch's exporter and the optimiser behind it: a stage becomes the smallest graph it can be.
+
+Imported only where a graph is not in the cache: the exporter alone takes seconds to load.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import onnx
+import onnx.checker
+import onnx.version_converter
+import onnx_ir as ir
+import onnxslim
+import torch
+from torch import nn
+
+from ..errors import ContractError
+from ..request import OPSETS
+from .older import Older
+from .operators import read_once
+from .passes import WEIGHT, NewerAttributesPass, SplitToSlicesPass, rewrite
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Sequence
+
+    from ..component import Shape, Stage
+
+_EXPORTER_OPSET = 18  # native to torch's exporter; graphs are converted to older ones
+
+
+def export(
+    stage: Stage,
+    module: nn.Module,
+    state: Sequence[tuple[Shape, torch.dtype]],
+    opset: int,
+    dynamic: Sequence[Collection[int]],
+) -> tuple[ir.Model, dict[str, tuple[int, ...]]]:
+    """Trace `module`, the stage's in the precision wanted; see `axcore.graph.trace.trace`.
+
+    Returns:
+        The graph, and for each parameter whose axes it expects permuted the permutation.
+
+    Raises:
+        ContractError: The module cannot be traced, or the graph cannot be expressed in `opset`.
+    """
+    names = [name for name, _ in module.named_parameters()]
+    examples = tuple(torch.empty(shape, dtype=kind) for shape, kind in state)
+    weights = [torch.empty(p.shape, dtype=p.dtype) for p in module.parameters()]
+    try:
+        with torch.no_grad(), _quiet(), read_once():
+            program = torch.onnx.export(
+                _Pure(module, names, opset),
+                (examples, weights),
+                dynamo=True,
+                input_names=[
+                    *(f"state.{i}" for i in range(len(examples))),
+                    *(f"{WEIGHT}{name}" for name in names),
+                ],
+                dynamic_shapes=_dynamic(dynamic, len(weights)),
+                opset_version=max(opset, _EXPORTER_OPSET),
+                verbose=False,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        if _was_interrupted(error):
+            raise KeyboardInterrupt from error
+        raise ContractError(
+            f"stage `{stage.name}` cannot be traced\n  {_first_line(error.__cause__ or error)}",
+            hint="use static shapes and plain tensor operations in `forward`",
+        ) from error
+    assert program is not None
+    model = _finish(program.model, stage, opset)
+    # Layer models keep weights as the checkpoint has them.
+    return model, {} if dynamic else _absorb_transposes(model.graph)
+
+
+def _was_interrupted(error: BaseException | None) -> bool:
+    """Whether an error was caused by Ctrl-C: the exporter wraps it, or fails while cleaning up."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
+def _dynamic(dynamic: Sequence[Collection[int]], weights: int) -> Any:
+    """Return `dynamic` in the exporter's terms; the exporter infers which lengths are equal."""
+    if not dynamic:
+        return None
+    auto = torch.export.Dim.AUTO
+    return tuple(dict.fromkeys(axes, auto) for axes in dynamic), [None] * weights
+
+
+class _Pure(nn.Module):
+    """Makes a module a function of state and weights, so that no parameter becomes a constant."""
+
+    def __init__(self, module: nn.Module, names: Sequence[str], opset: int) -> None:
+        super().__init__()
+
+        def call(state: tuple[torch.Tensor, ...], weights: list[torch.Tensor]) -> Any:
+            bound = dict(zip(names, weights, strict=True))
+            with Older(opset):
+                return torch.func.functional_call(module, bound, state)
+
+        self.call = call
+
+    def forward(
+        self, state: tuple[torch.Tensor, ...], weights: list[torch.Tensor]
+    ) -> tuple[torch.Tensor, ...]:
+        out = self.call(state, weights)
+        return (out,) if isinstance(out, torch.Tensor) else tuple(out)
+
+
+def _finish(model: ir.Model, stage: Stage, opset: int) -> ir.Model:
+    """Name the outputs, convert to `opset`, slim, check that the interface stayed, and rewrite."""
+    for index, value in enumerate(model.graph.outputs):
+        value.name = f"out.{index}"
+    _lift_constants(model)
+    if opset < _EXPORTER_OPSET:
+        NewerAttributesPass(opset)(model)
+        SplitToSlicesPass()(model)
+    proto = ir.to_proto(model)
+    before = _signature(proto)
+    proto = _convert(proto, opset, stage)
+    slimmed = onnxslim.slim(proto)
+    after = _signature(slimmed)
+    # Unused inputs may disappear, e.g. the weights of a head that is not computed.
+    lost = {name for name in before.keys() - after.keys() if name.startswith("out.")}
+    if lost or not after.items() <= before.items():
+        raise ContractError(
+            f"slimming changed the interface of stage `{stage.name}`\n"
+            f"  before: {before}\n  after: {after}",
+            hint="report this with the versions that `axcore doctor` prints",
+        )
+    result: ir.Model = ir.from_proto(slimmed)
+    _lift_constants(result)
+    rewrite(result)
+    onnx.checker.check_model(ir.to_proto(result), full_check=True)
+    return result
+
+
+def _absorb_transposes(graph: ir.Graph) -> dict[str, tuple[int, ...]]:
+    """Remove Transpose nodes on weights; the weights are permuted once, when they are saved.
+
+    Optimisers fold a Transpose into a constant, but here weights are graph inputs.
+    """
+    orders = {}
+    for value in graph.inputs:
+        users = [use.node for use in value.uses()]
+        kinds = {(node.op_type, tuple(node.attributes.get_ints("perm", ()))) for node in users}
+        # A weight that is also used untransposed has to stay as it is.
+        if not str(value.name).startswith(WEIGHT) or len(kinds) != 1:
+            continue
+        ((operator, order),) = kinds
+        if operator == "Transpose" and order and value.shape is not None:
+            value.shape = ir.Shape([value.shape[axis] for axis in order])
+            orders[str(value.name).removeprefix(WEIGHT)] = order
+            for node in users:
+                ir.convenience.replace_all_uses_with(node.outputs[0], value)
+                graph.remove(node, safe=True)
+    return orders
+
+
+def _lift_constants(model: ir.Model) -> None:
+    # As initializers, equal constants of several stages can be shared in the joined graph.
+    ir.passes.common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+
+
+def _convert(proto: onnx.ModelProto, opset: int, stage: Stage) -> onnx.ModelProto:
+    current = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
+    if current == opset:
+        return proto
+    try:
+        return onnx.version_converter.convert_version(proto, opset)
+    except (RuntimeError, onnx.version_converter.ConvertError) as error:
+        raise ContractError(
+            f"stage `{stage.name}` cannot be expressed in opset {opset}\n  {_first_line(error)}",
+            hint=f"choose a later --opset (up to {OPSETS[-1]})",
+        ) from error
+
+
+def _signature(proto: onnx.ModelProto) -> dict[str, tuple[int, tuple[int, ...]]]:
+    """Map the name of every input and output to its type and shape."""
+    signature = {}
+    for value in (*proto.graph.input, *proto.graph.output):
+        tensor = value.type.tensor_type
+        shape = tuple(dim.dim_value for dim in tensor.shape.dim)
+        signature[value.name] = tensor.elem_type, shape
+    return signature
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), repr(error))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Suppress the exporter's warnings about its own internals, which users cannot act on."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
