@@ -332,12 +332,20 @@ def _is_available(toolchain: Toolchain) -> bool:
 
 def _builds_layers(bundle: Bundle, registry: Registry) -> bool:
     """Whether the embedded toolchain has layer models for a bundle's language model."""
-    from ..language.layer_types import other_layers
+    from ..errors import UnsupportedModel
+    from ..language.architectures import described
     from ..runtime.deployment import Deployment
 
     if bundle.manifest.vision_only:
         return False
-    return not other_layers(Deployment.open(bundle.folder, registry).job.text_config)
+    job = Deployment.open(bundle.folder, registry).job
+    if "decoder" in registry.hooks_of(job.family):
+        return True
+    try:
+        described(job)
+    except UnsupportedModel:
+        return False
+    return True
 
 
 def _peak_bytes() -> int:

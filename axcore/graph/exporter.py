@@ -73,6 +73,7 @@ def export(
         ) from error
     assert program is not None
     model = _finish(program.model, stage, opset)
+    _check_lengths(model.graph, dynamic, stage)
     # Layer models keep weights as the checkpoint has them.
     return model, {} if dynamic else _absorb_transposes(model.graph)
 
@@ -90,6 +91,27 @@ def _dynamic(dynamic: Sequence[Collection[int]], weights: int) -> Any:
         return None
     auto = torch.export.Dim.AUTO
     return tuple(dict.fromkeys(axes, auto) for axes in dynamic), [None] * weights
+
+
+def _check_lengths(graph: ir.Graph, dynamic: Sequence[Collection[int]], stage: Stage) -> None:
+    """Refuse a graph that was traced for the example's lengths alone: it would run, and be wrong.
+
+    Raises:
+        ContractError: Names the input and the axis.
+    """
+    inputs = {value.name: value.shape for value in graph.inputs}
+    for index, axes in enumerate(dynamic):
+        shape = inputs.get(f"state.{index}") or ()
+        if fixed := [axis for axis in axes if axis < len(shape) and isinstance(shape[axis], int)]:
+            raise _one_length(stage, index, fixed[0])
+
+
+def _one_length(stage: Stage, index: int, axis: int) -> ContractError:
+    return ContractError(
+        f"stage `{stage.name}` computes with one length of axis {axis} of its input {index}, which"
+        " differs from call to call",
+        hint="take lengths from `shape`, and do not turn them into numbers in `forward`",
+    )
 
 
 class _Pure(nn.Module):
@@ -127,6 +149,11 @@ def _finish(model: ir.Model, stage: Stage, opset: int) -> ir.Model:
     after = _signature(slimmed)
     # Unused inputs may disappear, e.g. the weights of a head that is not computed.
     lost = {name for name in before.keys() - after.keys() if name.startswith("out.")}
+    for name in before.keys() & after.keys():  # shapes agree with the example's alone
+        source, _, number = name.partition(".")
+        lengths = zip(before[name][1], after[name][1], strict=True)
+        if source == "state" and (0, True) in (pairs := [(a, b > 0) for a, b in lengths]):
+            raise _one_length(stage, int(number), pairs.index((0, True)))
     if lost or not after.items() <= before.items():
         raise ContractError(
             f"slimming changed the interface of stage `{stage.name}`\n"

@@ -78,12 +78,14 @@ def fill(folder: Path, source: Source, progress: Progress) -> list[Library]:
 
 
 def _check_layers(source: Source) -> None:
-    others = other_layers(source.deployment.job.text_config)
+    deployment = source.deployment
+    others = other_layers(deployment.job.text_config, deployment.llm.kv_cache_len + 1)
     if others and source.suffix == COMPILED:  # which do not say what a layer keeps
         raise UnsupportedModel(
             f"the Python runtime cannot run `{source.card.id}`: of {COMPILED} files it needs layers"
             f" with a key/value cache, and the language model has {others}",
-            hint="package with --runtime axllm, if that has a type for the model",
+            hint="run `axcore build --toolchain onnx` for layers that say what they keep, or"
+            " package with --runtime axllm, if that has a type for the model",
         )
 
 

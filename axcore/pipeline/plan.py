@@ -170,7 +170,7 @@ def notes(prepared: Prepared, data: Found) -> list[str]:
 def _vendor_notes(prepared: Prepared) -> list[str]:
     """Say what builders of vendors do not make of the language model, or leave to the host."""
     found = []
-    if others := other_layers(prepared.job.text_config):
+    if others := other_layers(prepared.job.text_config, prepared.job.profile.kv_cache_len + 1):
         found.append(
             f"the language model has {others}: `--toolchain onnx` builds what its family"
             " implements; ask whether a vendor's builder and runtime know them"

@@ -309,7 +309,7 @@ def _check_described(layers: Sequence[Layer], deployment: Deployment) -> None:
     """
     if any(layer.described for layer in layers):
         return
-    if others := other_layers(deployment.job.text_config):
+    if others := other_layers(deployment.job.text_config, deployment.llm.kv_cache_len + 1):
         raise UnsupportedModel(
             f"{layers[0].path} does not say what its layer keeps; the language model has {others}",
             hint=f"run `{build_command(deployment.folder, '.onnx')}`, and use --backend onnx",

@@ -14,7 +14,7 @@ from ..language.tokenizer import load_tokenizer
 from ..language_model import Prompt
 from .deployment import Deployment
 from .language import Embeddings
-from .masks import borders, runs
+from .masks import borders, chunk_ends, runs
 from .sampling import Sampler, Sampling
 from .text import TextStream
 from .vision import VisionSide
@@ -241,7 +241,8 @@ def prepare_prompt(
         messages: In the form that the family's hook expects.
 
     Raises:
-        BudgetError: The prompt is too long; the message has the numbers.
+        BudgetError: The prompt is too long, or no chunks can hold its blocks; the message has the
+            numbers.
         AxcoreError: The family does not support something in the messages.
     """
     job, llm = deployment.job, deployment.llm
@@ -250,13 +251,15 @@ def prepare_prompt(
         if not isinstance(prompt, Prompt):
             raise ContractError(f"returned {prompt!r}, not a Prompt")
     count = len(prompt.input_ids)
-    limit = llm.prefill_len + max(llm.last_kv_cache_len, default=0)
+    longest = max(llm.last_kv_cache_len, default=0)
+    limit = llm.prefill_len + longest
     if count > limit:
         images = sum(map(len, prompt.places.values()))
         raise BudgetError(
             f"the prompt has {count} tokens ({images} for images); this build allows {limit}",
             hint="shorten it, give fewer images, or convert with a longer --last-kv-cache-len",
         )
+    chunk_ends(0, runs(prompt.blocks, count), llm.prefill_len, longest)  # whatever is cached
     return prompt
 
 

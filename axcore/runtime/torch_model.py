@@ -184,6 +184,8 @@ class TorchLanguage:
     def __init__(self, deployment: Deployment, job: Job, place: Place) -> None:
         llm, self._place = deployment.llm, place
         self._columns = _columns(deployment)
+        # Some classes scale whatever rows they are given; ours are scaled already.
+        self._scaled = deployment.embedding.scale * deployment.embedding.factor != 1
         with job.checkpoint:
             self._body, self._head = _decoder(job, deployment, place)
         self._cache = self._empty_cache()
@@ -220,7 +222,7 @@ class TorchLanguage:
         """Run rows ``[b, n, columns]`` at places int64 ``[r, b, n]``; no masks are causal ones."""
         before, self.filled = self.filled, 0  # after an interrupted run, the caches are incomplete
         state = self._place.put(torch.tensor(rows[..., : self._columns.width]))
-        with torch.inference_mode(), self._adding(rows):
+        with torch.inference_mode(), self._adding(rows, state):
             result = self._body(
                 inputs_embeds=state,
                 attention_mask=masks,
@@ -233,9 +235,14 @@ class TorchLanguage:
         return _array(logits)
 
     @contextmanager
-    def _adding(self, rows: Array) -> Iterator[None]:
+    def _adding(self, rows: Array, state: Tensor) -> Iterator[None]:
         """Add what the rows say to the states behind layers, during one run."""
         with ExitStack() as stack:
+            if self._scaled:
+                first = self._body.layers[0].register_forward_pre_hook(
+                    partial(_instead, state), with_kwargs=True
+                )
+                stack.callback(first.remove)
             for layer, columns in self._columns.added.items():
                 if (added := rows[..., columns]).any():
                     hook = partial(_add, self._place.put(torch.tensor(added)))
@@ -309,6 +316,14 @@ def _columns(deployment: Deployment) -> Columns:
             hint="use another --backend",
         )
     return Columns(deployment)
+
+
+def _instead(state: Tensor, module: nn.Module, given: Any, named: Any) -> Any:
+    """Give the first layer the rows themselves, in place of what the body has made of them."""
+    del module
+    if given:
+        return (state, *given[1:]), named
+    return given, {**named, "hidden_states": state}
 
 
 def _add(added: Tensor, module: nn.Module, given: Any, returned: Any) -> Any:

@@ -6,13 +6,18 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 
+import axcore
 from axcore import Registry
 from axcore.bundle import MANIFEST, Bundle
+from axcore.checkpoint import Checkpoint
 from axcore.checkpoint.fabricate import fabricate
 from axcore.pipeline.build import open_decoder
 from axcore.progress import Silent
+from axcore.runtime.deployment import Deployment
+from axcore.runtime.language import Embeddings
 
 from ..bundles import install
 
@@ -50,6 +55,41 @@ def model_cards():
 def embed_extract(job):
     return Embedding(EMBEDDING, job.checkpoint.info(EMBEDDING).shape)
 """
+
+
+TABLES = FAMILY.replace(
+    "    return Embedding(EMBEDDING, job.checkpoint.info(EMBEDDING).shape)",
+    "    first = Embedding(EMBEDDING, job.checkpoint.info(EMBEDDING).shape)\n"
+    "    return [first, replace(first, name='more', scale=0.5)]\n\n"
+    "export_vision = base.export_vision",
+)
+
+
+def test_named_tables_are_converted_and_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the hook to rows: a file for each table, its columns behind the embedding's.
+
+    Oracle: the tensor of the checkpoint, which serves as both.
+    """
+    install(tmp_path / "site", "tables", TABLES)
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    registry = Registry()
+    checkpoint = fabricate(registry.find("named-1b").card, "tiny", tmp_path / "checkpoint")
+    options = axcore.Options(height=56, width=56)
+    axcore.convert(
+        str(checkpoint), tmp_path / "out", family="tables", options=options, verify=False,
+        registry=registry,
+    )  # fmt: skip
+    sys.modules.pop("axcore_tables")
+    assert (tmp_path / "out" / "more.table.bfloat16.bin").exists()
+    deployment = Deployment.open(tmp_path / "out", registry)
+    (table,) = deployment.tables
+    assert (table.name, table.scale) == ("more", 0.5)
+    with Checkpoint.open(checkpoint) as opened:
+        expected = opened.tensor(EMBEDDING).float().numpy()[[3, 1]]
+    found = Embeddings(deployment).rows(np.array([3, 1]))
+    np.testing.assert_array_equal(found, np.concatenate([expected, expected / 2], 1))
 
 
 def test_the_default_decoder_begins_beside_the_embedding(

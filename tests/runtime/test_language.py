@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
@@ -13,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from axcore import BundleError, Embedding
+from axcore import BundleError, Embedding, UnsupportedModel
 from axcore.runtime import axengine_sim
 from axcore.runtime.language import Embeddings, LayerModels
 
@@ -243,3 +244,21 @@ def test_a_token_without_a_row(toy_deployment: Deployment) -> None:
     """Token and number of rows are named."""
     with pytest.raises(BundleError, match="token 32 is beyond the embedding's 32 rows"):
         Embeddings(toy_deployment).rows(np.array([3, 32]))
+
+
+@pytest.mark.parametrize("window", [CACHE, CACHE + 1])
+def test_compiled_layers_that_may_have_a_window(toy_deployment: Deployment, window: int) -> None:
+    """Files that say nothing of themselves run where the window holds all tokens, and only there.
+
+    The job is a stand-in with a config alone. Oracle: a cache and the token behind it.
+    """
+    types = ["sliding_attention", "full_attention"]
+    config = {"num_hidden_layers": 2, "layer_types": types, "sliding_window": window}
+    job: Any = SimpleNamespace(text_config=config)
+    deployment = replace(toy_deployment, job=job)
+    if window > CACHE:
+        LayerModels(deployment, axengine_sim, ".onnx")
+        return
+    with pytest.raises(UnsupportedModel, match="1 of 2 layers of the type sliding_att") as caught:
+        LayerModels(deployment, axengine_sim, ".onnx")
+    assert "--toolchain onnx" in caught.value.hint

@@ -111,16 +111,66 @@ class Forgetful(Attention):
         return super().forward(*given)[2]
 
 
+class Numbered(Attention):
+    """Turns the number of tokens into a constant."""
+
+    def forward(self, *given: torch.Tensor) -> Any:
+        """Add to every token what its place in the chunk says."""
+        key, value, state = super().forward(*given)
+        return key, value, state + torch.arange(int(state.shape[1]))[:, None]
+
+
+class Reshaped(Attention):
+    """Reshapes to the number of tokens that it was tried with."""
+
+    def forward(self, *given: torch.Tensor) -> Any:
+        """Return the state by way of a matrix of three rows."""
+        key, value, state = super().forward(*given)
+        return key, value, state.reshape(3, 8)[None]
+
+
+class Last(Attention):
+    """Returns the state of one token, however many there are."""
+
+    def forward(self, *given: torch.Tensor) -> Any:
+        """Leave out the rest."""
+        key, value, state = super().forward(*given)
+        return key, value, state[:, -1:]
+
+
+class Whole(Attention):
+    """Returns the rows of the history, too."""
+
+    def forward(self, *given: torch.Tensor) -> Any:
+        """Join old and new."""
+        key, value, state = super().forward(*given)
+        return torch.cat([given[0], key], 1), value, state
+
+
+class Wide(Attention):
+    """Returns rows of twice the width."""
+
+    def forward(self, *given: torch.Tensor) -> Any:
+        """Repeat the keys."""
+        key, value, state = super().forward(*given)
+        return torch.cat([key, key], 2), value, state
+
+
 @pytest.mark.parametrize(
     ("module", "evidence"),
     [
-        (Forgetful(), "returns 1 tensors, not 3: K_cache_out, V_cache_out, output"),
+        (Forgetful(), r"returns 1 tensors, .*, not 3, .*: K_cache_out, V_cache_out, output"),
+        (Numbered(), "computes with one length of axis 1 of its input [23]"),
+        (Reshaped(), r"fails: .*\n.*input \[1, 4, 8\]"),
+        (Last(), r"\(1, 1, 8\)\], not 3, .*\(1, 3, 8\)\]"),
+        (Whole(), r"3 tensors, \[\(1, 8, 4\), \(1, 3, 4\)"),
+        (Wide(), r"3 tensors, \[\(1, 3, 8\), \(1, 3, 4\)"),
     ],
 )
 def test_a_layer_that_others_would_compute_wrongly_with(
     tmp_path: Path, module: torch.nn.Module, evidence: str
 ) -> None:
-    """It traces, but returns other outputs than its caches ask for; nothing is written."""
+    """It traces, but for one length, or returns other outputs; no graph is written."""
     with pytest.raises(ContractError, match=evidence):
         toy_decoder(tmp_path, [Stage("layers.0", module, "layers.0.")])
     assert not list((tmp_path / "bundle").glob("*.onnx"))

@@ -288,6 +288,24 @@ def test_the_longest_prompt_passes_and_one_more_token_does_not(whole: Runner) ->
         whole.prepare([message("x" * (LIMIT - frame + 1), IMAGE)])
 
 
+def test_blocks_that_no_chunks_hold_are_refused_before_loading(whole: Runner) -> None:
+    """A prompt that would fit but for its blocks; the family that says so is a stand-in.
+
+    Oracle: two blocks of just over half a chunk need a chunk each, so half of the limit holds no
+    more of them.
+    """
+    chunk = whole.deployment.llm.prefill_len
+    count = LIMIT // chunk * chunk
+    blocks = np.arange(count) // (chunk // 2 + 1) + 1
+
+    class Blocks(Registry):
+        def call(self, family: str, hook: str, **arguments: Any) -> Any:
+            return prompt(range(count), blocks=blocks[:count])
+
+    with pytest.raises(BudgetError, match=f"{count} tokens; .*fewer where tokens that see each"):
+        runner_module.prepare_prompt(whole.deployment, Blocks(), [message("?")])
+
+
 def test_a_prompt_needs_no_layer_model(own: Path, whole: Runner) -> None:
     """It is made, or refused for its length, from the manifest. Oracle: the loaded runner's."""
     for path in own.glob("*.onnx*"):

@@ -10,7 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
+from safetensors.torch import save_file
 
+from axcore import Weight
+from axcore.checkpoint import Checkpoint
 from axcore.toolchains.onnx import precision
 from axcore.toolchains.onnx.precision import row_codes
 
@@ -57,6 +60,32 @@ def test_eight_bits_are_within_a_step(matrix: np.ndarray, rule: str) -> None:
     codes, scales = row_codes(torch.from_numpy(matrix), "s8", rule)
     back = codes.numpy() * scales.numpy()[:, None]
     assert np.all(np.abs(back - matrix) <= np.abs(scales.numpy())[:, None] * 1.001 + 1e-30)
+
+
+@pytest.mark.parametrize("kind", ["s8", "s4", "bf16", "fp16", "fp32"])
+@pytest.mark.parametrize("source", [torch.float32, torch.bfloat16])
+def test_what_is_no_matrix_keeps_its_precision(
+    tmp_path: Path, kind: str, source: torch.dtype
+) -> None:
+    """A decay in float32 stays what it is, next to matrices of 8 bits. Oracle: its values."""
+    values = torch.linspace(-3, 3, 7).to(source)
+    (tmp_path / "config.json").write_text("{}")
+    save_file(
+        {"A_log": values, "taps": values.clone().reshape(7, 1, 1)}, tmp_path / "model.safetensors"
+    )
+    checkpoint = Checkpoint.open(tmp_path)
+    for name, shape in (("A_log", (7,)), ("taps", (7, 1, 1))):
+        with checkpoint:
+            (form,) = precision.stored_forms(
+                name, shape, Weight(name), checkpoint, precision.Precision("bf16", kind)
+            )
+            with (tmp_path / "data").open("w+b") as file:
+                form.write(file.fileno(), 0)
+                held = torch.frombuffer(bytearray(file.read()), dtype=_DTYPES[form.dtype.name])
+        assert torch.equal(held.float(), values.float())
+
+
+_DTYPES = {"FLOAT": torch.float32, "BFLOAT16": torch.bfloat16, "FLOAT16": torch.float16}
 
 
 @pytest.mark.parametrize("strip", [1, 64 * 5, 130 * 5, 1 << 20])

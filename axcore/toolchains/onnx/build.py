@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ...checkpoint.quantised import float_sources
 from ...errors import ContractError, UsageError
@@ -26,7 +27,7 @@ from .products import multiply_integers
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ...component import Stage
+    from ...component import Shape, Stage
     from ...graph.trace import KindGraph, Spec
     from ...language_model import Decoder, DecoderLayer
     from ...progress import Progress
@@ -178,11 +179,6 @@ class _LayerFiles:
     def _kind(self, stage: Stage, layer: DecoderLayer | None) -> _Kind:
         if stage.kind not in self._kinds:
             kind = self._head(stage) if layer is None else self._layer(layer)
-            if len(kind.graph.model.graph.outputs) != len(kind.outputs):
-                raise ContractError(
-                    f"stage `{stage.name}` returns {len(kind.graph.model.graph.outputs)} tensors,"
-                    f" not {len(kind.outputs)}: {', '.join(kind.outputs)}"
-                )
             self._kinds[stage.kind] = kind
             turn_keys_in_products(kind.graph.model.graph)
             if self._precision.inside:
@@ -192,6 +188,7 @@ class _LayerFiles:
     def _layer(self, layer: DecoderLayer) -> _Kind:
         spec, lengths = LayerSpec.of(layer), self._lengths
         groups = lengths.groups(spec)
+        _check_outputs(layer, lengths)
         names = list(groups[0]["inputs"])
         example = lengths.example(spec)
         state: list[Spec] = [
@@ -209,10 +206,12 @@ class _LayerFiles:
         # No axis need be dynamic, but weights have to keep their order as those of layers do.
         axes = ((0,) if dynamic else (),)
         graph = trace(stage, [(shape, torch.float32)], torch.float32, OPSET, axes)
-        logits = graph.model.graph.outputs[0].shape
-        if logits is None or len(logits) != 3 or not isinstance(logits[-1], int):
+        made = [value.shape for value in graph.model.graph.outputs]
+        logits = made[0]
+        if len(made) > 1 or logits is None or len(logits) != 3 or not isinstance(logits[-1], int):
+            returned = ", ".join(map(str, made))
             raise ContractError(
-                f"stage `{stage.name}` returns {logits}, not logits [1, 1, vocabulary]"
+                f"stage `{stage.name}` returns {returned}, not logits [1, 1, vocabulary]"
             )
         groups = self._lengths.head_groups(logits[-1])
         return _Kind(graph, HEAD_INPUTS, HEAD_OUTPUTS, groups)
@@ -258,6 +257,39 @@ class _LayerFiles:
         if name == "indices":
             return ir.DataType.UINT32
         return ir.DataType.FLOAT if name in kind.floats else STATES[self._precision.states]
+
+
+def _check_outputs(layer: DecoderLayer, lengths: Lengths) -> None:
+    """Compare what a layer returns with what its description promises, at two sets of lengths.
+
+    Nothing is computed: tensors have shapes alone.
+
+    Raises:
+        ContractError: It returns other tensors, or other shapes.
+    """
+    stage, spec = layer.stage, LayerSpec.of(layer)
+    for group in lengths.examples(spec):
+        given = ", ".join(f"{name} {list(shape)}" for name, shape in group["inputs"].items())
+        try:
+            made = _shapes(stage, group["inputs"])
+        except Exception as error:  # whatever the module raises
+            raise ContractError(f"stage `{stage.name}` fails: {error}\n  given {given}") from error
+        if made != (meant := list(group["outputs"].values())):
+            raise ContractError(
+                f"stage `{stage.name}` returns {len(made)} tensors, {made},"
+                f" not {len(meant)}, {meant}: {', '.join(group['outputs'])}\n  given {given}"
+            )
+
+
+def _shapes(stage: Stage, inputs: Mapping[str, Shape]) -> list[Shape]:
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        weights = {name: torch.empty(p.shape) for name, p in stage.module.named_parameters()}
+        given = tuple(
+            torch.empty(shape, dtype=torch.int64 if name == "indices" else torch.float32)
+            for name, shape in inputs.items()
+        )
+        made = torch.func.functional_call(stage.module, weights, given)
+    return [tuple(one.shape) for one in ((made,) if isinstance(made, torch.Tensor) else made)]
 
 
 def _dynamic_shape(kind: _Kind, side: str, name: str) -> ir.Shape:

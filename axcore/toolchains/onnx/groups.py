@@ -66,10 +66,7 @@ class Lengths:
     def example(self, layer: LayerSpec) -> list[tuple[Shape, tuple[int, ...]]]:
         """Return a shape to trace each input with, and the axes whose lengths may change."""
         batch = 2 if self.dynamic_batch else 1
-        one, other = (
-            self._group(layer, history, count, self.position_rows)
-            for history, count in ((5, 3), (7, 4))
-        )
+        one, other = self.examples(layer)
         found = []
         for name, shape in one["inputs"].items():
             batched = name in one["dynamic"]
@@ -77,6 +74,10 @@ class Lengths:
             sized = (batch, *shape[1:]) if batched else shape
             found.append((sized, (0, *axes) if batched else tuple(axes)))
         return found
+
+    def examples(self, layer: LayerSpec) -> list[dict[str, Any]]:
+        """Return two groups that differ in every length."""
+        return [self._group(layer, h, n, self.position_rows) for h, n in ((5, 3), (7, 4))]
 
     def _step(self, layer: LayerSpec, cache: int) -> dict[str, Any]:
         return self._group(layer, cache, 1, 1)

@@ -92,7 +92,8 @@ def stored_forms(
         shape: Its shape.
         weight: Where it comes from.
         checkpoint: Read while the file is written.
-        precision: Of matrices; vectors are stored in bfloat16, or in float32 as they are.
+        precision: Of matrices. What is no matrix is small, and stays float32 where the checkpoint
+            has that: a decay of recurrent layers rounded to bfloat16 goes wrong token by token.
     """
     read = partial(weight.resolve, partial(float_tensor, checkpoint))
     kind = precision.weights
@@ -113,6 +114,8 @@ def stored_forms(
             )
         ]
     dtype = _FLOATS.get(kind, ir.DataType.BFLOAT16)
+    if len(shape) != 2 and any(_is_float32(checkpoint, key) for key in weight.keys()):
+        dtype = ir.DataType.FLOAT
     if dtype is ir.DataType.BFLOAT16 and (key := _as_it_lies(weight, checkpoint)):
         return [Stored(name, dtype, shape, partial(checkpoint.copy, key))]
     return [Stored(name, dtype, shape, partial(_write, lambda: read().to(_TORCH[dtype])))]
@@ -163,6 +166,10 @@ def _as_it_lies(weight: Weight, checkpoint: Checkpoint) -> str:
     key = weight.source
     plain = isinstance(key, str) and not weight.steps and key in checkpoint.tensors
     return str(key) if plain and checkpoint.info(str(key)).dtype == "bfloat16" else ""
+
+
+def _is_float32(checkpoint: Checkpoint, key: str) -> bool:
+    return key in checkpoint.tensors and checkpoint.info(key).dtype == "float32"
 
 
 def _write(read: Callable[[], Tensor], descriptor: int, offset: int) -> None:
