@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from axcore import Registry, UnsupportedModel
+from axcore import BundleError, Registry, UnsupportedModel
 from axcore.language.layer_types import other_layers
 from axcore.packaging import package
 from axcore.packaging.python import NEEDED
@@ -138,34 +138,47 @@ def test_layers_are_told_by_the_config(config: dict[str, Any], found: str) -> No
     assert other_layers(config) == found
 
 
-def test_compiled_layers_that_keep_another_state_are_refused(family: Path, tmp_path: Path) -> None:
-    """Their files do not say what they keep; ONNX files do. Oracle: no folder appears, or one."""
-    del family
+def hybrid(folder: Path, suffix: str) -> Path:
+    bundle = toys.write_bundle(folder / "bundle", suffix)
     text = {"layer_types": [LINEAR, LINEAR, FULL]}
-    for suffix in (".axmodel", ".onnx"):
-        bundle = toys.write_bundle(tmp_path / f"bundle{suffix}", suffix)
-        toys.change_config(bundle, architectures=["BoardToy"], text_config=text)
-        if suffix == ".onnx":
-            packaged(bundle)
-            continue
-        with pytest.raises(UnsupportedModel, match="2 of 3 layers of the type linear") as caught:
-            packaged(bundle)
-        assert "--runtime axllm" in caught.value.hint
-        assert not (tmp_path / "board").exists()
+    toys.change_config(bundle, architectures=["BoardToy"], text_config=text)
+    return bundle
 
 
-def test_of_the_known_models_some_have_such_layers() -> None:
-    """Oracle: what is published of them; the config says that every fourth layer attends fully."""
+def test_compiled_layers_that_keep_another_state_are_refused(family: Path, tmp_path: Path) -> None:
+    """They do not say what they keep; both ways on are named, and no folder appears."""
+    del family
+    bundle = hybrid(tmp_path, ".axmodel")
+    with pytest.raises(UnsupportedModel, match="2 of 3 layers of the type linear") as caught:
+        packaged(bundle)
+    assert "--toolchain onnx" in caught.value.hint
+    assert "--runtime axllm" in caught.value.hint
+    assert not (tmp_path / "board").exists()
+
+
+def test_layers_that_say_what_they_keep_are_packaged(family: Path, tmp_path: Path) -> None:
+    """Oracle: the names of the files of a build with the embedded toolchain."""
+    del family
+    bundle = hybrid(tmp_path, ".onnx")
+    made = packaged(bundle)
+    assert {*toys.built(".onnx")} <= {path.name for path in made.iterdir()}
+    for name in toys.built(".onnx"):
+        (bundle / name).unlink()
+    with pytest.raises(BundleError, match="no layer models") as caught:
+        toys.packaged(bundle, "python", tmp_path / "other")
+    assert "--toolchain onnx" in caught.value.hint
+
+
+def test_which_of_the_known_models_have_such_layers() -> None:
+    """Oracle: what is published of them: every fourth layer attends fully, or six of 16."""
     found = {}
     for entry in Registry().entries:
         config = entry.card.published.config
         text = config.get("text_config") or config.get("llm_config") or config
         found[entry.card.id] = other_layers(text)
-    hybrid = ("minicpm-v-4.6", "qwen3.5", "lfm2-vl", "gemma-3")
-    assert {model for model, others in found.items() if others} == {
-        model for model in found if model.startswith(hybrid)
-    }
+    assert found["internvl3.5-1b"] == found["qwen2.5-vl-3b"] == ""
     assert found["minicpm-v-4.6"] == "18 of 24 layers of the type linear_attention"
+    assert found.get("lfm2-vl-450m") in (None, "10 of 16 layers of the type conv")
 
 
 IMPORTS = """
