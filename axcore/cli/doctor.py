@@ -26,6 +26,12 @@ if TYPE_CHECKING:
     from ..toolchains.contract import Toolchain
 
 
+_VARIABLES = (
+    *("HF_ENDPOINT", "HF_HUB_OFFLINE"),
+    *("AXCORE_CACHE", "AXCORE_DISABLE_GRAPH_CACHE", "AXCORE_DISABLE_PLUGINS"),
+)
+
+
 @dataclass(frozen=True)
 class Check:
     """One thing looked at."""
@@ -140,6 +146,6 @@ def _cache() -> Check:
 
 
 def _environment() -> Iterator[Check]:
-    for name in ("HF_ENDPOINT", "HF_HUB_OFFLINE", "AXCORE_CACHE", "AXCORE_DISABLE_PLUGINS"):
+    for name in _VARIABLES:
         if value := os.environ.get(name):
             yield Check(name, "ok", value)
