@@ -155,8 +155,9 @@ class InferenceSession:
         del provider_options
         self._sess_options, self._provider = sess_options, _provider(providers)
         path = _model_file(path_or_bytes)
-        known = isinstance(sess_options, SessionOptions)
-        self._session = _load(path, sess_options if known else SessionOptions())
+        self._session = _load(
+            path, sess_options if isinstance(sess_options, SessionOptions) else SessionOptions()
+        )
         self._pixels = pixels_of(path) if Path(path_or_bytes).suffix == COMPILED else None
         described = self._session.get_modelmeta()
         try:
