@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .bundle import Bundle
     from .graph.lint import Finding
     from .graph.verify import Verification
+    from .language_model import Prompt
     from .model_card import Entry
     from .packaging import Runtime
     from .pipeline.plan import Plan
@@ -184,6 +185,8 @@ def load(
     options: Mapping[str, str] | None = None,
     progress: Reporter = None,
     registry: Registry | None = None,
+    keep_vision: bool = False,
+    ahead: Prompt | None = None,
 ) -> Runner:
     """Open a bundle whose language model was built, to ask it.
 
@@ -194,6 +197,10 @@ def load(
         options: Options of the backend (see `Backend.options`).
         progress: Where to report; True shows bars.
         registry: The plugins; None finds the installed ones.
+        keep_vision: Whether the vision side stays in memory behind a prompt's images; else it is
+            opened again for new ones.
+        ahead: A prompt whose images are run before the language model is loaded, which takes less
+            memory.
 
     Raises:
         AxcoreError: One of its subclasses says what is missing or does not fit.
@@ -201,7 +208,13 @@ def load(
     from .runtime.runner import Runner
 
     return Runner.open(
-        given_path(bundle), registry or Registry(), backend, options, as_progress(progress)
+        given_path(bundle),
+        registry or Registry(),
+        backend,
+        options,
+        as_progress(progress),
+        keep_vision=keep_vision,
+        ahead=ahead,
     )
 
 

@@ -58,6 +58,10 @@ TopP = Annotated[float, typer.Option(help="Choose among tokens that make up this
 Penalty = Annotated[float, typer.Option(help="Above 1, tokens seen before become less likely.")]
 Seed = Annotated[int | None, typer.Option(help="Makes sampling repeatable.")]
 BACKENDS = "onnx (this machine), axengine (a board), torch (the reference), or a plugin's."
+KeepVision = Annotated[
+    bool,
+    typer.Option("--keep-vision", help="Keep the vision side in memory; else opened per picture."),
+]
 Backend = Annotated[str, typer.Option(help=f"What runs it: {BACKENDS}", autocompletion=backends)]
 
 
@@ -77,6 +81,7 @@ def run(
     top_p: TopP = 1.0,
     repetition_penalty: Penalty = 1.0,
     seed: Seed = None,
+    keep_vision: KeepVision = False,
     backend: Backend = "onnx",
     as_json: Json = False,
 ) -> None:
@@ -97,7 +102,7 @@ def run(
     told = Control(system) if raw_prompt and system else system
     messages = [*_system(told), _message(said, images, _frames(video or ()), fps)]
     asked = prepare_prompt(Deployment.open(bundle, registry), registry, messages)
-    runner = _open(invocation, bundle, backend, options, registry)
+    runner = _open(invocation, bundle, backend, options, registry, keep_vision, asked)
     answer = _stream(runner, asked, sampling, max_new_tokens, shown=not as_json)
     if as_json:
         emit(_data(answer))
@@ -119,6 +124,7 @@ def chat(
     top_p: TopP = 1.0,
     repetition_penalty: Penalty = 1.0,
     seed: Seed = None,
+    keep_vision: KeepVision = False,
     backend: Backend = "onnx",
     as_json: Annotated[
         bool, typer.Option("--json", help="Print each answer as JSON, on a line of stdout.")
@@ -135,7 +141,7 @@ def chat(
     registry = invocation.registry()
     options = given_choices(context, *of_backend(registry, backend))
     sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
-    runner = _open(invocation, bundle, backend, options, registry)
+    runner = _open(invocation, bundle, backend, options, registry, keep_vision)
     kind = Control if raw_prompt else str
     beginning = _system(kind(system) if system else system)
     talk = _Chat(invocation, runner, beginning, sampling, max_new_tokens, as_json, kind)
@@ -260,10 +266,18 @@ def _open(
     backend: str,
     options: Mapping[str, str],
     registry: Registry,
+    keep_vision: bool,
+    ahead: Prompt | None = None,
 ) -> Runner:
     with invocation.progress() as reporter:
         return api.load(
-            bundle, backend=backend, options=options, progress=reporter, registry=registry
+            bundle,
+            backend=backend,
+            options=options,
+            progress=reporter,
+            registry=registry,
+            keep_vision=keep_vision,
+            ahead=ahead,
         )
 
 

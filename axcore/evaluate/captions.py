@@ -112,7 +112,7 @@ def write_captions(
         progress.say(f"{kept} of {len(chosen)} images have their answers already")
     if waiting:
         with explained_memory(*_TOO_LARGE):
-            runner = Runner.open(bundle, registry, backend, options, progress)
+            runner = Runner.open(bundle, registry, backend, options, progress, keep_vision=True)
         answer_images(runner, waiting, keys, captions, file, progress)
     return file
 

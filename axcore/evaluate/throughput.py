@@ -105,7 +105,7 @@ def measure_throughput(
     _check_numbers(batch_sizes, input_lens, output_len)
     details = _check_outputs(out, plot, image)
     shown = read_image(image) if image else None
-    runner = Runner.open(bundle, registry, backend, options, progress)
+    runner = Runner.open(bundle, registry, backend, options, progress, keep_vision=True)
     _check_batch(max(batch_sizes), runner, backend)
     questions = [_padded(runner, prompt, shown, length) for length in input_lens or (None,)]
     for question in questions:

@@ -93,7 +93,7 @@ def answer(given: argparse.Namespace) -> None:
     asked = messages(given)
     registry, said = Registry(), Answer()
     prompt = prepare_prompt(Deployment.open(HERE, registry), registry, asked)
-    runner = Runner.open(HERE, registry, given.backend)
+    runner = Runner.open(HERE, registry, given.backend, ahead=prompt)
     with contextlib.suppress(KeyboardInterrupt):
         for piece in runner.answer(prompt, sampling, given.max_new_tokens, said):
             stream(piece)

@@ -61,8 +61,19 @@ class ShapeGroupError(ValueError, IndexError):
     """No such shape group. pyaxengine raises either base class, depending on the number."""
 
 
+@dataclass(frozen=True)
 class SessionOptions:
-    """Accepted and returned unchanged; pyaxengine has no options either."""
+    """Options of the simulation; pyaxengine accepts options and has none.
+
+    Attributes:
+        threads: How many threads a run uses; None for all cores.
+        mapped: Whether weights stay in their file, mapped into memory and shared with other
+            processes, instead of being packed for the processor and folded. Opening is a matter of
+            milliseconds. Large inputs run as fast, single rows do not.
+    """
+
+    threads: int | None = None
+    mapped: bool = False
 
 
 @dataclass(frozen=True)
@@ -122,7 +133,7 @@ class InferenceSession:
         path_or_bytes: The file. If ``x.axmodel`` does not exist, ``x.onnx`` is opened instead. A
             vision graph of a bundle that is opened as ``x.axmodel`` takes what the compiled one
             does: images as uint8 ``[1, H, W, 3]``, if that is how they reach the board.
-        sess_options: Ignored.
+        sess_options: `SessionOptions`; any other object is ignored.
         providers: A provider's name, or a list of names or pairs of name and options; the first
             that is available is used.
         provider_options: Ignored.
@@ -144,7 +155,9 @@ class InferenceSession:
         del provider_options
         self._sess_options, self._provider = sess_options, _provider(providers)
         path = _model_file(path_or_bytes)
-        self._session = _load(path)
+        self._session = _load(
+            path, sess_options if isinstance(sess_options, SessionOptions) else SessionOptions()
+        )
         self._pixels = pixels_of(path) if Path(path_or_bytes).suffix == COMPILED else None
         described = self._session.get_modelmeta()
         try:
@@ -264,9 +277,16 @@ def _model_file(path: str | os.PathLike[str]) -> Path:
     return found.resolve()  # weights are found beside the file, not beside a link to it
 
 
-def _load(path: Path) -> Any:
+def _load(path: Path, chosen: SessionOptions) -> Any:
+    # Folding a constant means a copy of it in memory.
+    without = ["ConstantFolding"] if chosen.mapped else None
     try:
-        session = ort.InferenceSession(path, _options(), providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(
+            path,
+            _options(chosen),
+            providers=["CPUExecutionProvider"],
+            disabled_optimizers=without,
+        )
     except Exception as error:  # ONNX Runtime's exceptions share no base
         raise RuntimeError(f"Failed to load model {path}: {error}") from error
     # Constant folding frees about as many bytes as the file has, and glibc keeps them on its heap:
@@ -276,9 +296,9 @@ def _load(path: Path) -> Any:
 
 
 @cache
-def _options() -> Any:
+def _options(chosen: SessionOptions) -> Any:
     options = ort.SessionOptions()
-    options.intra_op_num_threads = cores()
+    options.intra_op_num_threads = chosen.threads or cores()
     # Sessions run one after the other: spinning threads would take cores from the next session and
     # from other programs. A thread pool shared by all sessions is not an alternative, because other
     # sessions in this process would then fail to open.
@@ -287,6 +307,8 @@ def _options() -> Any:
     options.enable_cpu_mem_arena = False
     # Its handling of quantised graphs would convert int8 weights in every run, not fold them once.
     options.add_session_config_entry("session.disable_quant_qdq", "1")
+    if chosen.mapped:
+        options.add_session_config_entry("session.disable_prepacking", "1")
     # Packing matrices for the processor is most of loading a layer model.
     options.add_session_config_entry("session.prepack.enable_parallel", "1")
     options.log_severity_level = 4  # errors are raised as exceptions anyway

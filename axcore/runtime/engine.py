@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
@@ -17,6 +18,13 @@ if TYPE_CHECKING:
     from ..component import Shape
 
     Array = np.ndarray[Any, Any]
+
+
+class _Configured(NamedTuple):
+    """An engine whose sessions have options."""
+
+    InferenceSession: Callable[[str], Session]
+
 
 _MODULES = {"onnx": "axcore.runtime.axengine_sim", "axengine": "axengine"}
 _REMEDIES = {
@@ -83,11 +91,12 @@ class Group(NamedTuple):
     outputs: Mapping[str, Spec]
 
 
-def load_engine(name: str) -> Engine:
+def load_engine(name: str, **options: Any) -> Engine:
     """Return an engine by its name on the command line.
 
     Args:
         name: "onnx" for ONNX Runtime on a PC, "axengine" for the NPU of a board or a card.
+        options: Of its sessions: those of the module's `SessionOptions`. pyaxengine has none.
 
     Raises:
         ToolchainError: The engine's package is not installed, or a library it needs is missing.
@@ -96,9 +105,13 @@ def load_engine(name: str) -> Engine:
     if name not in _MODULES:
         raise UsageError(f"there is no engine `{name}`", hint=f"use {' or '.join(_MODULES)}")
     try:
-        return cast("Engine", importlib.import_module(_MODULES[name]))
+        module = importlib.import_module(_MODULES[name])
     except (ImportError, OSError) as error:
         raise _unusable(name, error) from error
+    if not options:
+        return cast("Engine", module)
+    chosen = module.SessionOptions(**options)
+    return _Configured(partial(module.InferenceSession, sess_options=chosen))
 
 
 def open_session(engine: Engine, path: Path) -> Session:

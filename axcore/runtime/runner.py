@@ -41,7 +41,7 @@ class Answer:
         text: The decoded answer.
         finish_reason: "stop" (a stop token), "length" (`max_new_tokens` reached), "context" (no
             room left) or "interrupted".
-        load_s: Seconds to load the vision side; 0 if it was loaded before.
+        load_s: Seconds to load the vision side; 0 if it was loaded before, or not needed.
         vision_s, prefill_s, decode_s: Seconds for the images, for the rest until the first token,
             and for the tokens after it.
     """
@@ -75,7 +75,8 @@ class Runner:
     turn of a conversation does, only the part that differs is processed.
 
     Attributes:
-        deployment, language: The arguments.
+        deployment, language: The arguments. Rows of images may have been made `ahead`, in as many
+            seconds of loading and of running.
         embeddings: The token embedding.
         tokenizer: The model's tokenizer.
     """
@@ -86,9 +87,10 @@ class Runner:
         registry: Plugins,
         vision: VisionSide,
         language: LanguageModel,
+        ahead: tuple[float, float] = (0.0, 0.0),
     ) -> None:
         self.deployment, self._registry = deployment, registry
-        self._vision, self.language = vision, language
+        self._vision, self.language, self._ahead = vision, language, ahead
         self.embeddings = Embeddings(deployment)
         self.tokenizer = load_tokenizer(deployment.folder, ())
         self._read = _Read()
@@ -101,8 +103,22 @@ class Runner:
         backend: str = "onnx",
         options: Mapping[str, str] | None = None,
         progress: Progress | None = None,
+        *,
+        keep_vision: bool = False,
+        ahead: Prompt | None = None,
     ) -> Runner:
         """Open a bundle, or a folder packaged for a board.
+
+        Args:
+            folder: Its folder.
+            registry: The plugins.
+            backend: What runs it.
+            options: Options of the backend.
+            progress: Where loading is reported.
+            keep_vision: Whether the vision side stays in memory once it has made the rows of a
+                prompt; else it is opened for each prompt with new images.
+            ahead: A prompt whose images are run before the language model is loaded, so that
+                unless `keep_vision` both are never in memory at once.
 
         Raises:
             AxcoreError: A subclass says what is missing or does not match.
@@ -112,8 +128,13 @@ class Runner:
         chosen = resolve(f"backend `{backend}`", found.options, options or {})
         # Cheap checks first: loading the weights can take minutes.
         Embeddings(deployment), load_tokenizer(deployment.folder, ())
-        vision = VisionSide(found.vision(deployment, chosen), deployment.graphs)
-        return cls(deployment, registry, vision, found.language(deployment, chosen))
+        model = found.vision(deployment, chosen)
+        vision = VisionSide(model, deployment.graphs, keep=keep_vision)
+        if ahead is not None:
+            # A backend may have it: what is missing or damaged then shows before any work.
+            getattr(found, "check", _unchecked)(deployment)
+            vision.rows(ahead)
+        return cls(deployment, registry, vision, found.language(deployment, chosen), vision.spent())
 
     def prepare(self, messages: Sequence[Mapping[str, Any]]) -> Prompt:
         """Return the prompt for `messages`; see `prepare_prompt`."""
@@ -181,12 +202,12 @@ class Runner:
         answer.finish_reason = "length" if limit == max_new_tokens else "context"
 
     def _prefill(self, prompt: Prompt, answer: Answer) -> Array:
+        ahead, self._ahead = self._ahead, (0.0, 0.0)
+        self._vision.spent()
         started = time.perf_counter()
-        if any(prompt.images.values()):
-            self._vision.open()
-        opened = time.perf_counter()
         rows = self.rows(prompt)
-        answer.load_s, answer.vision_s = opened - started, time.perf_counter() - opened
+        load_s, vision_s = self._vision.spent()
+        answer.load_s, answer.vision_s = load_s + ahead[0], vision_s + ahead[1]
         positions, blocks = prompt.position_ids, runs(prompt.blocks, len(rows))
         # A model that knows no blocks need not take them.
         given = [blocks] if blocks.any() else []
@@ -199,7 +220,7 @@ class Runner:
         given = [part[kept:] for part in given]
         logits: Array = self.language.prefill(rest[0][None], rest[1], *given)[0]
         self._read.add(*rest, blocks[kept:])
-        answer.prefill_s = time.perf_counter() - opened - answer.vision_s
+        answer.prefill_s = time.perf_counter() - started - load_s - vision_s
         return logits
 
     def _decode(self, token: int, position: int, answer: Answer) -> Array:
@@ -230,6 +251,10 @@ class Runner:
             for layer, added in made.added.items():
                 rows[places, columns.added[layer]] = added
         return rows
+
+
+def _unchecked(deployment: Deployment) -> None:
+    """Find nothing wrong: the backend looks at its files when it loads them."""
 
 
 def prepare_prompt(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -15,6 +16,7 @@ import numpy as np
 
 from ..component import feature_sources, heads
 from ..errors import BundleError, ContractError
+from ..system import trim_memory
 from .engine import open_session, shape_groups
 
 if TYPE_CHECKING:
@@ -39,6 +41,9 @@ class VisionModel(Protocol):
 
     def open(self) -> None:
         """Load the model if it is not loaded yet; `features` does so as well."""
+
+    def close(self) -> None:
+        """Free what `open` took, if anything."""
 
     def features(self, sample: Sample, first: str = "") -> dict[str, Array]:
         """Run a chain of components on a sample and return all that they return, in order.
@@ -88,10 +93,15 @@ class VisionSide:
     Args:
         model: Runs them.
         graphs: The vision graphs of the deployment, which say what belongs to which chain.
+        keep: Whether the model stays open between prompts; else it is closed once it has made the
+            rows of one.
     """
 
-    def __init__(self, model: VisionModel, graphs: Sequence[GraphFile]) -> None:
-        self._model = model
+    def __init__(
+        self, model: VisionModel, graphs: Sequence[GraphFile], *, keep: bool = True
+    ) -> None:
+        self._model, self._keep = model, keep
+        self._load_s = self._rows_s = 0.0
         self._heads = heads(graph_sources(graphs))
         self._layers: dict[str, dict[str, int]] = {name: {} for name in self._heads}
         for graph in graphs:
@@ -106,17 +116,24 @@ class VisionSide:
         Raises:
             ContractError: Places and samples do not belong together; the message has the numbers.
         """
+        started = time.perf_counter()
         try:
             self._check(prompt)
             made = {name: self._placed(prompt, name) for name in prompt.vision_rows}
         except ContractError as error:
             error.hint = "make `prepare_prompt` and `export_vision` agree"
             raise
+        finally:
+            if not self._keep:
+                self._model.close()
+            self._rows_s += time.perf_counter() - started
         return {name: rows for name, rows in made.items() if rows}
 
-    def open(self) -> None:
-        """Load the model ahead of the first image."""
-        self._model.open()
+    def spent(self) -> tuple[float, float]:
+        """Return the seconds of loading and of all else since the last call."""
+        found = self._load_s, self._rows_s - self._load_s
+        self._load_s = self._rows_s = 0.0
+        return found
 
     def forget(self) -> None:
         """Drop the rows of every image."""
@@ -169,6 +186,9 @@ class VisionSide:
     def _run(self, name: str, sample: Sample) -> VisionRows:
         key = name, _digest(sample)
         if key not in self._known:
+            started = time.perf_counter()
+            self._model.open()
+            self._load_s += time.perf_counter() - started
             features = self._model.features(sample, self._heads[name])
             added = {
                 layer: _as_rows(features[further_name(name, port)])
@@ -205,7 +225,7 @@ def graph_sources(graphs: Sequence[GraphFile]) -> dict[str, str]:
 
 
 class VisionChain(ABC):
-    """A `VisionModel` of parts, which are opened on first use and kept.
+    """A `VisionModel` of parts, which are opened on first use and kept until `close`.
 
     Args:
         deployment: The bundle, which says what takes the outputs of what.
@@ -223,6 +243,12 @@ class VisionChain(ABC):
         """Open all parts, once."""
         if not self._parts:
             self._parts = self._opened()
+
+    def close(self) -> None:
+        """Drop all parts, and give their memory back to the system."""
+        if self._parts:
+            self._parts = []
+            trim_memory()
 
     def features(self, sample: Sample, first: str = "") -> dict[str, Array]:
         """Run the parts of a chain in order; each receives the outputs of the one before."""

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx
+import onnx.parser
 import onnxruntime as ort
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as nps
 from ml_dtypes import bfloat16
+from onnx import TensorProto, helper
 
 from axcore.runtime import axengine_sim
 from axcore.runtime.axengine_sim import InferenceSession
@@ -222,6 +227,50 @@ def test_providers_are_chosen_as_on_a_board(
     assert taken in axengine_sim.get_available_providers()
     with pytest.raises(ValueError, match="CUDAExecutionProvider"):
         InferenceSession(same(), providers=["CUDAExecutionProvider"])
+
+
+def test_mapped_weights_take_no_memory_of_their_own(tmp_path: Path) -> None:
+    """Nor does a cast that widens them, but while it runs. Oracle: the session that packs them.
+
+    The process's memory that no file backs is what is counted.
+    """
+    program = """
+import re, sys
+import numpy as np
+from axcore.runtime.axengine_sim import InferenceSession, SessionOptions
+anonymous = lambda: int(re.search(r"RssAnon:\\s+(\\d+)", open("/proc/self/status").read())[1])
+x = np.ones((64, 2048), np.float32)
+before = anonymous()
+session = InferenceSession(sys.argv[1], SessionOptions(mapped=sys.argv[2] == "mapped"))
+made = session.run(None, {"x": x})[0]
+np.save(sys.argv[3], made)
+print(anonymous() - before)
+"""
+    graph = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 18]>
+        agraph (float[64, 2048] x) => (float[64, 2048] y) {
+            w1f = Cast <to = 1> (w1)
+            h = MatMul (x, w1f)
+            w2f = Cast <to = 1> (w2)
+            y = MatMul (h, w2f)
+        }"""
+    )
+    random = np.random.default_rng(0)
+    for name in ("w1", "w2"):
+        matrix = random.standard_normal((2048, 2048), np.float32).astype(bfloat16) / 64
+        tensor = helper.make_tensor(
+            name, TensorProto.BFLOAT16, matrix.shape, matrix.tobytes(), True
+        )
+        graph.graph.initializer.append(tensor)
+    onnx.save(graph, tmp_path / "m.onnx", save_as_external_data=True, location="m.data")
+    taken, made = {}, {}
+    for form in ("mapped", "packed"):
+        asked = [sys.executable, "-c", program, tmp_path / "m.onnx", form, tmp_path / f"{form}.npy"]
+        done = subprocess.run([*map(str, asked)], capture_output=True, text=True, check=True)
+        taken[form], made[form] = int(done.stdout) << 10, np.load(tmp_path / f"{form}.npy")
+    np.testing.assert_allclose(made["mapped"], made["packed"], rtol=1e-4, atol=1e-4)
+    matrices = 2 * 4 * 2048**2
+    assert taken["mapped"] < matrices / 2 < matrices <= taken["packed"]
 
 
 def test_other_sessions_of_the_process_are_left_alone(same: Callable[..., Path]) -> None:

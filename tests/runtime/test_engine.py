@@ -12,10 +12,13 @@ import pytest
 
 from axcore.errors import BundleError, ToolchainError, UsageError
 from axcore.runtime import axengine_sim
+from axcore.runtime.backends import EngineBackend
 from axcore.runtime.engine import load_engine, open_session, shape_groups
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from axcore.runtime.deployment import Deployment
 
     from .conftest import ToyLanguageModel
 
@@ -54,6 +57,35 @@ def test_engines_are_modules(monkeypatch: pytest.MonkeyPatch) -> None:
     """The simulation, which also stands in for the board's module. Oracle: the module."""
     monkeypatch.setitem(sys.modules, "axengine", axengine_sim)
     assert load_engine("onnx") is load_engine("axengine") is axengine_sim
+
+
+def test_sessions_use_as_many_threads_as_are_asked_for(toy: ToyLanguageModel) -> None:
+    """Oracle: the threads that the system counts; a run's own is one of them."""
+    program = """
+import os, sys
+from pathlib import Path
+from axcore.runtime.engine import load_engine, open_session
+threads = lambda: len(os.listdir("/proc/self/task"))
+engine = load_engine("onnx", threads=int(sys.argv[2]))
+before = threads()
+session = open_session(engine, Path(sys.argv[1]))
+print(threads() - before)
+"""
+    for count in (1, 3):
+        asked = [sys.executable, "-c", program, str(toy.folder / LAYER), str(count)]
+        made = subprocess.run(asked, capture_output=True, text=True, check=True)
+        assert int(made.stdout) == count - 1
+
+
+@pytest.mark.parametrize("given", ["0", "-1", "two", "1.5", "²", "99999999999"])
+def test_a_number_of_threads_that_is_none_is_refused(
+    toy_deployment: Deployment, given: str
+) -> None:
+    """By vision side and language model, with what is accepted."""
+    backend = EngineBackend("onnx", ".onnx")
+    for opened in (backend.vision, backend.language):
+        with pytest.raises(UsageError, match=f"--threads {given}"):
+            opened(toy_deployment, {"threads": given})
 
 
 def test_an_unknown_engine_is_refused() -> None:

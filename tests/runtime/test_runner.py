@@ -21,6 +21,7 @@ import axcore
 from axcore import (
     Answer,
     BudgetError,
+    BundleError,
     ContractError,
     Prompt,
     Registry,
@@ -55,10 +56,15 @@ class Features:
     """A stand-in for the vision graphs: a sample's own rows; counts its runs."""
 
     def __init__(self) -> None:
-        self.runs = 0
+        self.runs = self.opened = 0
+        self.is_open = False
 
     def open(self) -> None:
-        """Nothing is to be opened."""
+        self.opened += not self.is_open
+        self.is_open = True
+
+    def close(self) -> None:
+        self.is_open = False
 
     def run(self, sample: Sample) -> Array:
         self.runs += 1
@@ -265,6 +271,44 @@ def test_opening_the_vision_side_is_not_time_to_the_first_token(
     answer = answer_of(runner, prompt([9, 9], [1], [np.ones((1, WIDTH), np.float32)]), None, 1)
     assert (answer.load_s, answer.vision_s, answer.first_token_s) == (100, 7, 7)
     assert answer_of(runner, prompt([9, 9]), None, 1).load_s == 0
+
+
+def test_the_vision_side_is_open_for_new_images_alone(toy_deployment: Deployment) -> None:
+    """Once for all images of a prompt, closed behind them unless it is kept."""
+    one, other = (np.full((1, WIDTH), n, np.float32) for n in (1, 2))
+    prompts = [
+        prompt([9, 9, 9], [1, 2], [one, other]),
+        prompt([9, 9, 9], [1], [other]),
+        prompt([9, 9]),
+        prompt([9, 9], [1], [np.full((1, WIDTH), 3, np.float32)]),
+    ]
+    seen = {}
+    for keep in (False, True):
+        seen[keep] = features = Features()
+        side = VisionSide(features, toy_deployment.graphs, keep=keep)
+        for asked in prompts:
+            side.rows(asked)
+            assert features.is_open is keep
+    assert (seen[False].opened, seen[True].opened) == (2, 1)
+
+
+def test_images_may_be_run_ahead_of_the_language_model(whole: Runner, own: Path) -> None:
+    """The answer is the same, and knows their seconds. Oracle: a runner that opens all at once.
+
+    Layer models that are missing or damaged show before an image is run.
+    """
+    asked = whole.prepare([message("What?", IMAGE)])
+    opened = Runner.open(own, Registry(), ahead=asked)
+    answer = answer_of(opened, asked, None, 4)
+    assert answer.token_ids == answer_of(whole, asked, None, 4).token_ids
+    assert min(answer.vision_s, answer.load_s) > 0
+    assert not opened._vision._model._parts  # type: ignore[attr-defined]
+    layer = next(iter(own.glob("*_l0_together.onnx")))
+    layer.write_bytes(layer.read_bytes()[:-1])
+    vision = next(iter(own.glob("*vision*.onnx")))
+    vision.write_bytes(b"")
+    with pytest.raises(BundleError, match=layer.name):
+        Runner.open(own, Registry(), ahead=asked)
 
 
 def test_too_few_rows_are_the_familys_fault(toy_deployment: Deployment) -> None:
