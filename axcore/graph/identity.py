@@ -123,8 +123,9 @@ class _Walk:
     def _reference(self, value: Any) -> None:
         """Add a class or function by its name and the source that it is from."""
         name, path = str(value.__module__), value.__qualname__
-        if getattr(torch, value.__name__, None) is value:
-            name, path = "torch", value.__name__  # its functions in C++ do not say where they are
+        called: str = value.__name__
+        if getattr(torch, called, None) is value:
+            name, path = "torch", called  # its functions in C++ do not say where they are
         found: Any = sys.modules.get(name)
         for part in path.split("."):
             found = getattr(found, part, None)
