@@ -16,6 +16,7 @@ import onnx.version_converter
 import onnx_ir as ir
 import onnxslim
 import torch
+from onnx_ir.passes import common
 from torch import nn
 
 from ..errors import ContractError
@@ -191,7 +192,7 @@ def _absorb_transposes(graph: ir.Graph) -> dict[str, tuple[int, ...]]:
 
 def _lift_constants(model: ir.Model) -> None:
     # As initializers, equal constants of several stages can be shared in the joined graph.
-    ir.passes.common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
 
 
 def _convert(proto: onnx.ModelProto, opset: int, stage: Stage) -> onnx.ModelProto:

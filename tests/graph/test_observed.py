@@ -9,6 +9,7 @@ from typing import Any, get_args
 import onnx
 import onnx_ir as ir
 import pytest
+from onnx_ir.passes import common
 
 from axcore.graph.lint import Confidence, OperatorTable, Rule, Severity, lint_model
 from axcore.graph.observations import GRAPH, GRAPH_CHECKS, OPERATOR
@@ -41,7 +42,7 @@ def model_of(body: str, opset: int = 18) -> ir.Model:
         f'<ir_version: 8, opset_import: ["": {opset}, "my": 1]> '
         f"g ({INPUTS}) => (y) <{CONSTANTS}> {{ {body} }}"
     )
-    ir.passes.common.ShapeInferencePass()(model)
+    common.ShapeInferencePass()(model)
     return model
 
 

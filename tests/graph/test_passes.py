@@ -18,6 +18,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from onnx_ir.passes import common
 
 from axcore.graph.lint import lint_model
 from axcore.graph.passes import (
@@ -47,7 +48,7 @@ assert AX650 is not None
 def parsed(text: str, opset: int = 18) -> ir.Model:
     head = f'<ir_version: 9, opset_import: ["" : {opset}]>\nagraph '
     model = ir.from_proto(onnx.parser.parse_model(head + text))
-    ir.passes.common.ShapeInferencePass()(model)
+    common.ShapeInferencePass()(model)
     return model
 
 
