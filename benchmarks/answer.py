@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,16 +36,19 @@ class Clocked:
     def InferenceSession(self, path: str) -> Session:  # noqa: N802 - pyaxengine's name
         """Open a model."""
         session = self._engine.InferenceSession(path)
-        run = session.run
+        bind = session.bind  # type: ignore[attr-defined]
+        session.run = self._timed(session.run)  # type: ignore[method-assign]
+        session.bind = lambda *given: self._timed(bind(*given))  # type: ignore[attr-defined]
+        return session
 
+    def _timed(self, run: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*given: Any, **named: Any) -> Any:
             started = time.perf_counter()
             outputs = run(*given, **named)
             self.seconds.append(time.perf_counter() - started)
             return outputs
 
-        session.run = timed  # type: ignore[method-assign]
-        return session
+        return timed
 
 
 def answered(runner: Runner, prompt: Prompt, tokens: int) -> tuple[Answer, float]:

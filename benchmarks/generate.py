@@ -1,4 +1,4 @@
-"""Let transformers answer: greedy `generate` in float32 on rows that are given.
+"""Let transformers answer: greedy `generate` on rows that are given.
 
 `write` takes the language model out of a checkpoint; `run` prints the seconds of prefill and of
 decoding. Ends of answers are ignored, and a short answer before warms up.
@@ -51,6 +51,7 @@ def write(checkpoint: str, folder: Path) -> None:
 def generate(model: Any, rows: torch.Tensor, tokens: int) -> dict[str, Any]:
     """Answer from the beginning."""
     clock, started = Clock(), time.perf_counter()
+    rows = rows.to(model.dtype)
     given = {"inputs_embeds": rows, "attention_mask": torch.ones(rows.shape[:2], dtype=torch.int64)}
     with torch.inference_mode():
         made = model.generate(**given, do_sample=False, max_new_tokens=tokens, streamer=clock)
@@ -58,9 +59,9 @@ def generate(model: Any, rows: torch.Tensor, tokens: int) -> dict[str, Any]:
     return {"prefill_s": first - started, "decode_s": last - first, "tokens": made[0].tolist()}
 
 
-def run(folder: Path, rows: Path, tokens: int) -> dict[str, Any]:
+def run(folder: Path, rows: Path, tokens: int, dtype: str) -> dict[str, Any]:
     """Load, warm up, answer."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
     model.generation_config.eos_token_id = None
     read = torch.from_numpy(np.load(rows))[None]
     generate(model, read, 2)
@@ -77,8 +78,9 @@ if __name__ == "__main__":
     running.add_argument("folder", type=Path)
     running.add_argument("rows", type=Path)
     running.add_argument("--tokens", type=int, required=True)
+    running.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     arguments = parser.parse_args()
     if arguments.step == "write":
         write(arguments.checkpoint, arguments.folder)
     else:
-        print(json.dumps(run(arguments.folder, arguments.rows, arguments.tokens)))
+        print(json.dumps(run(arguments.folder, arguments.rows, arguments.tokens, arguments.dtype)))

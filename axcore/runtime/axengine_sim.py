@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -222,9 +222,7 @@ class InferenceSession:
         fed = [_checked(self._fed(node), input_feed[node.name]) for node in nodes]
         feeds = [self._read(node, array) for node, array in zip(nodes, fed, strict=True)]
         outputs = [np.empty(n.shape, n.dtype) for n in group.sized(group.outputs, batch)]
-        binding = self._session.io_binding()
-        # An OrtValue keeps its array alive; not every version's binding keeps the OrtValue.
-        values = []
+        binding, values = self._session.io_binding(), []
         for node, array in zip(group.inputs, feeds, strict=True):
             if node.name in group.empty:
                 array = group.empty[node.name].repeat(batch, 0)
@@ -233,11 +231,43 @@ class InferenceSession:
         for node, array in zip(group.outputs, outputs, strict=True):
             values.append(_value(array))
             binding.bind_ortvalue_output(node.name, values[-1])
+        self._run_bound(binding, values)
+        return outputs
+
+    def bind(self, shape_group: int, arrays: Mapping[str, Array]) -> Callable[[], None]:
+        """Return what runs a group on the same arrays each time; pyaxengine has no such method.
+
+        Args:
+            shape_group: Number of the shape group.
+            arrays: Every input and output by name, contiguous, with the group's shapes and dtypes.
+                Inputs are read and outputs written in place.
+
+        Raises:
+            AssertionError: An array has the wrong shape or dtype, or is not contiguous.
+            ValueError: There is no such group, or it takes placeholders or pixels.
+        """
+        group = self._group(shape_group)
+        if group.empty or self._pixels:
+            raise ValueError(f"shape group {shape_group} takes arrays that cannot be bound")
+        binding, values = self._session.io_binding(), []
+        for nodes, bound in (
+            (group.inputs, binding.bind_ortvalue_input),
+            (group.outputs, binding.bind_ortvalue_output),
+        ):
+            for node in nodes:
+                array = _checked(node, arrays[node.name])
+                if array is not arrays[node.name]:
+                    raise AssertionError(f"`{node.name}` got an array that is not contiguous")
+                values.append(_value(array))
+                bound(node.name, values[-1])
+        return partial(self._run_bound, binding, values)
+
+    def _run_bound(self, binding: Any, values: Sequence[Any]) -> None:
+        del values  # an OrtValue keeps its array alive; not every version's binding keeps those
         try:
             self._session.run_with_iobinding(binding)
         except Exception as error:  # ONNX Runtime's exceptions share no base
             raise RuntimeError(f"Failed to run model: {error}") from error
-        return outputs
 
     def _fed(self, node: NodeArg) -> NodeArg:
         if not (self._pixels and self._pixels.fill(node)):

@@ -14,6 +14,7 @@ from ..layer_files import OUTPUT, build_command, check_provenance
 from .caches import Caches
 from .layers import Layer, check_head, check_lengths, common_groups, open_layers
 from .masks import StepMasks, borders, chunk_ends, chunk_mask, runs
+from .steps import BoundStep, can_be_bound
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -171,6 +172,8 @@ class LayerModels:
         self._dtype = state.dtype
         self._caches = self._empty_caches(1)
         self._masks = StepMasks({layer.spec.window for layer in self._layers}, state.dtype)
+        self._can_be_bound = can_be_bound(self._layers, self._head) and not self.columns.added
+        self._bound: BoundStep | None = None
         self.context = self._steps[-1].history + 1
         self.max_batch = sys.maxsize if getattr(sessions[0], "dynamic_batch", False) else 1
 
@@ -209,10 +212,20 @@ class LayerModels:
         """Append one row per prompt, in the smallest group whose history holds the caches."""
         group = next(g for g in self._steps if g.history >= self.filled)
         masks = self._masks.of(len(rows), group.history, self.filled)
-        indices = np.full(group.inputs["indices"].shape, position, np.uint32)
-        state = self._run(group, rows[:, None], indices, masks, 1)
+        if self._can_be_bound and len(rows) == 1:
+            logits = self._step(group, masks).run(rows[0, : self.columns.width], position)
+        else:
+            indices = np.full(group.inputs["indices"].shape, position, np.uint32)
+            logits = self._logits(self._run(group, rows[:, None], indices, masks, 1))
         self._masks.advance(self.filled)  # the next token sees the one just added
-        return self._logits(state)
+        return logits
+
+    def _step(self, group: LengthGroup, masks: Mapping[int | None, Array]) -> BoundStep:
+        """Return the step over the caches as they are; another group's is dropped."""
+        bound = self._bound
+        if bound is None or bound.index != group.index or bound.caches is not self._caches:
+            self._bound = bound = BoundStep(self._layers, self._head, self._caches, group, masks)
+        return bound
 
     def _empty_caches(self, batch: int) -> Caches:
         return Caches(self._layers, self._steps[-1].index, batch)

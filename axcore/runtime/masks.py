@@ -51,16 +51,21 @@ class StepMasks:
     def __init__(self, windows: set[int | None], dtype: np.dtype[Any]) -> None:
         self._windows, self._dtype = windows, dtype
         self._masks: dict[int | None, Array] = {}
+        self._filled = False
 
     def of(self, batch: int, history: int, filled: int) -> dict[int | None, Array]:
         """Return the masks ``[batch, 1, history + 1]`` of a token behind `filled` others."""
         shape = (batch, 1, history + 1)
         if any(mask.shape != shape for mask in self._masks.values()) or not self._masks:
-            self._masks = {w: np.full(shape, HIDDEN, self._dtype) for w in self._windows}
+            self._masks = {w: np.empty(shape, self._dtype) for w in self._windows}
+            self._filled = False
+        if not self._filled:
             for window, mask in self._masks.items():
                 first = 0 if window is None else max(0, filled - window + 1)
+                mask[:] = HIDDEN
                 mask[..., first:filled] = 0
                 mask[..., -1] = 0
+            self._filled = True
         return self._masks
 
     def advance(self, filled: int) -> None:
@@ -72,8 +77,8 @@ class StepMasks:
                 mask[..., filled - window] = HIDDEN
 
     def forget(self) -> None:
-        """Start anew with the next token."""
-        self._masks = {}
+        """Start anew with the next token, in the same arrays."""
+        self._filled = False
 
 
 def runs(blocks: Array | None, count: int) -> Array:

@@ -273,6 +273,21 @@ print(anonymous() - before)
     assert taken["mapped"] < matrices / 2 < matrices <= taken["packed"]
 
 
+def test_bound_arrays_are_read_and_written_in_place(same: Callable[..., Path]) -> None:
+    """Again and again. Oracle: `run`; arrays of other shapes, or not contiguous, are refused."""
+    session = InferenceSession(same())
+    (given_, made_) = session.get_inputs()[0], session.get_outputs()[0]
+    x, y = (np.zeros(node.shape, node.dtype) for node in (given_, made_))
+    run = session.bind(0, {given_.name: x, made_.name: y})
+    for value in (1, 2):
+        x[:] = value
+        run()
+        np.testing.assert_array_equal(y, session.run(None, {given_.name: x})[0])
+    for wrong in (x[:, :2], np.zeros((2, 6), x.dtype)[:, ::2], np.asfortranarray(x)):
+        with pytest.raises(AssertionError, match=given_.name):
+            session.bind(0, {given_.name: wrong, made_.name: y})
+
+
 def test_other_sessions_of_the_process_are_left_alone(same: Callable[..., Path]) -> None:
     """Scripts use ONNX Runtime beside `axengine`: a session of its defaults opens and runs."""
     ours = InferenceSession(same())

@@ -47,6 +47,17 @@ def model(toy_deployment: Deployment) -> LayerModels:
     return LayerModels(toy_deployment, axengine_sim, ".onnx")
 
 
+@pytest.fixture(scope="module")
+def fed(toy_deployment: Deployment) -> LayerModels:
+    class Fed(axengine_sim.InferenceSession):
+        bind = None  # type: ignore[assignment]
+
+    class Engine:
+        InferenceSession = Fed
+
+    return LayerModels(toy_deployment, Engine(), ".onnx")
+
+
 def prefill(model: LayerModels, toy: ToyLanguageModel, ids: Sequence[int], start: int = 0) -> Array:
     """Read ``ids[start:]`` behind what is filled; the logits of what follows."""
     rows = toy.embedding[list(ids[start:])][None]
@@ -66,6 +77,26 @@ def assert_near(found: Array, expected: Array) -> None:
 def test_limits_are_those_of_the_files(model: LayerModels) -> None:
     """Oracle: the shape groups of the toy: 15 slots, batch 1."""
     assert (model.context, model.max_batch) == (16, 1)
+
+
+@given(ids=PROMPTS, cut=st.integers(0, LIMIT))
+def test_bound_steps_are_those_that_are_fed_anew(
+    model: LayerModels, fed: LayerModels, toy: ToyLanguageModel, ids: list[int], cut: int
+) -> None:
+    """Bit by bit, through every group, and again behind what is kept.
+
+    Oracle: sessions that bind nothing, as a board's.
+    """
+    for kept in (0, min(cut, len(ids) - 1)):
+        both = []
+        for one in (model, fed):
+            begin = one.resume(kept, len(ids))
+            made = [prefill(one, toy, ids, begin)]
+            made += [decode(one, toy, n % VOCABULARY, n) for n in range(len(ids), CONTEXT)]
+            both.append(made)
+        np.testing.assert_array_equal(*both)
+    assert model._bound is not None
+    assert fed._bound is None
 
 
 @given(ids=PROMPTS)
@@ -162,13 +193,22 @@ def with_groups(
     """Return the toy with further groups behind its own, and the list of those that are run."""
     model = regrouped(toy_deployment, tmp_path, lambda groups: [*groups, *more])
     session: Any = model._layers[0].session
-    run, groups = session.run, list[int]()
+    run, bind, groups = session.run, session.bind, list[int]()
 
     def noted(*arguments: Any, shape_group: int = 0) -> Any:
         groups.append(shape_group)
         return run(*arguments, shape_group=shape_group)
 
-    session.run = noted
+    def bound(shape_group: int, arrays: Any) -> Any:
+        again = bind(shape_group, arrays)
+
+        def noted_again() -> None:
+            groups.append(shape_group)
+            again()
+
+        return noted_again
+
+    session.run, session.bind = noted, bound
     return model, groups
 
 
