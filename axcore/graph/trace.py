@@ -7,7 +7,7 @@ import logging
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import onnx
 import onnx.checker
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 Spec = tuple["Shape", torch.dtype]
 """Shape and dtype of a tensor passed between stages."""
 
+_Signature: TypeAlias = "dict[str, tuple[int, tuple[int, ...]]]"
 _EXPORTER_OPSET = 18  # native to torch's exporter; graphs are converted to older ones
 
 
@@ -187,25 +188,34 @@ def _finish(model: ir.Model, stage: Stage, opset: int) -> ir.Model:
     before = _signature(proto)
     proto = _convert(proto, opset, stage)
     slimmed = onnxslim.slim(proto)
-    after = _signature(slimmed)
+    _check_interface(before, _signature(slimmed), stage)
+    result: ir.Model = ir.from_proto(slimmed)
+    _lift_constants(result)
+    rewrite(result)
+    onnx.checker.check_model(ir.to_proto(result), full_check=True)
+    return result
+
+
+def _check_interface(before: _Signature, after: _Signature, stage: Stage) -> None:
+    """Compare inputs and outputs before and after slimming.
+
+    Raises:
+        ContractError: They differ, or turn out to have one length where they may have any (0).
+    """
+    for name in before.keys() & after.keys():
+        source, _, index = name.partition(".")
+        pairs = zip(before[name][1], after[name][1], strict=True)
+        fixed = [axis for axis, (old, new) in enumerate(pairs) if new > old == 0]
+        if source == "state" and fixed:
+            raise _one_length(stage, int(index), fixed[0])
     # Unused inputs may disappear, e.g. the weights of a head that is not computed.
     lost = {name for name in before.keys() - after.keys() if name.startswith("out.")}
-    for name in before.keys() & after.keys():  # shapes agree with the example's alone
-        source, _, index = name.partition(".")
-        lengths = zip(before[name][1], after[name][1], strict=True)
-        if source == "state" and (0, True) in (pairs := [(a, b > 0) for a, b in lengths]):
-            raise _one_length(stage, int(index), pairs.index((0, True)))
     if lost or not after.items() <= before.items():
         raise ContractError(
             f"slimming changed the interface of stage `{stage.name}`\n"
             f"  before: {before}\n  after: {after}",
             hint="report this with the versions that `axcore doctor` prints",
         )
-    result: ir.Model = ir.from_proto(slimmed)
-    _lift_constants(result)
-    rewrite(result)
-    onnx.checker.check_model(ir.to_proto(result), full_check=True)
-    return result
 
 
 def _absorb_transposes(graph: ir.Graph) -> dict[str, tuple[int, ...]]:
@@ -258,9 +268,9 @@ def _spec(value: ir.Value, stage: Stage) -> Spec:
     return tuple(shape.numpy()), ir.tensor_adapters.to_torch_dtype(dtype)
 
 
-def _signature(proto: onnx.ModelProto) -> dict[str, tuple[int, tuple[int, ...]]]:
+def _signature(proto: onnx.ModelProto) -> _Signature:
     """Map the name of every input and output to its type and shape."""
-    signature = {}
+    signature: _Signature = {}
     for value in (*proto.graph.input, *proto.graph.output):
         tensor = value.type.tensor_type
         shape = tuple(dim.dim_value for dim in tensor.shape.dim)

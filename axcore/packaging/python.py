@@ -84,8 +84,8 @@ def _check_layers(source: Source) -> None:
         raise UnsupportedModel(
             f"the Python runtime cannot run `{source.card.id}`: of {COMPILED} files it needs layers"
             f" with a key/value cache, and the language model has {others}",
-            hint="run `axcore build --toolchain onnx` for layers that say what they keep, or package"
-            " with --runtime axllm, if that has a type for the model",
+            hint="run `axcore build --toolchain onnx` for layers that say what they keep, or"
+            " package with --runtime axllm, if that has a type for the model",
         )
 
 
