@@ -106,7 +106,6 @@ class _Part:
         self.opsets: dict[str, int] = {}
         self.constants: dict[tuple[object, ...], ir.Value] = {}
         self.graph = ir.Graph(list(self.state), [], nodes=[])
-        self.side: list[ir.Value] = []  # further outputs of the stages here
 
     def append(
         self, stage: Stage, kind: KindGraph, ports: Sequence[str] | None
@@ -126,30 +125,14 @@ class _Part:
             ir.convenience.replace_all_uses_with(value, replacement)
         for value in list(copy.initializers.values()):
             ir.convenience.replace_all_uses_with(value, self._constant(value))
-        outputs = self._passed(copy)
+        outputs = list(copy.outputs)
         self._move(copy, stage.name)
         names = ports or boundary_names(stage, len(outputs))
         for value, name in zip(outputs, names, strict=True):
             value.name = name
         self.state = outputs
-        self.side += outputs[1:]
         self.opsets.update(kind.model.opset_imports)
         return kind.outputs
-
-    def _passed(self, copy: ir.Graph) -> list[ir.Value]:
-        """Return a stage's outputs, after removing nodes that only pass further ones on."""
-        outputs = list(copy.outputs)
-        copy.outputs.clear()
-        for index, value in enumerate(outputs):
-            node = value.producer()
-            if not (index and node and node.op_type == "Identity" and not value.uses()):
-                continue
-            source = node.inputs[0]
-            # First outputs keep their names, which stages are verified by; inputs keep theirs.
-            if source in self.side and source not in outputs:
-                outputs[index] = source
-                copy.remove(node, safe=True)
-        return outputs
 
     def finish(self, name: str, stages: Sequence[Stage]) -> ir.Model:
         """Return the model."""
@@ -168,6 +151,7 @@ class _Part:
         """Move the nodes of `source` here, prefixing every name with the stage's."""
         nodes = list(source)
         counts: dict[str, int] = {}
+        source.outputs.clear()
         source.remove(nodes)
         for node in nodes:
             number = counts[node.op_type] = counts.get(node.op_type, -1) + 1

@@ -135,16 +135,6 @@ def test_every_output_is_verified(bundle: Path) -> None:
     assert all(o["max_abs"] < 1e-5 for c in components for o in c.verification["outputs"])
 
 
-def test_side_rows_pass_later_stages_without_a_node(kit: Path) -> None:
-    """Only a stage's first output, by whose name it is verified, needs one of its own.
-
-    Oracle: the stages of the family that leave their first input as it is.
-    """
-    graph = onnx.load(kit / "whole" / "Many_eye.onnx", load_external_data=False).graph
-    passing = [node.output[0] for node in graph.node if node.op_type == "Identity"]
-    assert passing == ["side.0", "side.1"]
-
-
 def test_a_wrong_side_output_is_found(
     kit: Path, registry: Registry, checkpoint: Path, tmp_path: Path
 ) -> None:
