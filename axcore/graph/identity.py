@@ -87,7 +87,7 @@ class _Walk:
             self._several("list", value)
         elif kind in (dict, OrderedDict):
             self._several("dict", [part for entry in value.items() for part in entry])
-        elif kind in (torch.Tensor, nn.Parameter, nn.Buffer):
+        elif kind in (torch.Tensor, nn.Parameter):
             self._tensor(value)
         elif kind is np.ndarray and value.dtype.kind in "biufc":
             self._several("array", (value.dtype.str, value.shape, value.tobytes()))
@@ -122,10 +122,9 @@ class _Walk:
 
     def _reference(self, value: Any) -> None:
         """Add a class or function by its name and the source that it is from."""
-        name, path = str(value.__module__), value.__qualname__
-        called: str = value.__name__
-        if getattr(torch, called, None) is value:
-            name, path = "torch", called  # its functions in C++ do not say where they are
+        name, path, short = str(value.__module__), value.__qualname__, value.__name__
+        if getattr(torch, short, None) is value:
+            name, path = "torch", short  # its functions in C++ do not say where they are
         found: Any = sys.modules.get(name)
         for part in path.split("."):
             found = getattr(found, part, None)

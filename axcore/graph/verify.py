@@ -7,12 +7,13 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx_ir as ir
+import onnx
 import onnxruntime as ort
 import torch
 
 from ..errors import VerificationError
 from .export import torch_dtype
+from .groups import groups
 from .trace import typed
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from .stitch import Tracer
 
     Array = np.ndarray[Any, Any]
+
+_GROUP_BYTES = 256 << 20  # weights that ONNX Runtime holds at a time, a stage at least
 
 
 @dataclass(frozen=True)
@@ -111,8 +114,9 @@ def verify_component(
 ) -> Verification:
     """Compare the exported files with the model they came from.
 
-    The files run whole, as a user would run them, with every stage boundary as a further output.
-    Then PyTorch runs stage by stage with the weights of one stage in memory at a time.
+    The files run in groups of stages, one behind the other, so that no more than a group's weights
+    are in memory; every stage boundary is a further output. Then PyTorch runs stage by stage with
+    the weights of one stage in memory at a time.
 
     Args:
         parts: The files made of `component`, in the order data flows.
@@ -124,8 +128,7 @@ def verify_component(
     """
     wanted = torch_dtype(dtype)
     feed = {name: _cast(array, wanted) for name, array in feed.items()}
-    # A file is two steps: it is loaded, then run.
-    steps = 2 * len(parts) + len(component.stages)
+    steps = len(parts) + len(component.stages)
     with progress.task(f"verify {component.name}", steps, "steps") as task:
         values, onnx_s = _run_onnx(component, parts, feed, progress, task)
         state = tuple(torch.from_numpy(feed[port.name]) for port in component.inputs)
@@ -162,16 +165,21 @@ def _run_onnx(
     """Run the parts in a row; return stages' first outputs, all outputs, seconds of inference."""
     values, seconds = dict(feed), 0.0
     wanted = _boundaries(component)
+    kept = {*wanted, *(port.name for port in component.outputs)}
     for path in parts:
-        progress.say(f"verify {component.name}: loading {path.name} into ONNX Runtime")
-        session, names = _open_with_boundaries(path, wanted)
-        task.advance()
-        progress.say(f"verify {component.name}: running {path.name}")
-        inputs = {entry.name: values[entry.name] for entry in session.get_inputs()}
-        started = time.perf_counter()
-        results = session.run(names, inputs)
-        seconds += time.perf_counter() - started
-        values |= dict(zip(names, results, strict=True))
+        progress.say(f"verify {component.name}: running {path.name} in ONNX Runtime")
+        model = onnx.load(path, load_external_data=False)
+        names = {value.name for value in model.graph.output}
+        for group in groups(model, wanted, _GROUP_BYTES):
+            session = _open(group, path.parent)
+            inputs = {entry.name: values[entry.name] for entry in session.get_inputs()}
+            made = [entry.name for entry in session.get_outputs()]
+            started = time.perf_counter()
+            results = session.run(made, inputs)
+            seconds += time.perf_counter() - started
+            values |= dict(zip(made, results, strict=True))
+        # What passed between groups alone is not needed behind the file.
+        values = {name: value for name, value in values.items() if name in kept | names}
         task.advance()
     return values, seconds
 
@@ -181,23 +189,18 @@ def _boundaries(component: Component) -> list[str]:
     return [*(stage.name for stage in component.stages[:-1]), component.outputs[0].name]
 
 
-def _open_with_boundaries(path: Path, wanted: Sequence[str]) -> tuple[Any, list[str]]:
-    """Open an exported file with its stage boundaries added to the outputs."""
-    model = ir.load(path)
-    values = {value.name: value for node in model.graph for value in node.outputs}
-    names = [str(value.name) for value in model.graph.outputs]
-    for name in wanted:
-        if name in values and name not in names:
-            model.graph.outputs.append(values[name])
-            names.append(name)
+def _open(model: onnx.ModelProto, folder: Path) -> Any:
+    """Open a part of an exported file whose weights lie in `folder`."""
     options = ort.SessionOptions()
     options.log_severity_level = 3
+    # Weights that are used once need no second form, which costs time and as much memory.
+    options.add_session_config_entry("session.disable_prepacking", "1")
     options.add_session_config_entry(
-        "session.model_external_initializers_file_folder_path", str(path.parent)
+        "session.model_external_initializers_file_folder_path", str(folder)
     )
     # Loaded from bytes, ONNX Runtime has to be given the folder of the weights, as set above.
-    proto = ir.to_proto(model).SerializeToString()
-    return ort.InferenceSession(proto, options, providers=["CPUExecutionProvider"]), names
+    content = model.SerializeToString()
+    return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
 def _cast(array: Array, dtype: torch.dtype) -> Array:

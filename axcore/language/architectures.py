@@ -1,7 +1,7 @@
 """The architectures of language models that the default decoder computes, as data.
 
 ``data/architectures.json`` lists them by the ``model_type`` that transformers gives them. A test
-holds each against transformers' own class. What is not listed is unbuiltd by name: an architecture,
+holds each against transformers' own class. What is not listed is unbuilt by name: an architecture,
 and every field of a config that is neither read nor known to change nothing.
 """
 

@@ -7,10 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
+import onnx.checker
+import onnx.parser
+import onnxruntime as ort
 import pytest
 import torch
 
 from axcore import Silent, VerificationError
+from axcore.graph import groups, verify
 from axcore.graph.attention import explicit
 from axcore.graph.stitch import Tracer
 from axcore.graph.verify import THRESHOLDS, Verification, verify_component
@@ -69,6 +73,51 @@ def test_parts_are_verified_as_a_chain(exported: Exported, tmp_path: Path) -> No
     for one, other in zip(whole.stages, chained.stages, strict=True):
         assert one.stage == other.stage
         assert other.max_abs == pytest.approx(one.max_abs, abs=1e-6)
+
+
+def test_groups_of_stages_compute_what_the_file_does(
+    exported: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A group for every stage, as a large tower has several. Oracle: the file run as one."""
+    whole = verified(exported, exported.paths)
+    monkeypatch.setattr(verify, "_GROUP_BYTES", 1)
+    model = onnx.load(exported.paths[0], load_external_data=False)
+    names = [stage.name for stage in exported.component.stages[:-1]]
+    assert len([*groups.groups(model, [*names, "tokens"], 1)]) == len(names) + 1
+    assert len([*groups.groups(model, [*names, "tokens"], 1 << 30)]) == 1
+    many = verified(exported, exported.paths)
+    for one, other in zip(whole.stages, many.stages, strict=True):
+        assert (one.stage, one.cosine) == (other.stage, pytest.approx(other.cosine, abs=1e-6))
+    for one, other in zip(whole.outputs, many.outputs, strict=True):
+        assert other.max_abs == pytest.approx(one.max_abs, abs=1e-6)
+
+
+def test_values_that_skip_a_group_reach_those_that_need_them() -> None:
+    """Of a loop's graph too. Oracle: what the whole model takes, returns and computes."""
+    source = """<ir_version: 8, opset_import: ["" : 17]>
+        g (float[2] x, bool c) => (float[2] z)
+        <float[2] a, float[2] b, float[2] d, float[2] w = {1, 2}> {
+            a = Add(x, w)
+            b = Mul(a, a)
+            d = Neg(b)
+            z = If(c) <then_branch = t () => (float[2] u) { u = Add(a, d) },
+                       else_branch = e () => (float[2] v) { v = Sub(d, w) }>
+        }"""
+    model = onnx.parser.parse_model(source)
+    onnx.checker.check_model(model, full_check=True)
+    for c in (True, False):
+        feed = {"x": np.float32([3, 4]), "c": np.array(c)}
+        values = dict(feed)
+        parts = [*groups.groups(model, ["a", "b", "d"], 1)]
+        for part in parts:
+            onnx.checker.check_model(part, full_check=True)
+            session = ort.InferenceSession(part.SerializeToString())
+            given = {one.name: values[one.name] for one in session.get_inputs()}
+            made = [one.name for one in session.get_outputs()]
+            values |= dict(zip(made, session.run(made, given), strict=True))
+        (expected,) = ort.InferenceSession(model.SerializeToString()).run(["z"], feed)
+        np.testing.assert_array_equal(values["z"], expected)
+    assert len(parts) == 2
 
 
 def turned(values: Any) -> Any:
