@@ -171,6 +171,7 @@ def _run_onnx(
         model = onnx.load(path, load_external_data=False)
         names = {value.name for value in model.graph.output}
         for group in groups(model, wanted, _GROUP_BYTES):
+            session = None  # else the group before stays in memory while this one is loaded
             session = _open(group, path.parent)
             inputs = {entry.name: values[entry.name] for entry in session.get_inputs()}
             made = [entry.name for entry in session.get_outputs()]
