@@ -106,17 +106,17 @@ def test_images_are_run_anew_for_every_prompt(batched_model: Path, tmp_path: Pat
     runs = 0
     opened = Runner.open
 
-    def counting(*arguments: Any) -> Runner:
-        runner = opened(*arguments)
+    def counting(*arguments: Any, **named: Any) -> Runner:
+        runner = opened(*arguments, **named)
         model = runner._vision._model
-        run = model.run
+        features = model.features
 
-        def counted(sample: Any) -> Any:
+        def counted(*given: Any) -> Any:
             nonlocal runs
             runs += 1
-            return run(sample)
+            return features(*given)
 
-        model.run = counted  # type: ignore[method-assign]
+        model.features = counted  # type: ignore[method-assign]
         return runner
 
     with pytest.MonkeyPatch.context() as patch:
