@@ -159,8 +159,8 @@ def test_a_batch_beyond_memory(batched_model: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     opened, out, plot = Runner.open, tmp_path / "t.csv", tmp_path / "t.svg"
 
-    def short(*arguments: Any) -> Runner:
-        runner = opened(*arguments)
+    def short(*arguments: Any, **named: Any) -> Runner:
+        runner = opened(*arguments, **named)
         prefill = runner.language.prefill
 
         def taking(rows: Any, positions: Any) -> Any:
