@@ -106,15 +106,15 @@ def test_images_are_run_anew_for_every_prompt(batched_model: Path, tmp_path: Pat
     runs = 0
     opened = Runner.open
 
-    def counting(*arguments: Any) -> Runner:
-        runner = opened(*arguments)
+    def counting(*arguments: Any, **named: Any) -> Runner:
+        runner = opened(*arguments, **named)
         model = runner._vision._model
         features = model.features
 
-        def counted(sample: Any, first: str = "") -> Any:
+        def counted(*given: Any) -> Any:
             nonlocal runs
             runs += 1
-            return features(sample, first)
+            return features(*given)
 
         model.features = counted  # type: ignore[method-assign]
         return runner
@@ -159,8 +159,8 @@ def test_a_batch_beyond_memory(batched_model: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     opened, out, plot = Runner.open, tmp_path / "t.csv", tmp_path / "t.svg"
 
-    def short(*arguments: Any) -> Runner:
-        runner = opened(*arguments)
+    def short(*arguments: Any, **named: Any) -> Runner:
+        runner = opened(*arguments, **named)
         prefill = runner.language.prefill
 
         def taking(rows: Any, positions: Any) -> Any:
