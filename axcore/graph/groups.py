@@ -77,5 +77,5 @@ def _taken(node: onnx.NodeProto) -> Iterator[str]:
 
 
 def _nbytes(tensor: onnx.TensorProto) -> int:
-    width = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-    return int(math.prod(tensor.dims) * width)
+    width: int = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    return int(math.prod(tensor.dims)) * width

@@ -98,12 +98,15 @@ def test_a_folder_for_python_answers_alike(axcore: Axcore, finished: Path, tmp_p
 
 
 def test_the_script_takes_what_axcore_run_takes(ask: Ask) -> None:
-    """Under the same names, but for output as data and what is said. Oracle: `axcore run`."""
+    """Under the same names, but for output as data, what is said, and memory kept for later.
+
+    Oracle: `axcore run`.
+    """
     command = get_command(app).get_command(None, "run")  # type: ignore[attr-defined]
     known = {name for option in command.params for name in option.opts if name.startswith("-")}
     here = set(re.findall(r"(?<![\w-])-[\w-]+", ask("--help").out))
     said = {"--quiet", "-q", "--verbose", "-v", "--log-file"}
-    assert known ^ here == {"--json", "-h", "--help"} | said
+    assert known ^ here == {"--json", "-h", "--help", "--keep-vision"} | said
 
 
 @pytest.mark.parametrize(

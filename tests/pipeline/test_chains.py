@@ -39,7 +39,6 @@ from axcore.pipeline.prepared import prepare
 from axcore.runtime.deployment import Deployment
 from axcore.runtime.engine import load_engine
 from axcore.runtime.vision import VisionSessions, VisionSide
-from axcore.testing import check_family
 from axcore.testing.stages import run_stages
 
 if TYPE_CHECKING:
@@ -94,11 +93,13 @@ def converted(
 
 
 @pytest.fixture(scope="module")
-def kit(registry: Registry, arrays: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the conformance kit converts: whole, and in two parts, cut behind a side output."""
+def kit(
+    registry: Registry, checkpoint: Path, arrays: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """What is converted whole, from the pictures and arrays that come with it."""
     out = tmp_path_factory.mktemp("kit")
-    check_family("manyvlm", out=out, registry=registry, data=[arrays])
-    return out / "image"
+    converted(registry, checkpoint, out / "whole", arrays)
+    return out
 
 
 @pytest.fixture(scope="module")
