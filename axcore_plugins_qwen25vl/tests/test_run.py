@@ -181,7 +181,7 @@ prompt.message_parts = lambda message, types: checked(message, types, [message["
 def prepare_prompt(job, messages):
     return prompt.prepare(job, messages)
 """,
-    "preparing a prompt imports pydantic": """
+    "import of pydantic halted": """
 @hookimpl
 def prepare_prompt(job, messages):
     import pydantic
