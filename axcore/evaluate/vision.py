@@ -208,7 +208,7 @@ def _with_files(deployment: Deployment, files: Sequence[Path]) -> VisionSessions
             f"{len(files)} files replace only {len(instead)} graphs",
             hint="give one file for each graph",
         )
-    return VisionSessions(deployment, load_engine("onnx"), ".onnx", instead)
+    return VisionSessions(deployment, load_engine("onnx", mapped=True), ".onnx", instead)
 
 
 def _place(deployment: Deployment, path: Path) -> str:
